@@ -1,0 +1,195 @@
+"""The frozen values that flow between the rooms. numpy only; no sibling but `errors` is imported.
+
+Shape legend: P prompts, F frames, H x W pixels of the image as a person sees it (EXIF orientation applied).
+Boxes are `xywh` in pixels of that image, edges not centres: a one-pixel mask at the origin has box (0, 0, 1, 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Box = tuple[float, float, float, float]
+Source = Literal["phrase", "exemplar", "both", "human"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rle:
+    """A binary mask as COCO run-length code: column-major runs, compressed `counts` as pycocotools writes them."""
+
+    size_hw: tuple[int, int]
+    counts: bytes
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.counts, bytes):
+            raise ValueError(f"counts must be bytes, got {type(self.counts).__name__}")
+        if len(self.size_hw) != 2 or min(self.size_hw) < 1:
+            raise ValueError(f"size_hw must be two positive integers, got {self.size_hw}")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaItem:
+    """One file to label. `id` is its POSIX path relative to the source root: stable, unique in a run."""
+
+    id: str
+    path: str
+    kind: Literal["image", "video"] = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Decoded pixels, RGB, orientation applied. `original_hw` is the size labels are written in."""
+
+    item: MediaItem
+    index: int
+    pixels: npt.NDArray[np.uint8]  # [H, W, 3]
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 (H, W, 3), got {self.pixels.dtype} {self.pixels.shape}")
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A file that cannot be decoded, with the reason in words."""
+
+    item: MediaItem
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked: a phrase, exemplars of a class, or both. `key` is unique and stable within a run."""
+
+    key: str
+    text: str | None
+    source: Source = "phrase"
+    class_name: str | None = None  # set for exemplar prompts, whose class is not given by a phrase
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One instance over the floor, as the model saw it. `score` is query x presence, both in [0, 1]."""
+
+    id: str
+    item_id: str
+    frame: int
+    prompt: str  # Prompt.key
+    score: float
+    presence: float
+    box_xywh: Box
+    area: int
+    rle: Rle
+    track_id: int | None = None
+    track_score: float | None = None
+    source: Source = "phrase"
+
+
+def candidate_id(item_id: str, frame: int, prompt: str, query: int) -> str:
+    """The same run on the same inputs gives the same ids. 16 hexadecimal digits."""
+    text = "\0".join((item_id, str(frame), prompt, str(query)))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """What one unit of work (an image, or a clip of a video) came to. Written to the store in one transaction.
+
+    `presence` is float32 [F, P] in the order of the run's prompts, NaN where a prompt was not asked.
+    """
+
+    item: MediaItem
+    frame_start: int
+    frame_stop: int
+    size_hw: tuple[int, int] | None
+    candidates: tuple[Candidate, ...] = ()
+    presence: npt.NDArray[np.float32] | None = None
+    error: str | None = None  # the reason, when the unit failed
+
+    @property
+    def status(self) -> Literal["done", "failed"]:
+        return "done" if self.error is None else "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplars:
+    """Labelled examples of a class: partial labels of the target images, or a folder of reference images."""
+
+    path: str
+    kind: Literal["labels", "references"]
+    mode: Literal["canvas", "tokens"] = "canvas"
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """One class and the rules that turn candidates into its labels. Thresholds are in [0, 1], areas in pixels."""
+
+    id: int
+    name: str
+    prompts: tuple[str, ...]
+    negatives: tuple[str, ...] = ()  # `not:` phrases: suppress, never exported
+    conf: float = 0.5
+    iou: float = 0.7  # masks of one class overlapping more than this are one object
+    presence: float = 0.0
+    min_area: float = 0.0
+    max_instances: int | None = None
+    exemplars: Exemplars | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptList:
+    """The classes in id order (ids are 0..N-1), and the groups in which one object gets one class."""
+
+    concepts: tuple[Concept, ...]
+    exclusive: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.concepts)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase once, in order of first use, hard negatives included: what the model is asked."""
+        return tuple(dict.fromkeys(p for c in self.concepts for p in (*c.prompts, *c.negatives)))
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One instance of the training set: a candidate that was selected, or a human's."""
+
+    id: str
+    class_id: int
+    score: float
+    presence: float
+    box_xywh: Box
+    area: int
+    rle: Rle
+    prompt: str
+    source: Source = "phrase"
+    frame: int = 0
+    track_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledImage:
+    """One labelled image as exporters see it. `labels` may be empty: that is background, not failure."""
+
+    item: MediaItem
+    size_hw: tuple[int, int]
+    labels: tuple[Label, ...] = field(default=())
+    reviewed: bool = False
+    frame: int = 0
+
+
+def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:
+    """The phrase prompts of a concept list, in the order in which presences are stored."""
+    return tuple(Prompt(key=p, text=p) for p in concepts.phrases)
