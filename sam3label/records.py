@@ -193,3 +193,35 @@ class LabeledImage:
 def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:
     """The phrase prompts of a concept list, in the order in which presences are stored."""
     return tuple(Prompt(key=p, text=p) for p in concepts.phrases)
+
+
+EditAction = Literal["added", "deleted", "relabelled", "reshaped", "approved", "reviewed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One human decision, kept beside the model's candidates and never over them.
+
+    `label_id` names a label (`None` for `reviewed`, which says that a person has seen the whole image: its labels are
+    then exactly those a person touched or approved). `class_name` goes with added and relabelled, `rle` with added
+    and reshaped. `pull` names the batch of corrections the row came in with.
+    """
+
+    item_id: str
+    frame: int
+    action: EditAction
+    label_id: str | None = None
+    class_name: str | None = None
+    rle: Rle | None = None
+    track_id: int | None = None
+    who: str = ""
+    at: str = ""  # ISO 8601, UTC
+    pull: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.label_id is None) != (self.action == "reviewed"):
+            raise ValueError(f"a label_id goes with every action but 'reviewed', got {self.action!r} {self.label_id!r}")
+        if self.action in ("added", "relabelled") and not self.class_name:
+            raise ValueError(f"{self.action!r} needs a class_name")
+        if self.action in ("added", "reshaped") and self.rle is None:
+            raise ValueError(f"{self.action!r} needs a mask")
