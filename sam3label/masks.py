@@ -160,7 +160,7 @@ def polygons(rle: Rle, simplify_px: float = 0.0) -> list[Ring]:
     rings = []
     for outer, holes in _borders(mask.repeat(2, axis=0).repeat(2, axis=1)):
         # in the doubled picture each pixel has its own left and right half, which round to its two edges
-        parts = [_simplified((points + 1) // 2, simplify_px) for points in (outer, *holes)]
+        parts = [_corners(_simplified((points + 1) // 2, simplify_px)) for points in (outer, *holes)]
         rings.append(_corners(_joined(parts)) + np.array([x, y], dtype=np.float64))
     return rings
 
@@ -223,9 +223,7 @@ def _borders(mask: npt.NDArray[Any]) -> list[tuple[Points, list[Points]]]:
     found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     borders = [points.reshape(-1, 2) for points in found]
     parents = tree[0, :, 3] if len(borders) else []
-    return [
-        (borders[i], [borders[j] for j in np.flatnonzero(parents == i)]) for i, up in enumerate(parents) if up < 0
-    ]
+    return [(borders[i], [borders[j] for j in np.flatnonzero(parents == i)]) for i, up in enumerate(parents) if up < 0]
 
 
 def _simplified(points: Points, tolerance_px: float) -> Points:
@@ -236,7 +234,7 @@ def _simplified(points: Points, tolerance_px: float) -> Points:
     return fewer if len(fewer) >= 3 else points
 
 
-def _joined(rings: Sequence[Points]) -> npt.NDArray[np.float64]:
+def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """One closed walk over all rings: each is entered from its nearest joined neighbour and left by the same seam.
 
     A minimum spanning tree (Prim) over rings, so seams are as short as they can be and none is longer than needed.
@@ -272,7 +270,7 @@ def _nearest(a: Ring, b: Ring) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.
     return best, index
 
 
-def _corners(ring: Ring) -> Ring:
+def _corners(ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Leave out repeated vertices and those in the middle of a straight run; turning points of a line stay."""
     ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)] if len(ring) > 1 else ring
     if len(ring) < 3:
@@ -280,5 +278,5 @@ def _corners(ring: Ring) -> Ring:
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
     onward = (before * after).sum(axis=1) > 0
-    kept: Ring = ring[(turn != 0) | ~onward]
+    kept: npt.NDArray[Any] = ring[(turn != 0) | ~onward]
     return kept

@@ -208,7 +208,7 @@ def test_simplified_rings_stay_valid_and_close(kind: str, tolerance: float) -> N
     assert len(ring) <= max(4, len(masks.contour(rle)))
     border = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(np.bool_)
     for back in (masks.from_polygons(rings, rle.size_hw), masks.from_contour(ring, rle.size_hw)):
-        assert (masks.decode(back) ^ mask).sum() <= tolerance * border.sum() + 20  # the bridges of "two parts"
+        assert (masks.decode(back) ^ mask).sum() <= tolerance * border.sum() + 60  # the bridges between parts
 
 
 def test_empty_mask_and_short_polygon() -> None:
