@@ -15,6 +15,7 @@ The order of the rules is the meaning:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -303,6 +304,16 @@ class Run:
         return [(unit.item.id, unit.error) for unit in self.store.units() if unit.error is not None]
 
 
+def count_objects(run: Run) -> dict[str, tuple[int, int]]:
+    """Per class name, in id order: (objects, images with at least one)."""
+    objects, images = Counter[int](), Counter[int]()
+    for image in run.images():
+        found = [label.class_id for label in image.labels]
+        objects.update(found)
+        images.update(set(found))
+    return {c.name: (objects[c.id], images[c.id]) for c in run.concepts.concepts}
+
+
 def open_run(folder: str | Path, concepts: ConceptList | None = None) -> Run:
     """Open a run for reading, with the concept list it was made with or another over the same phrases.
 
@@ -311,12 +322,30 @@ def open_run(folder: str | Path, concepts: ConceptList | None = None) -> Run:
     store = Store.open(folder)
     if concepts is None:
         return Run(store, parse_concepts(store.meta("concepts"), f"{folder} (the run's own concept list)"))
+    try:
+        _refuse_unasked(concepts, store)
+        refuse_below_floor(concepts, (store.meta("fingerprint") or {}).get("floor", 0.0))
+    except BaseException:
+        store.close()
+        raise
+    return Run(store, concepts)
+
+
+def refuse_below_floor(concepts: ConceptList, floor: float) -> None:
+    """Raise `ConfigError` where a class wants scores that a run with this floor does not keep."""
+    low = [f"{c.name} ({c.conf:g})" for c in concepts.concepts if c.conf < floor]
+    if low:
+        raise ConfigError(
+            f"the run keeps candidates with a score of at least {floor:g}, and these classes have a lower conf: "
+            f"{', '.join(low[:5])}. Raise their conf, or make a run with a lower --floor."
+        )
+
+
+def _refuse_unasked(concepts: ConceptList, store: Store) -> None:
     asked = {p.key for p in store.prompts}
     missing = [p for p in concepts.phrases if p not in asked]
     if missing:
-        store.close()
         raise ConfigError(
             f"the concept list asks for {', '.join(map(repr, missing[:5]))}, which this run never put to the model. "
             "Thresholds and classes may change afterwards, phrases need a new run: sam3label run ... -o OTHER"
         )
-    return Run(store, concepts)

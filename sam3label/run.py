@@ -1,0 +1,269 @@
+"""The labelling run: the one loop that joins media, loader, model and store.
+
+    loader workers decode -> this thread runs the model -> one writer thread commits, a few times a second
+
+Queues are bounded, so a slow disk slows the run and never fills the memory. What the writer has committed is safe
+whatever happens next; what it has not is simply labelled again by the next run.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from sam3label import config, loader, media
+from sam3label.records import ConceptList, Frame, MediaItem, Undecodable, UnitResult, prompts_of
+from sam3label.select import refuse_below_floor, select_labels
+from sam3label.store import Store
+
+if TYPE_CHECKING:
+    from sam3label.model import Detector
+
+COMMIT_SECONDS = 0.5
+QUEUED_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run. Only what changes the numbers (model, dtype, prompt_style, floor) goes into the fingerprint."""
+
+    model: str = "facebook/sam3"
+    revision: str | None = None
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    prompt_style: Literal["official", "transformers"] = "official"
+    floor: float = 0.1  # candidates under this score are not kept; no class may have a lower threshold
+    batch_size: int | None = None  # images per batch; None: from free memory
+    vram_gb: float | None = None
+    workers: int | None = None  # decoding processes; None: the cores less one, at most 8
+    limit: int | None = None  # label at most this many images now
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands. `objects` counts labels per class at the list's thresholds, of this session's images."""
+
+    total: int  # images to label in this session
+    done: int
+    failed: int
+    objects: Mapping[str, int]
+    seconds: float
+    stages: Mapping[str, float]  # seconds spent waiting for the decoder, in the model, and waiting for the writer
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a session of labelling came to, and what the run folder holds now."""
+
+    progress: Progress
+    found: int  # images found in the sources
+    already_done: int
+    missing: tuple[str, ...]  # labelled before, no longer in the sources
+    skipped_videos: int
+    failures: tuple[tuple[str, str], ...]  # (item id, reason)
+    interrupted: bool
+
+
+@dataclass(slots=True)
+class _Tally:
+    done: int = 0
+    failed: int = 0
+    objects: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+
+
+def run(
+    sources: Sequence[str | Path],
+    concepts: ConceptList,
+    out: str | Path,
+    options: RunOptions = RunOptions(),
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> RunSummary:
+    """Label everything in `sources` into the run folder `out`, continuing what is there.
+
+    `on_progress` is called after every batch, from this thread. Setting `stop` ends the run after the batch in flight,
+    with everything labelled so far committed. Raises a `Sam3LabelError` for bad input, checkpoint or store; a file that
+    cannot be labelled is no error but a failure in the summary.
+    """
+    from sam3label.checkpoint import resolve
+    from sam3label.model import Detector
+
+    refuse_below_floor(concepts, options.floor)
+    found = media.discover(sources)
+    checkpoint = resolve(options.model, options.revision)
+    detector = Detector.load(
+        checkpoint,
+        device=options.device,
+        dtype=options.dtype,
+        prompt_style=options.prompt_style,
+        vram_gb=options.vram_gb,
+    )
+    fingerprint = {"phrases": sorted(concepts.phrases), "floor": options.floor, **detector.describe()}
+    with Store.writer(out, prompts_of(concepts), fingerprint, fresh=options.fresh) as store:
+        _describe(store, concepts, options, sources, detector)
+        done = store.done_ids()
+        pending = [item for item in found if item.id not in done][: options.limit]
+        progress = _label(store, detector, concepts, pending, options, on_progress, stop or threading.Event())
+        return RunSummary(
+            progress=progress,
+            found=len(found),
+            already_done=len(done),
+            missing=tuple(sorted(done - {item.id for item in found})),
+            skipped_videos=0,
+            failures=tuple((u.item.id, u.error) for u in store.units() if u.error is not None),
+            interrupted=progress.done + progress.failed < len(pending),
+        )
+
+
+def _describe(
+    store: Store, concepts: ConceptList, options: RunOptions, sources: Sequence[str | Path], detector: Detector
+) -> None:
+    """What the run was made with, for everyone who reads it later. Thresholds may change from session to session."""
+    before = store.meta("info") or {}
+    info: dict[str, Any] = {
+        "model": options.model,
+        **detector.describe(),
+        "device": str(detector.device),
+        "version": version("sam3label"),
+        "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
+        "sources": [str(s) for s in sources],
+    }
+    store.set_meta("info", info)
+    store.set_meta("concepts", config.dump_concepts(concepts))
+
+
+def _label(
+    store: Store,
+    detector: Detector,
+    concepts: ConceptList,
+    pending: Sequence[MediaItem],
+    options: RunOptions,
+    on_progress: Callable[[Progress], None],
+    stop: threading.Event,
+) -> Progress:
+    tally, start = _Tally(), time.perf_counter()
+
+    def snapshot() -> Progress:
+        seconds = time.perf_counter() - start
+        return Progress(len(pending), tally.done, tally.failed, dict(tally.objects), seconds, dict(tally.stages))
+
+    on_progress(snapshot())
+    if pending:
+        detector.encode_phrases(concepts.phrases)
+    batch_size = options.batch_size or detector.image_batch
+    workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
+    batches = loader.batches(pending, batch_size, workers, pin=detector.device.type == "cuda")
+    with _Writer(store) as writer:
+        while True:
+            with _stage(tally.stages, "decode"):
+                batch = next(batches, None)
+            if batch is None or stop.is_set():
+                break
+            with _stage(tally.stages, "model"):
+                results = _label_batch(detector, store, batch, options.floor)
+            with _stage(tally.stages, "write"):
+                writer.put(results)
+            _count(tally, results, concepts)
+            on_progress(snapshot())
+    return snapshot()
+
+
+def _label_batch(
+    detector: Detector, store: Store, batch: Sequence[Frame | Undecodable], floor: float
+) -> list[UnitResult]:
+    frames = [entry for entry in batch if isinstance(entry, Frame)]
+    detections = iter(detector.detect(frames, store.prompts, floor) if frames else ())
+    results = []
+    for entry in batch:
+        if isinstance(entry, Undecodable):
+            results.append(UnitResult(entry.item, 0, 1, None, error=entry.reason))
+            continue
+        detection = next(detections)
+        presence = np.asarray(detection.presence, dtype=np.float32)[None]  # [1, P]
+        results.append(UnitResult(entry.item, 0, 1, entry.size_hw, detection.candidates, presence))
+    return results
+
+
+def _count(tally: _Tally, results: Iterable[UnitResult], concepts: ConceptList) -> None:
+    for result in results:
+        if result.error is not None:
+            tally.failed += 1
+            continue
+        tally.done += 1
+        tally.objects.update(concepts.names[label.class_id] for label in select_labels(result.candidates, concepts))
+
+
+class _stage:
+    """Adds the time of a `with` block to a stage."""
+
+    def __init__(self, stages: Counter[str], name: str) -> None:
+        self.stages, self.name = stages, name
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.stages[self.name] += time.perf_counter() - self.start  # type: ignore[assignment]
+
+
+class _Writer:
+    """One thread that commits results a few times a second. Its error ends the run at the next `put` or at the end."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._queue: queue.Queue[list[UnitResult] | None] = queue.Queue(QUEUED_BATCHES)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
+
+    def put(self, results: list[UnitResult]) -> None:
+        if self._error is None:
+            self._queue.put(results)
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> _Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def _work(self) -> None:
+        """Commit what comes within COMMIT_SECONDS as one transaction. After an error only drain."""
+        last = False
+        while not last:
+            results, last = self._gather()
+            if results and self._error is None:
+                try:
+                    self._store.write(results)
+                except BaseException as error:
+                    self._error = error
+
+    def _gather(self) -> tuple[list[UnitResult], bool]:
+        results: list[UnitResult] = []
+        deadline = time.monotonic() + COMMIT_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                batch = self._queue.get(timeout=left)
+            except queue.Empty:
+                break
+            if batch is None:
+                return results, True
+            results += batch
+        return results, False
