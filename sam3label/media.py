@@ -6,7 +6,7 @@ white, numeric greys scaled by the rule in `_grey8`. ICC profiles are ignored, a
 """
 
 # Paths are strings here: a Path object for each of a million files costs more than finding them.
-# ruff: noqa: PTH
+# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH120, PTH122, PTH207, PTH208
 
 from __future__ import annotations
 
