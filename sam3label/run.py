@@ -102,7 +102,7 @@ def run(
     from sam3label.model import Detector
 
     refuse_below_floor(concepts, options.floor)
-    found = media.discover(sources)
+    found = media.find_media(sources)
     checkpoint = resolve(options.model, options.revision)
     detector = Detector.load(
         checkpoint,
@@ -115,14 +115,14 @@ def run(
     with Store.writer(out, prompts_of(concepts), fingerprint, fresh=options.fresh) as store:
         _describe(store, concepts, options, sources, detector)
         done = store.done_ids()
-        pending = [item for item in found if item.id not in done][: options.limit]
+        pending = [item for item in found.items if item.id not in done][: options.limit]
         progress = _label(store, detector, concepts, pending, options, on_progress, stop or threading.Event())
         return RunSummary(
             progress=progress,
-            found=len(found),
+            found=len(found.items),
             already_done=len(done),
-            missing=tuple(sorted(done - {item.id for item in found})),
-            skipped_videos=0,
+            missing=tuple(sorted(done - {item.id for item in found.items})),
+            skipped_videos=found.videos_skipped,
             failures=tuple((u.item.id, u.error) for u in store.units() if u.error is not None),
             interrupted=progress.done + progress.failed < len(pending),
         )
