@@ -1,0 +1,91 @@
+"""`sam3label evaluate`, `calibrate`, `preview` and `report`: know how good the labels are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sam3label.evaluate import Evaluation, Figures
+
+TruthFiles = Annotated[
+    list[Path],
+    typer.Option("--gt", help="Truth: COCO, LVIS or SA-Co JSON. Several files are several annotators."),
+]
+MAX_ROWS = 30
+
+
+def evaluate(
+    gt: TruthFiles,
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A run folder, or leave it out and give --pred.")
+    ] = None,
+    pred: Annotated[Path | None, typer.Option("--pred", help="COCO results JSON instead of a run.")] = None,
+    concepts: Annotated[
+        Path | None, typer.Option("--concepts", "-c", help="Judge the run by another concept list (thresholds).")
+    ] = None,
+    attributes: Annotated[
+        Path | None, typer.Option(help="CSV: file name first, then any attributes to break the figures down by.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+) -> None:
+    """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
+    from rich.console import Console
+
+    from sam3label.config import load_concepts
+    from sam3label.evaluate import evaluate_results, evaluate_run, write_json
+
+    if (run_folder is None) == (pred is None):
+        raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
+    if run_folder is not None:
+        evaluation = evaluate_run(run_folder, gt, load_concepts(concepts) if concepts else None, attributes)
+    else:
+        assert pred is not None
+        evaluation = evaluate_results(gt, pred, attributes)
+    if json_out is not None:
+        write_json(evaluation.to_json(), json_out)
+    _print_evaluation(Console(), evaluation)
+
+
+def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    from rich.table import Table
+
+    console.print(f"{evaluation.pairs} (image, concept) pairs of {evaluation.images} images", highlight=False)
+    table = Table("", *(name for name, figures in evaluation.figures.items() if figures))
+    rows = ("cgF1", "cgF1@0.5", "positive_micro_F1", "positive_macro_F1", "precision", "recall", "F1", "IL_MCC")
+    for name in (*rows, "AP", "AP50", "AP75", "APs", "APm", "APl"):
+        table.add_row(name, *(_figure(figures[name]) for figures in evaluation.figures.values() if figures))
+    console.print(table)
+    figures = evaluation.figures["segm"] or evaluation.figures["bbox"]
+    assert figures is not None  # boxes are always judged
+    console.print("Image level: " + ", ".join(f"{n} {figures[f'IL_{n}']}" for n in ("TP", "FP", "TN", "FN")))
+    for group in (name for name in figures if name.startswith("by_")):
+        _print_groups(console, group.removeprefix("by_"), figures[group])
+    for note in evaluation.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+
+
+def _print_groups(console: Console, title: str, groups: Figures) -> None:
+    """One table per breakdown. Groups of pairs show the SA-Co figures at IoU 0.5, groups of objects what they have."""
+    from rich.table import Table
+
+    first: Figures = next(iter(groups.values()), {})
+    wanted = ("pairs", "precision@0.5", "recall@0.5", "F1@0.5", "cgF1", "AP", "truth", "answers")
+    columns = [name for name in wanted if name in first]
+    table = Table(f"by {title}", *columns)
+    for name, figures in list(groups.items())[:MAX_ROWS]:
+        table.add_row(name, *(_figure(figures[column]) for column in columns))
+    console.print(table)
+    if len(groups) > MAX_ROWS:
+        console.print(f"... and {len(groups) - MAX_ROWS} more: --json OUT writes them all")
+
+
+def _figure(value: float | int) -> str:
+    """Three digits; a dash where the figure is undefined."""
+    if isinstance(value, int):
+        return str(value)
+    return "-" if value <= -1 else f"{value:.3f}"
