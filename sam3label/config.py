@@ -430,7 +430,7 @@ def _some(words: Sequence[str]) -> str:
 
 def _close(word: str, options: Collection[str]) -> str:
     close = difflib.get_close_matches(word, options, n=1) if len(options) < 5000 else []  # slow beyond
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _message(name: str, problems: Sequence[str]) -> str:

@@ -235,14 +235,14 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _close_match(path: str) -> str:
-    """A hint, ", did you mean ...?", from the names beside a missing path."""
+    """A hint, " (did you mean ...?)", from the names beside a missing path."""
     folder, name = os.path.split(path)
     try:
         names = os.listdir(folder)
     except OSError:
         return ""
     close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _not_wanted(suffix: str, wanted: Iterable[str]) -> str:
