@@ -280,3 +280,29 @@ def _corners(ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
     onward = (before * after).sum(axis=1) > 0
     kept: npt.NDArray[Any] = ring[(turn != 0) | ~onward]
     return kept
+
+
+# ---------------------------------------------------------------------------------------------------- rotated rectangle
+
+
+def oriented_box(rle: Rle) -> Ring:
+    """Corners [4, 2] of the smallest rectangle, at any angle, that holds every pixel and stays in the image.
+
+    Edge coordinates. The smallest one has a side along the convex hull; those that would stick out of the image are
+    passed over, and the upright box always remains. An empty mask has no corners.
+    """
+    rings = polygons(rle)
+    if not rings:
+        return np.zeros((0, 2))
+    hull = cv2.convexHull(np.concatenate(rings).astype(np.float32)).reshape(-1, 2).astype(np.float64)
+    sides = np.roll(hull, -1, axis=0) - hull
+    angles = np.append(np.arctan2(sides[:, 1], sides[:, 0]), 0.0)
+    axes = np.stack([np.stack([np.cos(angles), np.sin(angles)], 1), np.stack([-np.sin(angles), np.cos(angles)], 1)], 1)
+    along = axes @ hull.T  # [angles, 2, hull]: positions on the rectangle's two axes
+    low, high = along.min(axis=2), along.max(axis=2)
+    spans = np.stack([low, np.stack([high[:, 0], low[:, 1]], 1), high, np.stack([low[:, 0], high[:, 1]], 1)], 1)
+    corners = spans @ axes  # [angles, 4, 2]
+    inside = ((corners > -1e-6) & (corners < np.array(rle.size_hw[::-1]) + 1e-6)).all(axis=(1, 2))
+    size = np.where(inside, (high - low).prod(axis=1), np.inf)
+    best: Ring = corners[int(size.argmin())]
+    return best

@@ -1,0 +1,262 @@
+"""A run's labels as a training set, in the format a trainer reads.
+
+`export` streams: it holds one image's labels at a time, whatever the size of the run. Each format is a module with one
+`write_*` that knows nothing of runs or other formats; `FORMATS` names them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3label.errors import ConfigError, OutputError
+from sam3label.export import coco, cvat, labelstudio, maps, voc, yolo
+from sam3label.export.dataset import Options, Outline, Sample, Segmentation, Summary, Tally, Target, samples
+from sam3label.export.folder import MARKER, read_marker, whole_folder
+from sam3label.export.images import Placer
+from sam3label.records import ConceptList, LabeledImage
+from sam3label.splits import Splits
+
+if TYPE_CHECKING:
+    from sam3label.select import Run
+
+__all__ = ["FORMATS", "Format", "Options", "Splits", "Summary", "export", "refuse_unknown_formats", "write_dataset"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a format is written, at which number its classes start, and what else a caller must know.
+
+    `classes` reads an existing dataset's, where `--append` is possible. `segmentation` is the default of formats in
+    which masks may be held in two ways, None where they cannot.
+    """
+
+    write: Callable[[Target, Iterable[Sample]], None]
+    what: str
+    first_id: int = 0
+    classes: Callable[[Path], dict[int, str]] | None = None
+    segmentation: Segmentation | None = None
+
+
+def _coco(profile: coco.Profile, what: str) -> Format:
+    return Format(
+        partial(coco.write_coco, profile=profile),
+        what,
+        profile.first_id,
+        partial(coco.read_classes, profile=profile),
+        "rle",
+    )
+
+
+def _yolo(row: yolo.Row, what: str) -> Format:
+    return Format(partial(yolo.write_yolo, row=row), what, classes=yolo.read_classes)
+
+
+FORMATS: Mapping[str, Format] = {
+    "coco": _coco(coco.COCO, "COCO JSON, classes from 1: pycocotools, Detectron2, MMDetection"),
+    "coco-zero": _coco(coco.COCO_ZERO, "COCO JSON, classes from 0: RT-DETR, Hugging Face processors"),
+    "coco-roboflow": _coco(coco.COCO_ROBOFLOW, "COCO JSON beside the photos of each split: RF-DETR"),
+    "yolo": _yolo(yolo.segment_row, "Ultralytics segment"),
+    "yolo-detect": _yolo(yolo.detect_row, "Ultralytics detect"),
+    "yolo-obb": _yolo(yolo.obb_row, "Ultralytics oriented boxes"),
+    "voc": Format(voc.write_voc, "Pascal VOC XML, boxes"),
+    "cvat": Format(cvat.write_cvat, "CVAT for images 1.1, masks"),
+    "labelstudio": Format(labelstudio.write_labelstudio, "Label Studio tasks with brush predictions"),
+    "masks": Format(maps.write_maps, "PNG instance and semantic maps with a legend"),
+}
+
+
+def refuse_unknown_formats(names: Iterable[str]) -> None:
+    """Raise `ConfigError` naming every unknown format, with the nearest known one."""
+    problems = []
+    for name in names:
+        if name not in FORMATS:
+            near = get_close_matches(name, FORMATS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            problems.append(f"{name!r} is not an export format.{hint} Known: {', '.join(FORMATS)}.")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def export(
+    run: Run,
+    format: str,
+    out: str | Path,
+    options: Options | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Summary:
+    """Write a run's labels to the folder `out`, which appears whole at the end or not at all.
+
+    `progress` is called with the number of images gone through so far. Raises `ConfigError` for an unknown format or
+    class, `OutputError` when the folder is not ours to replace, cannot be written, or a photo is gone.
+    """
+    refuse_unknown_formats([format])
+    images = _counted(run.images(), progress)
+    return write_dataset(run.concepts, images, format, out, options, run_info=run.info, failed=run.failures())
+
+
+def write_dataset(
+    concepts: ConceptList,
+    images: Iterable[LabeledImage],
+    format: str,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    run_info: Mapping[str, Any] | None = None,
+    failed: Iterable[tuple[str, str]] = (),
+) -> Summary:
+    """`export` for labels from anywhere: `images` in a stable order, class ids by `concepts`."""
+    chosen, options, final = FORMATS[format], options or Options(), Path(out)
+    _refuse_senseless(format, chosen, options)
+    kept = _kept_names(concepts, options.classes)
+    before = _existing_classes(format, chosen, final) if options.append else {}
+    classes = _numbered(kept, before, chosen.first_id)
+    ids = {name: i for i, name in classes.items()}
+    tally, outline, placer = Tally(options.splits.names), Outline(options.simplify_px), Placer(options.images)
+    info = _info(run_info or {})
+    with whole_folder(final, append=options.append) as folder:
+        target = Target(
+            folder,
+            classes,
+            options.splits.names,
+            placer,
+            outline,
+            options.segmentation or chosen.segmentation,
+            info,
+            options.append,
+        )
+        class_ids = {c.id: ids[c.name] for c in concepts.concepts if c.name in kept}
+        chosen.write(target, samples(images, options, class_ids, tally))
+        summary = _summary(format, final, classes, tally, outline, placer, options, tuple(failed))
+        _write_marker(folder, summary, options, info)
+    return summary
+
+
+def _counted(images: Iterable[LabeledImage], progress: Callable[[int], None] | None) -> Iterator[LabeledImage]:
+    for done, image in enumerate(images, 1):
+        yield image
+        if progress:
+            progress(done)
+
+
+def _refuse_senseless(format: str, chosen: Format, options: Options) -> None:
+    if options.segmentation and not chosen.segmentation:
+        raise ConfigError(f"--segmentation is for the COCO formats; {format} holds masks in one way only.")
+    if options.append and not chosen.classes:
+        able = ", ".join(n for n, f in FORMATS.items() if f.classes)
+        raise ConfigError(f"--append is not possible for {format} (only for {able}). Export to a folder of its own.")
+    if options.simplify_px < 0:
+        raise ConfigError(f"--simplify must be 0 or more pixels, got {options.simplify_px:g}")
+    if not 0 <= options.min_score <= 1:
+        raise ConfigError(f"--min-score must be between 0 and 1, got {options.min_score:g}")
+
+
+def _kept_names(concepts: ConceptList, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Names in concept order. Raises `ConfigError` for one that the run does not have."""
+    if unknown := [name for name in wanted if name not in concepts.names]:
+        near = get_close_matches(unknown[0], concepts.names, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"--classes: {', '.join(map(repr, unknown))} not in {', '.join(concepts.names)}.{hint}")
+    return tuple(name for name in concepts.names if not wanted or name in wanted)
+
+
+def _existing_classes(format: str, chosen: Format, folder: Path) -> dict[int, str]:
+    marker = read_marker(folder)
+    if marker and marker.get("format") != format:
+        raise OutputError(
+            f"{folder} is a {marker.get('format')} dataset; append to it with --format {marker['format']}."
+        )
+    if not folder.is_dir():
+        raise OutputError(f"there is no dataset in {folder} to append to. Leave out --append to make one.")
+    assert chosen.classes is not None  # _refuse_senseless checks it
+    return chosen.classes(folder)
+
+
+def _numbered(names: Iterable[str], before: Mapping[int, str], first_id: int) -> dict[int, str]:
+    """Class ids of the dataset: an existing dataset keeps its own, new classes follow. Names decide, not numbers."""
+    known = {name: i for i, name in before.items()}
+    folded = {name.casefold().strip(): name for name in before.values()}
+    problems = []
+    if len(known) != len(before):
+        problems.append("two of its classes have the same name")
+    if sorted(before) != list(range(first_id, first_id + len(before))):
+        problems.append(
+            f"its class ids are {sorted(before)}, where this format wants them from {first_id} without gaps"
+        )
+    for name in names:
+        twin = folded.get(name.casefold().strip())
+        if twin is not None and twin != name:
+            problems.append(f"its class {twin!r} and {name!r} of this run differ only in spelling")
+    if before and problems:
+        raise OutputError("the dataset cannot be appended to: " + "; ".join(problems) + ". Nothing was changed.")
+    new = [name for name in names if name not in known]
+    return {**before, **{first_id + len(before) + i: name for i, name in enumerate(new)}}
+
+
+def _info(run_info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the dataset says about its origin. No date of writing: the same run gives the same bytes again."""
+    tool = f"sam3label {version('sam3label')}"
+    checkpoint = run_info.get("checkpoint")
+    origin = f" with checkpoint {checkpoint}" if checkpoint else ""
+    return {
+        "description": f"Labelled by {tool}{origin}",
+        "version": tool,
+        "checkpoint": checkpoint,
+        "date_created": run_info.get("created"),
+    }
+
+
+def _summary(
+    format: str,
+    folder: Path,
+    classes: Mapping[int, str],
+    tally: Tally,
+    outline: Outline,
+    placer: Placer,
+    options: Options,
+    failed: tuple[tuple[str, str], ...],
+) -> Summary:
+    notes = []
+    if len(options.splits.names) == 1 and (format.startswith("yolo") or format == "coco-roboflow"):
+        where = "val: in data.yaml points to the training photos" if format.startswith("yolo") else "valid/ is missing"
+        notes.append(f"No --split was given, so everything is in train ({where}). Trainers need a validation split.")
+    if placer.copied_instead:
+        notes.append(f"{placer.copied_instead} photos were copied: the file system did not allow hard links.")
+    if tally.hollow:
+        notes.append(f"{tally.hollow} labels without a single pixel were left out.")
+    for name in [s for s, count in tally.splits.items() if not count.images]:
+        notes.append(f"The split {name} is empty.")
+    cost = (outline.iou_sum / outline.drawn, outline.iou_min) if outline.drawn else None
+    return Summary(format, folder, classes, tally.splits, failed, tuple(notes), cost)
+
+
+def _write_marker(folder: Path, summary: Summary, options: Options, info: Mapping[str, Any]) -> None:
+    """Marks the folder as ours to replace, and tells `validate` what was meant to be in it."""
+    marker = {
+        "tool": "sam3label",
+        "format": summary.format,
+        "info": info,
+        "classes": {str(i): name for i, name in summary.classes.items()},
+        "options": {
+            "splits": dict(options.splits.shares),
+            "seed": options.splits.seed,
+            "classes": list(options.classes),
+            "min_score": options.min_score,
+            "keep_empty": options.keep_empty,
+            "simplify_px": options.simplify_px,
+            "images": options.images,
+            "appended": options.append,
+        },
+        "images": summary.images,
+        "instances": summary.instances,
+        "failed": len(summary.failed),
+    }
+    whole = folder / f"{MARKER}.whole"
+    whole.write_text(json.dumps(marker, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    whole.replace(folder / MARKER)
