@@ -358,11 +358,12 @@ def _grey8(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
 
     Integers keep their top 8 bits, counted from the smallest usual depth (8, 10, 12, 14, 16, 24, 32) that holds the
     image's maximum: 12-bit camera data in 16-bit files is common, and would come out black from the full range.
-    Floats in [0, 1] are scaled by 255, floats in [0, 255] rounded, others stretched from minimum to maximum.
+    Floats in [0, 1] are scaled by 255, floats in [0, 255] rounded, others stretched from
+    minimum to maximum; what is not finite is as dark as the darkest.
     (16-bit *colour* is reduced by PIL, which keeps the high byte.)
     """
     if values.dtype.kind == "f":
-        return _float_grey8(np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0))
+        return _float_grey8(values.astype(np.float64))
     whole = np.maximum(values.astype(np.int64), 0)
     top = int(whole.max())
     bits = next(depth for depth in (8, 10, 12, 14, 16, 24, 32) if top < 1 << depth)
@@ -370,11 +371,13 @@ def _grey8(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
 
 
 def _float_grey8(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
+    known = np.isfinite(values)
+    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
+    values = np.where(known, values, low)
     if low >= 0 and high <= 1:
         values = values * 255
     elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low))
+        values = (values - low) * (255 / ((high - low) or 1.0))
     return np.rint(values).astype(np.uint8)
 
 

@@ -6,7 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,7 +65,7 @@ def starter(names: Sequence[str]) -> str:
     """The text of a commented concept list with these classes."""
     import yaml
 
-    one_line = {"allow_unicode": True, "sort_keys": False, "width": 1 << 30}
+    one_line: dict[str, Any] = {"allow_unicode": True, "sort_keys": False, "width": 1 << 30}
     dumped = yaml.safe_dump(dict(enumerate(names)), **one_line)
     example = yaml.safe_dump([names[-1]], default_flow_style=True, **one_line).strip("[]\n")
     return _STARTER.format(names=textwrap.indent(dumped.rstrip(), "  "), example=example)
