@@ -119,12 +119,12 @@ def _progress(labelled: Run, name: str, quiet: bool) -> Iterator[Callable[[int],
 def print_export(summary: Summary) -> None:
     """What each split holds, by class; what was left out; where it is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(
-        title=f"{summary.format}: {summary.images} images, {summary.instances} instances", title_justify="left"
-    )
+    console.print(f"{summary.format}: {summary.images} images, {summary.instances} instances", markup=False)
+    table = Table()
     table.add_column("class")
     for name in summary.splits:
         table.add_column(name, justify="right")
@@ -137,11 +137,11 @@ def print_export(summary: Summary) -> None:
         table.add_row(row, *cells, style="dim")
     table.add_section()
     for class_id, name in _most_first(summary):
-        table.add_row(name, *(str(s.instances[class_id]) for s in summary.splits.values()))
+        table.add_row(escape(name), *(str(s.instances[class_id]) for s in summary.splits.values()))
     console.print(table)
     for line in _remarks(summary):
-        console.print(line, markup=False)
-    console.print(f"Dataset: {summary.folder}", markup=False)
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"Dataset: {summary.folder}", markup=False, soft_wrap=True)
 
 
 def _most_first(summary: Summary) -> list[tuple[int, str]]:
