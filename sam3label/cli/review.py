@@ -1,0 +1,107 @@
+"""`sam3label review push | open | pull | summary | write`: labels go to FiftyOne, corrections come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam3label.cli.run import RunFolder
+
+app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
+
+Dataset = Annotated[
+    str | None, typer.Option("--dataset", metavar="NAME", help="FiftyOne dataset. Default: the run folder's name.")
+]
+
+
+@app.command("push")
+def push(
+    run: RunFolder,
+    dataset: Dataset = None,
+    audit: Annotated[
+        int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
+    ] = None,
+) -> None:
+    """Bring a run into FiftyOne. Again: adds what is new and leaves people's work alone."""
+    from sam3label.review.push import push as send
+    from sam3label.select import open_run
+
+    with open_run(run) as opened:
+        for pushed in send(opened, dataset, audit):
+            typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
+    typer.echo(f"Next: sam3label review open {run}")
+
+
+@app.command("open")
+def open_app(
+    run: RunFolder,
+    dataset: Dataset = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Serve without opening a browser, for a machine reached over ssh.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App.")] = 5151,
+) -> None:
+    """Start the FiftyOne App on the run's dataset, reachable from this machine only. Ctrl-C ends it."""
+    from sam3label.review import connect
+    from sam3label.store import Store
+
+    fo = connect.fiftyone()
+    with Store.open(run) as store:
+        chosen = connect.load_dataset(fo, store, dataset)
+    address = "127.0.0.1"
+    session = fo.launch_app(chosen, port=port, address=address, remote=remote)
+    typer.echo(f"FiftyOne shows '{chosen.name}' at http://{address}:{port}/datasets/{chosen.slug}")
+    if remote:
+        typer.echo(f"From your own machine: ssh -N -L {port}:{address}:{port} THIS_MACHINE, then open that address.")
+    typer.echo(f"When you are done here: Ctrl-C, then sam3label review pull {run}")
+    session.wait(-1)
+
+
+@app.command("pull")
+def pull(
+    run: RunFolder,
+    dataset: Dataset = None,
+    who: Annotated[str | None, typer.Option(help="Whose corrections these are. Default: your login name.")] = None,
+) -> None:
+    """Record what people changed in FiftyOne. The model's labels are kept beside it; pulling twice changes nothing."""
+    from sam3label.review.pull import pull as fetch
+    from sam3label.select import open_run
+
+    with open_run(run) as opened:
+        for pulled in fetch(opened, dataset, who):
+            counts = ", ".join(f"{count} {action}" for action, count in sorted(pulled.actions.items()))
+            typer.echo(f"{pulled.dataset}: {counts or 'nothing new'}")
+            for note in pulled.notes:
+                typer.echo(f"  note: {note}")
+            for conflict in pulled.conflicts:
+                typer.echo(f"  conflict: {conflict}")
+
+
+@app.command("summary")
+def summary(run: RunFolder) -> None:
+    """How good the model was, from the reviewed images: the audit sample gives the unbiased figure."""
+    from sam3label.review.summary import summarise, to_text
+    from sam3label.select import open_run
+
+    with open_run(run) as opened:
+        typer.echo(to_text(summarise(opened)))
+
+
+@app.command("write")
+def write(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    audit: Annotated[int, typer.Option(min=0, help="Images in the random audit sample.")] = 50,
+) -> None:
+    """Write the run as a FiftyOneDataset folder, which FiftyOne loads without this package. Needs no database."""
+    from sam3label.review.folder import write_folder
+    from sam3label.select import open_run
+
+    with open_run(run) as opened:
+        for path in write_folder(opened, out, audit):
+            typer.echo(
+                f"{path}: load it with fiftyone.Dataset.from_dir({str(path)!r}, "
+                "dataset_type=fiftyone.types.FiftyOneDataset)"
+            )

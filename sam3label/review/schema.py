@@ -1,0 +1,126 @@
+"""The FiftyOne dataset of a run: its fields, what may be edited in the App and how, and the saved views of the queue.
+
+    predictions    the model's labels; read-only, so nothing edits them by accident
+    ground_truth   what a person edits; starts as a copy, with the same ids
+    maybe          candidates that were left out and that a reason names; tag one `approved` to have it
+    review_status  unreviewed | reviewed; "reviewed" vouches for the whole image
+    reasons, gain  why to look, in words, and how much it may bring, by kind
+    sync           what run and dataset last agreed on (see `labels.Sync`)
+
+In a video dataset the first three and `sync` are on its frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sam3label.review.queue import KINDS
+from sam3label.review.samples import gain_field
+
+PREDICTIONS = "predictions"
+TRUTH = "ground_truth"
+MAYBE = "maybe"
+STATUS = "review_status"
+SYNC = "sync"
+UNREVIEWED, REVIEWED = "unreviewed", "reviewed"
+
+_ATTRIBUTES = {
+    "presence": "FloatField",
+    "phrase": "StringField",
+    "candidate_id": "StringField",
+    "source": "StringField",
+}
+_LABEL_FIELDS = {
+    PREDICTIONS: "what the model labelled; read-only",
+    TRUTH: "the labels, for people to edit",
+    MAYBE: "left-out candidates worth a look; tag one 'approved' to make it a label",
+}
+_VIEWS = {
+    "near threshold": "scores that could fall on either side of their class's threshold, closest first",
+    "presence disagrees": "the image-level presence says one thing, the best object another",
+    "two classes": "one object, two classes",
+    "synonyms disagree": "one phrase of a class found an object that another did not",
+    "hard negative": "objects suppressed by a `not:` phrase (see the field 'maybe')",
+    "empty among similar": "no labels, where the most similar images have some",
+    "unusual size": "labels far larger or smaller than is usual for their class",
+    "audit": "the random sample: review all of it for an unbiased estimate of the error",
+}
+
+
+def create(fo: Any, name: str, video: bool, classes: Sequence[str], info: dict[str, Any]) -> Any:
+    """A new dataset with every field declared, so that an empty first image does not leave fields out."""
+    dataset = fo.Dataset(name, persistent=True)
+    dataset.media_type = "video" if video else "image"
+    dataset.info["sam3label"] = info
+    dataset.default_classes = list(classes)
+    dataset.save()
+    return dataset
+
+
+def declare(fo: Any, dataset: Any, classes: Sequence[str]) -> None:
+    """Fields, label schemas, views, sidebar. Safe to repeat: what is there already stays."""
+    video = dataset.media_type == "video"
+    add = dataset.add_frame_field if video else dataset.add_sample_field
+    for name, description in _LABEL_FIELDS.items():
+        add(name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections, description=description)
+        for attribute, kind in _ATTRIBUTES.items():
+            add(f"{name}.detections.{attribute}", getattr(fo, kind))
+    add(SYNC, fo.DictField, description="what the run and this dataset last agreed on")
+    dataset.add_sample_field("item_id", fo.StringField, description="the run's name for this file")
+    dataset.add_sample_field(STATUS, fo.StringField, description="'reviewed' vouches for every label of the image")
+    dataset.add_sample_field("reasons", fo.ListField, subfield=fo.StringField, description="why it is worth a look")
+    dataset.add_sample_field("gain", fo.EmbeddedDocumentField, embedded_doc_type=fo.DynamicEmbeddedDocument)
+    for kind in (*KINDS, "total"):
+        dataset.add_sample_field(f"gain.{gain_field(kind)}", fo.FloatField)
+    dataset.create_index("item_id", unique=True)
+    _make_read_only(dataset, PREDICTIONS, video)
+    _label_schemas(dataset, classes, "frames." if video else "")
+    _saved_views(fo, dataset)
+    _sidebar(fo, dataset, "frames." if video else "")
+
+
+def _make_read_only(dataset: Any, name: str, video: bool) -> None:
+    field = dataset.get_field(f"frames.{name}" if video else name)
+    if not field.read_only:
+        field.read_only = True
+        field.save()
+
+
+def _label_schemas(dataset: Any, classes: Sequence[str], prefix: str) -> None:
+    """In-app annotation: classes of the concept list, the model's figures shown but not editable."""
+    truth = prefix + TRUTH
+    figures = [{"name": "confidence", "type": "float"}, {"name": "presence", "type": "float"}]
+    words = [{"name": name, "type": "str"} for name in ("phrase", "source", "candidate_id")]
+    schemas = {
+        truth: {
+            "type": "detections",
+            "component": "dropdown" if len(classes) > 5 else "radio",
+            "classes": list(classes),
+            "attributes": [{"component": "text", "read_only": True, **a} for a in (*figures, *words)],
+        },
+        STATUS: {"type": "str", "component": "radio", "values": [UNREVIEWED, REVIEWED]},
+    }
+    dataset.set_label_schemas(schemas)
+    dataset.activate_label_schemas([truth, STATUS])
+
+
+def _saved_views(fo: Any, dataset: Any) -> None:
+    """One view per kind, best first, less what is reviewed, and the whole queue."""
+    left = dataset.match(fo.ViewField(STATUS) != REVIEWED)
+    queues = {"all": ("everything worth a look, by expected corrections", "total")}
+    queues |= {kind: (words, gain_field(kind)) for kind, words in _VIEWS.items()}
+    for kind, (words, field) in queues.items():
+        path = f"gain.{field}"
+        view = left.match(fo.ViewField(path) > 0).sort_by(path, reverse=True)
+        dataset.save_view(f"review: {kind}", view, description=words, overwrite=True)
+
+
+def _sidebar(fo: Any, dataset: Any, prefix: str) -> None:
+    dataset.app_config.sidebar_groups = [
+        fo.SidebarGroupDocument(name="tags", paths=[]),
+        fo.SidebarGroupDocument(name="labels", paths=[prefix + name for name in (TRUTH, PREDICTIONS, MAYBE)]),
+        fo.SidebarGroupDocument(name="review", paths=[STATUS, "reasons", "gain.total", "item_id"]),
+        fo.SidebarGroupDocument(name="gain", paths=[f"gain.{gain_field(k)}" for k in KINDS], expanded=False),
+    ]
+    dataset.save()
