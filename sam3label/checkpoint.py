@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ DEMO = "demo"
 FAMILIES = ("sam3_video", "sam3")
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+_WANTED = [_CONFIG, "*.safetensors", _INDEX, *_TOKENIZER]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -45,11 +46,7 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         return _local(_demo_folder(), revision)
     if Path(model).exists():
         return _local(Path(model).resolve(), revision)
-    if not _HUB_ID.fullmatch(model):
-        raise CheckpointError(
-            f"model {model!r}: no such folder, and not a hub id. "
-            "Give a folder, a hub id such as facebook/sam3, or 'demo'."
-        )
+    _require_hub_id(model)
     folder = _download(model, revision)
     config, weights = _checked(folder)
     return Checkpoint(folder, f"{model}@{folder.name}", config, weights)
@@ -178,20 +175,55 @@ def _few(names: list[str], limit: int = 3) -> str:
 def _download(repo: str, revision: str | None) -> Path:
     """The snapshot folder of `repo`, named by its commit. Only the files that are needed; the cache is used."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [_CONFIG, "*.safetensors", _INDEX, *_TOKENIZER]
+    with _hub_errors(repo, revision):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
+
+
+def check_access(model: str, revision: str | None = None) -> str:
+    """Say in words that the checkpoint can be had, without downloading its weights. Raises CheckpointError."""
+    if model == DEMO or Path(model).exists():
+        checkpoint = resolve(model, revision)
+        return f"{checkpoint.folder}: whole ({checkpoint.config['model_type']})"
+    from huggingface_hub import auth_check, snapshot_download
+
+    _require_hub_id(model)
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        snapshot_download(model, revision=revision, allow_patterns=_WANTED, local_files_only=True)
+        return f"{model}: in the local cache"
+    except Exception:  # whatever kept it from being there whole, the hub is asked next
+        with _hub_errors(model, revision):
+            auth_check(model)
+    return f"{model}: access granted, not downloaded yet"
+
+
+def _require_hub_id(model: str) -> None:
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"model {model!r}: no such folder, and not a hub id. "
+            "Give a folder, a hub id such as facebook/sam3, or 'demo'."
+        )
+
+
+@contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """What the hub's client raises, in our words."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo!r} is no hub id ({error}): give one such as facebook/sam3.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise CheckpointError(_hub_message(error, repo, revision)) from error
-    except OSError as error:
-        raise CheckpointError(f"downloading {repo} failed ({error}): check disk and network, try again.") from error
+    except Exception as error:  # its HTTP library's own errors, which change with its releases; a full disk
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"downloading {repo} failed ({reason}): check disk and network, try again.") from error
 
 
 def _hub_message(error: Exception, repo: str, revision: str | None) -> str:
     from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"https://huggingface.co/{repo}"
     status = _status(error)
@@ -212,14 +244,16 @@ def _hub_message(error: Exception, repo: str, revision: str | None) -> str:
             f"the hub refused your token for {repo} (HTTP {status}): renew it with `hf auth login`; "
             "a fine-grained token needs read access to gated repositories."
         )
-    if isinstance(error, HfHubHTTPError) and status is not None:
+    if status is not None:
         return f"the hub answered HTTP {status} for {repo}: try again later, or name a local folder."
     if constants.HF_HUB_OFFLINE:
         return (
             f"{repo} is not in the local cache and HF_HUB_OFFLINE is set: unset it to download, or name a local folder."
         )
-    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    return f"{repo} is not in the local cache and {host} cannot be reached: check the network, or name a local folder."
+    return (
+        f"{repo} is not in the local cache and {constants.ENDPOINT} cannot be reached: check the network, "
+        "or name a local folder."
+    )
 
 
 def _status(error: BaseException | None) -> int | None:

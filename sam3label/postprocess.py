@@ -58,6 +58,12 @@ class _Axis:
         stop = int(np.searchsorted(self.low_host, last, side="right"))
         return start, stop
 
+    def mix(self, values: torch.Tensor, start: int, stop: int, first: int) -> torch.Tensor:
+        """The outputs start:stop of `values` [n, m], whose m entries are the inputs from number `first` on."""
+        low, high = self.low[start:stop] - first, self.high[start:stop] - first
+        mixed = values.index_select(1, low).mul_(self.weight_low[start:stop])
+        return mixed.add_(values.index_select(1, high).mul_(self.weight_high[start:stop]))
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
@@ -77,7 +83,8 @@ class _Piece:
 def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Instance | None]:
     """One instance per mask of float32 `mask_logits` [K, h, w]; None where no pixel of the image is inside.
 
-    Equal, pixel for pixel, to `F.interpolate(mask_logits[None], size_hw, mode="bilinear") > 0`.
+    Equal, pixel for pixel, to `F.interpolate(mask[None, None], size_hw, mode="bilinear") > 0` of each mask. (Several
+    masks in one such call can differ from that, and from it, where a value is 0 but for rounding.)
     """
     if len(mask_logits) == 0:
         return []
@@ -97,6 +104,8 @@ def _pieces(mask_logits: torch.Tensor, rows: _Axis, columns: _Axis) -> Iterator[
             continue
         y0, y1 = rows.reach(top, bottom)
         x0, x1 = columns.reach(left, right)
+        if y0 == y1:  # in a small image the support can fall between two rows; between columns the range is empty
+            continue
         step = max(1, PIECE_PIXELS // max(1, y1 - y0))
         for x in range(x0, x1, step):
             yield _Piece(mask, y0, y1, x, min(x + step, x1))
@@ -139,7 +148,7 @@ def _piece_runs(
     for piece in chunk:
         values = _upsample(mask_logits[piece.mask], piece, rows, columns)
         inside.append(_closed(values > 0))
-        doubt.append((values.abs() <= tolerance[piece.mask]).any())
+        doubt.append(values.abs_().min() <= tolerance[piece.mask])
     found = _runs(torch.cat(inside), chunk, size_hw[0])
     for number in torch.stack(doubt).nonzero().flatten().tolist():
         exact = _closed(_exact(mask_logits[chunk[number].mask], chunk[number], size_hw))
@@ -149,10 +158,9 @@ def _piece_runs(
 
 def _upsample(mask: torch.Tensor, piece: _Piece, rows: _Axis, columns: _Axis) -> torch.Tensor:
     """float32 [x1 - x0, y1 - y0]: the piece transposed, because runs go down columns."""
-    y, x = slice(piece.y0, piece.y1), slice(piece.x0, piece.x1)
-    across = mask[:, columns.low[x]] * columns.weight_low[x] + mask[:, columns.high[x]] * columns.weight_high[x]
-    across = across.T.contiguous()  # [x1 - x0, h]
-    return across[:, rows.low[y]] * rows.weight_low[y] + across[:, rows.high[y]] * rows.weight_high[y]
+    top, bottom = int(rows.low_host[piece.y0]), int(rows.high_host[piece.y1 - 1])
+    across = columns.mix(mask[top : bottom + 1], piece.x0, piece.x1, 0)
+    return rows.mix(across.T.contiguous(), piece.y0, piece.y1, top)
 
 
 def _exact(mask: torch.Tensor, piece: _Piece, size_hw: tuple[int, int]) -> torch.Tensor:
