@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hardshapes import KINDS, ONE_PART, shape
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,66 +14,6 @@ from sam3label import masks
 Array = npt.NDArray[np.bool_]
 
 SMALL = hnp.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
-
-
-def shape(kind: str, height: int = 60, width: int = 80) -> Array:
-    """Masks with every trait that gets lost: holes, parts, points, lines, borders."""
-    canvas = np.zeros((height, width), np.uint8)
-    if kind == "donut":
-        cv2.circle(canvas, (40, 30), 22, 1, -1)
-        cv2.circle(canvas, (43, 28), 9, 0, -1)
-    elif kind == "two holes":
-        cv2.rectangle(canvas, (8, 6), (70, 50), 1, -1)
-        cv2.circle(canvas, (24, 28), 8, 0, -1)
-        cv2.ellipse(canvas, (52, 28), (10, 6), 30, 0, 360, 0, -1)
-    elif kind == "two parts":
-        cv2.circle(canvas, (20, 30), 12, 1, -1)
-        cv2.circle(canvas, (56, 26), 14, 1, -1)
-    elif kind == "island in a hole":
-        cv2.circle(canvas, (40, 30), 26, 1, -1)
-        cv2.circle(canvas, (40, 30), 18, 0, -1)
-        cv2.circle(canvas, (42, 30), 7, 1, -1)
-    elif kind == "pixel":
-        canvas[17, 23] = 1
-    elif kind == "three pixels in a row, apart":
-        canvas[17, [3, 30, 61]] = 1
-    elif kind == "horizontal line":
-        canvas[17, 5:60] = 1
-    elif kind == "vertical line":
-        canvas[5:50, 9] = 1
-    elif kind == "diagonal line":
-        canvas[np.arange(10, 40), np.arange(20, 50)] = 1
-    elif kind == "thin cross":
-        canvas[30, 10:70] = canvas[5:55, 40] = 1
-    elif kind == "corner of the image":
-        canvas[-14:, -19:] = 1
-    elif kind == "frame":
-        canvas[:] = 1
-        canvas[5:-5, 5:-5] = 0
-    elif kind == "full":
-        canvas[:] = 1
-    elif kind == "touching corners":
-        canvas[10:20, 10:20] = canvas[20:30, 20:30] = 1
-    return canvas.astype(np.bool_)
-
-
-KINDS = (
-    "donut",
-    "two holes",
-    "two parts",
-    "island in a hole",
-    "pixel",
-    "three pixels in a row, apart",
-    "horizontal line",
-    "vertical line",
-    "diagonal line",
-    "thin cross",
-    "corner of the image",
-    "frame",
-    "full",
-    "touching corners",
-)
-ONE_PART = tuple(k for k in KINDS if k not in ("two parts", "island in a hole", "three pixels in a row, apart"))
 
 
 def iou(a: masks.Rle, b: masks.Rle) -> float:
@@ -223,3 +164,35 @@ def test_empty_mask_and_short_polygon() -> None:
 def test_encode_wants_two_dimensions() -> None:
     with pytest.raises(ValueError, match=r"mask must be \(H, W\), got \(2, 2, 1\)"):
         masks.encode(np.ones((2, 2, 1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_oriented_box_holds_every_pixel_and_stays_in_the_image(kind: str) -> None:
+    check_oriented_box(shape(kind))
+
+
+@settings(deadline=None)
+@given(SMALL.filter(np.any))
+def test_oriented_box_of_any_mask(mask: Array) -> None:
+    check_oriented_box(mask)
+
+
+def check_oriented_box(mask: Array) -> None:
+    rle = masks.encode(mask)
+    box = masks.oriented_box(rle)
+    assert box.min() > -1e-5 and (box < np.array(mask.shape[::-1]) + 1e-5).all()
+    sides = np.roll(box, -1, axis=0) - box
+    assert np.allclose((sides * np.roll(sides, -1, axis=0)).sum(axis=1), 0, atol=1e-6)  # right angles
+    corners = np.argwhere(mask)[:, None, ::-1] + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    offset = corners.reshape(-1, 1, 2) - box[None]
+    turn = sides[None, :, 0] * offset[..., 1] - sides[None, :, 1] * offset[..., 0]
+    assert (turn > -1e-4).all() or (turn < 1e-4).all()  # all on one side of every side
+    _, _, w, h = masks.box_xywh(rle)
+    assert abs(np.cross(np.append(sides[0], 0), np.append(sides[1], 0))[2]) <= w * h + 1e-4
+
+
+def test_oriented_box_of_a_diagonal_line_is_narrow() -> None:
+    box = masks.oriented_box(masks.encode(shape("diagonal line")))
+    lengths = np.hypot(*(np.roll(box, -1, axis=0) - box).T)
+    assert lengths.min() < 1.5 and lengths.max() > 40
+    assert masks.oriented_box(masks.encode(np.zeros((3, 3), np.bool_))).shape == (0, 2)
