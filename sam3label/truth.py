@@ -57,11 +57,7 @@ class Truth:
     objects: Mapping[Pair, Sequence[Instance]]
     pairs: tuple[Pair, ...]
     unsure: frozenset[Pair]  # not labelled to the end: no other annotator may be judged on them either
-
-    @property
-    def by_phrase(self) -> bool:
-        """An SA-Co file."""
-        return any(image.phrase is not None for image in self.images.values())
+    by_phrase: bool  # an SA-Co file
 
     def name(self, pair: Pair) -> str:
         """The phrase or class that the pair asks for."""
@@ -96,7 +92,7 @@ def read_truth(path: str | Path) -> Truth:
         instance = replace(instance, area=area, box_area=area, crowd=bool(annotation.get("iscrowd", 0)))
         objects.setdefault((image_id, category_id), []).append(instance)
     pairs, unsure = _pairs(data["images"], categories, objects, by_phrase)
-    return Truth(str(path), images, categories, objects, pairs, unsure)
+    return Truth(str(path), images, categories, objects, pairs, unsure, by_phrase)
 
 
 def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[Instance]], int]:
@@ -229,8 +225,8 @@ def _rle(segmentation: Any, size_hw: tuple[int, int] | None) -> Rle | None:
         if isinstance(counts, list):
             return masks.from_runs(counts, (height, width))
         rle = Rle((height, width), counts.encode())
-        if int(masks.to_runs(rle).sum()) != height * width:
-            raise ValueError(f"its run-length code does not cover {height} x {width} pixels")
+        if masks.area(rle) > height * width:
+            raise ValueError(f"its run-length code is of a larger mask than {height} x {width} pixels")
         return rle
     if size_hw is None:
         raise ValueError("a polygon needs the image's height and width")

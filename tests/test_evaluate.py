@@ -295,8 +295,8 @@ def test_attributes_of_images_break_the_figures_down(tmp_path: Path) -> None:
         ),
         (
             '{"images": [{"id": 1, "height": 4, "width": 4}], "categories": [{"id": 1, "name": "a"}], "annotations": '
-            '[{"id": 7, "image_id": 1, "category_id": 1, "segmentation": {"size": [4, 4], "counts": "11"}}]}',
-            "its run-length code does not cover 4 x 4 pixels",
+            '[{"id": 7, "image_id": 1, "category_id": 1, "segmentation": {"size": [4, 4], "counts": "0Q1"}}]}',
+            "its run-length code is of a larger mask than 4 x 4 pixels",
         ),
     ],
 )
