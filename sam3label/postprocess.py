@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PIECE_PIXELS = 1 << 21  # of one mask computed at a time: a few tens of MB whatever the image
 CHUNK_PIXELS = 1 << 23  # held as one byte each until their runs are read off together
-# Both ways round each of an output's four terms at most four times by 2**-24. Where the sum is near 0, its positive
-# terms, which add up to at most the largest logit, equal its negative ones: 2 * 4 * 2 * 2**-24 of the largest logit.
-ROUNDING = 16 * 2.0**-24
+# F.interpolate and `_upsample` use the same weights and each round every term of a sum at most four times by 2**-24
+# (the half is for the rounding of the bound): a value below this share of its terms' sizes may be of either sign.
+ROUNDING = 8.5 * 2.0**-24
 
 _Runs = npt.NDArray[np.int64]  # [N, 2]: where runs start and stop in the image
 
@@ -143,7 +143,8 @@ def _piece_runs(
     """The runs of each piece, computed together so that the device is waited for once."""
     import torch
 
-    tolerance = mask_logits.amax((1, 2)) * ROUNDING
+    # Where a sum is near 0 its negative terms equal its positive ones, which are at most the largest logit.
+    tolerance = mask_logits.amax((1, 2)) * (2 * ROUNDING)
     inside, doubt = [], []
     for piece in chunk:
         values = _upsample(mask_logits[piece.mask], piece, rows, columns)
@@ -151,9 +152,16 @@ def _piece_runs(
         doubt.append(values.abs_().min() <= tolerance[piece.mask])
     found = _runs(torch.cat(inside), chunk, size_hw[0])
     for number in torch.stack(doubt).nonzero().flatten().tolist():
-        exact = _closed(_exact(mask_logits[chunk[number].mask], chunk[number], size_hw))
-        found[number] = _runs(exact, [chunk[number]], size_hw[0])[0]
+        mask, piece = mask_logits[chunk[number].mask], chunk[number]
+        if _rounding_decides(mask, piece, rows, columns):
+            found[number] = _runs(_closed(_exact(mask, piece, size_hw)), [piece], size_hw[0])[0]
     return found
+
+
+def _rounding_decides(mask: torch.Tensor, piece: _Piece, rows: _Axis, columns: _Axis) -> bool:
+    """The bound again, pixel by pixel: far tighter, and computed only where the coarse one was not enough."""
+    sizes = _upsample(mask.abs(), piece, rows, columns).mul_(ROUNDING)
+    return bool((_upsample(mask, piece, rows, columns).abs_() <= sizes).any())
 
 
 def _upsample(mask: torch.Tensor, piece: _Piece, rows: _Axis, columns: _Axis) -> torch.Tensor:
