@@ -15,7 +15,8 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,24 +43,15 @@ def load_concepts(source: str | Path, overrides: Sequence[str] = ()) -> ConceptL
 
     Paths in it are relative to its folder. Raises ConfigError listing every problem.
     """
-    return parse_concepts(_read_text(Path(source)), str(source), overrides, Path(source).parent)
+    path = Path(source)
+    return parse_concepts(_read_text(path, "; `sam3label init` writes one"), str(source), overrides, path.parent)
 
 
 def parse_concepts(
     text: str, name: str = "concept list", overrides: Sequence[str] = (), folder: str | Path = "."
 ) -> ConceptList:
     """The concept list in YAML text. `name` stands for the file in messages; paths are relative to `folder`."""
-    problems: list[str] = []
-    root = read_nodes(text, name, lambda line: f"{name}:{line}", problems)
-    if root is None:
-        raise ConfigError(f"{name}: the file is empty; it needs at least: {_EXAMPLE}")
-    if isinstance(root.value, list):
-        root = Node({"names": root}, root.where)
-    root = _apply(overrides, root, problems)
-    concepts = _concept_list(root, Path(folder), problems)
-    if problems:
-        raise ConfigError(_message(name, problems))
-    return concepts
+    return _parse(text, name, lambda line: f"{name}:{line}", overrides, Path(folder))
 
 
 def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
@@ -75,7 +67,21 @@ def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
         prompts.setdefault(label, []).append(phrase)
     concepts = {label: {"prompts": phrases} for label, phrases in prompts.items()}
     document = yaml.safe_dump({"names": list(prompts), "concepts": concepts}, sort_keys=False, allow_unicode=True)
-    return parse_concepts(document, name, overrides)
+    return _parse(document, name, lambda _: name, overrides, Path())
+
+
+def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequence[str], folder: Path) -> ConceptList:
+    problems: list[str] = []
+    root = read_nodes(text, name, place, problems)
+    if root is None:
+        raise ConfigError(f"{name}: the file is empty; it needs at least: {_EXAMPLE}")
+    if isinstance(root.value, list):
+        root = Node({"names": root}, root.where)
+    root = _apply(overrides, root, problems)
+    concepts = _concept_list(root, folder, problems)
+    if problems:
+        raise ConfigError(_message(name, problems))
+    return concepts
 
 
 def dump_concepts(concepts: ConceptList) -> str:
@@ -98,17 +104,16 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
     return rules
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, hint: str = "") -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8; a concept list is YAML, such as: {_EXAMPLE}") from None
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such concept list{_close(path.name, _neighbours(path))}; `sam3label init` writes one"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise ConfigError(f"{path}: no such file{_close(path.name, _neighbours(path))}{hint}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason.lower()}") from error
 
 
 def _neighbours(path: Path) -> list[str]:
@@ -333,7 +338,7 @@ def _group(node: Node, key: str, names: Collection[str], problems: list[str]) ->
             _check_class(child.value, child.where, key, names, problems)
     if len(node.value) < 2:
         problems.append(
-            f"{node.where}: {key}: got {_shown(node)}; allowed: at least two classes, which exclude each other"
+            f"{node.where}: {key}: got {_shown(node)}; allowed: at least two classes that exclude each other"
         )
     return tuple(members)
 
@@ -346,9 +351,8 @@ def _mapping(node: Node | None, key: str, allowed: Sequence[str] | None, problem
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
-        problems.append(
-            f"{node.where}: {key}: got {_shown(node)}; allowed: keys and values ({_some(allowed or ['...'])})"
-        )
+        wanted = f"keys and values ({', '.join(allowed)})" if allowed else "class names and their rules"
+        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {wanted}")
         return {}
     if allowed is not None:
         _refuse_unknown(node, key, allowed, problems)
@@ -452,4 +456,7 @@ def _ontology_pairs(text: str, name: str) -> list[tuple[str, str]]:
     right = isinstance(pairs, list) and all(isinstance(p, tuple) and isinstance(p[1], str) for p in pairs)
     if not right or not pairs:
         raise ConfigError(f'{name}: allowed: phrases and their classes, such as {{"hard hat": "helmet"}}')
+    twice = [phrase for phrase, count in Counter(phrase for phrase, _ in pairs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{name}: given more than once: {_some(twice)}; each phrase may be there once")
     return pairs

@@ -60,8 +60,8 @@ class _Reader:
         where = self.place(node.start_mark.line + 1)
         if id(node) in self.done:
             if (known := self.done[id(node)]) is None:
-                self.problems.append(f"{where}: an alias refers to the value it is part of")
-            return known or Node(None, where)
+                raise ConfigError(f"{where}: an alias refers to the value it is part of")
+            return known
         self.done[id(node)] = None
         if isinstance(node, yaml.MappingNode):
             result = Node(self.mapping(node), where)
