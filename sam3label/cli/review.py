@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from sam3label.cli.run import RunFolder
+
+if TYPE_CHECKING:
+    from sam3label.export.images import Placement
 
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
 
@@ -93,14 +96,20 @@ def summary(run: RunFolder) -> None:
 def write(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    audit: Annotated[int, typer.Option(min=0, help="Images in the random audit sample.")] = 50,
+    images: Annotated[str, typer.Option(help="hardlink (copies where it cannot), copy, symlink, none.")] = "hardlink",
+    audit: Annotated[
+        int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
+    ] = None,
 ) -> None:
     """Write the run as a FiftyOneDataset folder, which FiftyOne loads without this package. Needs no database."""
+    from sam3label.export.images import PLACEMENTS
     from sam3label.review.folder import write_folder
     from sam3label.select import open_run
 
+    if images not in PLACEMENTS:
+        raise typer.BadParameter(f"{images!r} is not one of {', '.join(PLACEMENTS)}", param_hint="--images")
     with open_run(run) as opened:
-        for path in write_folder(opened, out, audit):
+        for path in write_folder(opened, out, audit, cast("Placement", images)):
             typer.echo(
                 f"{path}: load it with fiftyone.Dataset.from_dir({str(path)!r}, "
                 "dataset_type=fiftyone.types.FiftyOneDataset)"

@@ -50,7 +50,7 @@ def push(
     fo = connect.fiftyone()
     if not len(run):
         raise StoreError(f"{run.store.folder} has no labelled image yet, so there is nothing to review.")
-    state = _remember(run, dataset, audit)
+    state = remember(run, dataset, audit)
     whole = queue.survey(queue.look_at_all(run), state["audit"])
     results = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):
@@ -61,7 +61,7 @@ def push(
     return tuple(results)
 
 
-def _remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any]:
+def remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any]:
     """The run's own note of where it was pushed. The random id ties datasets to it, whatever they are called."""
     state = run.store.meta(connect.META) or {"run": uuid.uuid4().hex, "dataset": None, "audit": AUDIT}
     name = dataset or state["dataset"] or Path(run.store.folder).resolve().name
@@ -71,9 +71,14 @@ def _remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any
     return changed
 
 
+def dataset_info(run: Run, run_id: str) -> dict[str, Any]:
+    """Whose dataset it is, and what the run was made with."""
+    return {"run": run_id, "folder": str(Path(run.store.folder).resolve()), **run.info}
+
+
 def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
     """The dataset to push to: new, this run's, or an empty one left by a push that was cut off."""
-    info = {"run": run_id, "folder": str(Path(run.store.folder).resolve()), **run.info}
+    info = dataset_info(run, run_id)
     if not fo.dataset_exists(name):
         dataset = schema.create(fo, name, video, run.concepts.names, info)
     else:

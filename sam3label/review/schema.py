@@ -7,7 +7,7 @@
     reasons, gain  why to look, in words, and how much it may bring, by kind
     sync           what run and dataset last agreed on (see `labels.Sync`)
 
-In a video dataset the first three and `sync` are on its frames.
+In a video dataset the first three and `sync` are on its frames (`prefix` is then "frames.").
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ STATUS = "review_status"
 SYNC = "sync"
 UNREVIEWED, REVIEWED = "unreviewed", "reviewed"
 
-_ATTRIBUTES = {
-    "presence": "FloatField",
-    "phrase": "StringField",
-    "candidate_id": "StringField",
-    "source": "StringField",
-}
-_LABEL_FIELDS = {
+ATTRIBUTES = {"presence": "FloatField", "phrase": "StringField", "candidate_id": "StringField", "source": "StringField"}
+LABEL_FIELDS = {
     PREDICTIONS: "what the model labelled; read-only",
     TRUTH: "the labels, for people to edit",
     MAYBE: "left-out candidates worth a look; tag one 'approved' to make it a label",
 }
 _VIEWS = {
+    "all": "everything worth a look, by expected corrections",
     "near threshold": "scores that could fall on either side of their class's threshold, closest first",
     "presence disagrees": "the image-level presence says one thing, the best object another",
     "two classes": "one object, two classes",
@@ -48,8 +44,47 @@ _VIEWS = {
 }
 
 
+# ---- plain values
+
+
+def views() -> list[tuple[str, str, str]]:
+    """(name, description, gain field) of each saved view: one per kind, and the whole queue."""
+    return [
+        (f"review: {kind}", words, f"gain.{gain_field('total' if kind == 'all' else kind)}")
+        for kind, words in _VIEWS.items()
+    ]
+
+
+def label_schemas(classes: Sequence[str], prefix: str) -> dict[str, Any]:
+    """In-app annotation: the classes of the concept list; the model's figures are shown but not editable."""
+    figures = [{"name": "confidence", "type": "float"}, {"name": "presence", "type": "float"}]
+    words = [{"name": name, "type": "str"} for name in ("phrase", "source", "candidate_id")]
+    return {
+        prefix + TRUTH: {
+            "type": "detections",
+            "component": "dropdown" if len(classes) > 5 else "radio",
+            "classes": list(classes),
+            "attributes": [{"component": "text", "read_only": True, **a} for a in (*figures, *words)],
+        },
+        STATUS: {"type": "str", "component": "radio", "values": [UNREVIEWED, REVIEWED]},
+    }
+
+
+def sidebar(prefix: str) -> list[dict[str, Any]]:
+    """What a reviewer needs, in the order in which it is needed; the rest stays out of the way."""
+    return [
+        {"name": "tags", "paths": []},
+        {"name": "labels", "paths": [prefix + name for name in (TRUTH, PREDICTIONS, MAYBE)]},
+        {"name": "review", "paths": [STATUS, "reasons", "gain.total", "item_id"]},
+        {"name": "gain", "paths": [f"gain.{gain_field(k)}" for k in KINDS], "expanded": False},
+    ]
+
+
+# ---- through FiftyOne
+
+
 def create(fo: Any, name: str, video: bool, classes: Sequence[str], info: dict[str, Any]) -> Any:
-    """A new dataset with every field declared, so that an empty first image does not leave fields out."""
+    """A new, empty dataset that says whose it is."""
     dataset = fo.Dataset(name, persistent=True)
     dataset.media_type = "video" if video else "image"
     dataset.info["sam3label"] = info
@@ -59,14 +94,26 @@ def create(fo: Any, name: str, video: bool, classes: Sequence[str], info: dict[s
 
 
 def declare(fo: Any, dataset: Any, classes: Sequence[str]) -> None:
-    """Fields, label schemas, views, sidebar. Safe to repeat: what is there already stays."""
+    """Every field (an empty first image must not leave one out), label schemas, views, sidebar. Safe to repeat."""
     video = dataset.media_type == "video"
+    prefix = "frames." if video else ""
     add = dataset.add_frame_field if video else dataset.add_sample_field
-    for name, description in _LABEL_FIELDS.items():
+    for name, description in LABEL_FIELDS.items():
         add(name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Detections, description=description)
-        for attribute, kind in _ATTRIBUTES.items():
+        for attribute, kind in ATTRIBUTES.items():
             add(f"{name}.detections.{attribute}", getattr(fo, kind))
     add(SYNC, fo.DictField, description="what the run and this dataset last agreed on")
+    _declare_sample_fields(fo, dataset)
+    _make_read_only(dataset, prefix + PREDICTIONS)
+    schemas = label_schemas(classes, prefix)
+    dataset.set_label_schemas(schemas)
+    dataset.activate_label_schemas(list(schemas))
+    _save_views(fo, dataset)
+    dataset.app_config.sidebar_groups = [fo.SidebarGroupDocument(**group) for group in sidebar(prefix)]
+    dataset.save()
+
+
+def _declare_sample_fields(fo: Any, dataset: Any) -> None:
     dataset.add_sample_field("item_id", fo.StringField, description="the run's name for this file")
     dataset.add_sample_field(STATUS, fo.StringField, description="'reviewed' vouches for every label of the image")
     dataset.add_sample_field("reasons", fo.ListField, subfield=fo.StringField, description="why it is worth a look")
@@ -74,53 +121,18 @@ def declare(fo: Any, dataset: Any, classes: Sequence[str]) -> None:
     for kind in (*KINDS, "total"):
         dataset.add_sample_field(f"gain.{gain_field(kind)}", fo.FloatField)
     dataset.create_index("item_id", unique=True)
-    _make_read_only(dataset, PREDICTIONS, video)
-    _label_schemas(dataset, classes, "frames." if video else "")
-    _saved_views(fo, dataset)
-    _sidebar(fo, dataset, "frames." if video else "")
 
 
-def _make_read_only(dataset: Any, name: str, video: bool) -> None:
-    field = dataset.get_field(f"frames.{name}" if video else name)
+def _make_read_only(dataset: Any, path: str) -> None:
+    field = dataset.get_field(path)
     if not field.read_only:
         field.read_only = True
         field.save()
 
 
-def _label_schemas(dataset: Any, classes: Sequence[str], prefix: str) -> None:
-    """In-app annotation: classes of the concept list, the model's figures shown but not editable."""
-    truth = prefix + TRUTH
-    figures = [{"name": "confidence", "type": "float"}, {"name": "presence", "type": "float"}]
-    words = [{"name": name, "type": "str"} for name in ("phrase", "source", "candidate_id")]
-    schemas = {
-        truth: {
-            "type": "detections",
-            "component": "dropdown" if len(classes) > 5 else "radio",
-            "classes": list(classes),
-            "attributes": [{"component": "text", "read_only": True, **a} for a in (*figures, *words)],
-        },
-        STATUS: {"type": "str", "component": "radio", "values": [UNREVIEWED, REVIEWED]},
-    }
-    dataset.set_label_schemas(schemas)
-    dataset.activate_label_schemas([truth, STATUS])
-
-
-def _saved_views(fo: Any, dataset: Any) -> None:
-    """One view per kind, best first, less what is reviewed, and the whole queue."""
+def _save_views(fo: Any, dataset: Any) -> None:
+    """Best first, less what is reviewed."""
     left = dataset.match(fo.ViewField(STATUS) != REVIEWED)
-    queues = {"all": ("everything worth a look, by expected corrections", "total")}
-    queues |= {kind: (words, gain_field(kind)) for kind, words in _VIEWS.items()}
-    for kind, (words, field) in queues.items():
-        path = f"gain.{field}"
+    for name, words, path in views():
         view = left.match(fo.ViewField(path) > 0).sort_by(path, reverse=True)
-        dataset.save_view(f"review: {kind}", view, description=words, overwrite=True)
-
-
-def _sidebar(fo: Any, dataset: Any, prefix: str) -> None:
-    dataset.app_config.sidebar_groups = [
-        fo.SidebarGroupDocument(name="tags", paths=[]),
-        fo.SidebarGroupDocument(name="labels", paths=[prefix + name for name in (TRUTH, PREDICTIONS, MAYBE)]),
-        fo.SidebarGroupDocument(name="review", paths=[STATUS, "reasons", "gain.total", "item_id"]),
-        fo.SidebarGroupDocument(name="gain", paths=[f"gain.{gain_field(k)}" for k in KINDS], expanded=False),
-    ]
-    dataset.save()
+        dataset.save_view(name, view, description=words, overwrite=True)

@@ -1,0 +1,237 @@
+"""How good the model was, as far as people have reviewed it.
+
+On a reviewed image the final labels are the truth. The model's labels are matched with them one to one, class by
+class, at mask IoU of at least 0.5. What people chose to review is not typical of the run (the queue shows the worst
+first), so only the random audit sample says how good the run is, and it says so with a 95 % interval.
+
+Instances of one image are not independent. The interval is Wilson's with the effective sample size, that is the number
+of instances over Kish's design effect, taken from the variance of the ratio between images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from sam3label import masks
+from sam3label.records import Edit, Label
+from sam3label.review import connect, queue
+from sam3label.review.pull import CONFLICTS
+from sam3label.select import Run
+
+MATCH_IOU = 0.5
+Z95 = 1.959964
+TOGETHER_MINUTES = 1 / 60
+PAUSE_MINUTES = 10.0  # a longer gap between two reviewed images is a break, not work
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """hits / total with its 95 % interval; `value` is None when there was nothing to count."""
+
+    hits: int
+    total: int
+    interval: tuple[float, float]
+
+    @property
+    def value(self) -> float | None:
+        return self.hits / self.total if self.total else None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassQuality:
+    """Of what the model labelled, how much was right; of what is there, how much it had found."""
+
+    precision: Ratio
+    recall: Ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """`audit` is the unbiased figure, `reviewed` that of every reviewed image; by class, "" being all together."""
+
+    images: int
+    reviewed_images: int
+    audit_images: int
+    audit_reviewed: int
+    audit: Mapping[str, ClassQuality]
+    reviewed: Mapping[str, ClassQuality]
+    confused: Sequence[tuple[str, str, int]]  # model said, person says, how often
+    decisions: Mapping[str, int]
+    minutes_per_image: float | None
+    conflicts: Sequence[str]
+
+
+def summarise(run: Run) -> Summary:
+    """Walk the reviewed images of a run."""
+    state = run.store.meta(connect.META) or {"audit": 0}
+    edits = run.store.edits()
+    reviewed_ids = {e.item_id for e in edits if e.action == "reviewed"}
+    ids = list(dict.fromkeys(u.item.id for u in run.store.units() if u.error is None))
+    sample = set(queue.audit_sample(ids, state["audit"]))
+    counts: dict[str, Counts] = {}
+    confused: Counter[tuple[str, str]] = Counter()
+    for unit in run.store.units():
+        if unit.item.id in reviewed_ids and unit.error is None:
+            per_class = np.zeros((len(run.concepts.names), 3), np.int64)
+            for seen, final in zip(queue.look(run, unit), run.unit_images(unit), strict=True):
+                if final.reviewed:
+                    per_class += compare(seen.labels, final.labels, run.concepts.names, confused)
+            counts[unit.item.id] = counts.get(unit.item.id, 0) + per_class
+    audited = [id_ for id_ in counts if id_ in sample]
+    return Summary(
+        images=len(ids),
+        reviewed_images=len(counts),
+        audit_images=len(sample),
+        audit_reviewed=len(audited),
+        audit=quality([counts[id_] for id_ in audited], run.concepts.names),
+        reviewed=quality(list(counts.values()), run.concepts.names),
+        confused=[(a, b, n) for (a, b), n in confused.most_common(10)],
+        decisions=Counter[str](e.action for e in edits),
+        minutes_per_image=minutes_per_image(edits),
+        conflicts=run.store.meta(CONFLICTS) or [],
+    )
+
+
+# ---- counting
+
+
+def compare(
+    model: Sequence[Label], truth: Sequence[Label], names: Sequence[str], confused: Counter[tuple[str, str]]
+) -> Counts:
+    """int64 [classes, (right, labelled by the model, there in truth)] of one image; confusions are added up."""
+    counts = np.zeros((len(names), 3), np.int64)
+    wrong: list[Label] = []
+    missed: list[Label] = []
+    for class_id in range(len(names)):
+        own, there = ([x for x in labels if x.class_id == class_id] for labels in (model, truth))
+        pairs = matched(own, there)
+        counts[class_id] = len(pairs), len(own), len(there)
+        wrong += [x for i, x in enumerate(own) if i not in {a for a, _ in pairs}]
+        missed += [x for i, x in enumerate(there) if i not in {b for _, b in pairs}]
+    for a, b in matched(wrong, missed):
+        confused[names[wrong[a].class_id], names[missed[b].class_id]] += 1
+    return counts
+
+
+def matched(a: Sequence[Label], b: Sequence[Label]) -> list[tuple[int, int]]:
+    """One-to-one pairs with IoU of at least `MATCH_IOU`, as many as possible."""
+    overlap = masks.iou_matrix([x.rle for x in a], [x.rle for x in b])
+    good = np.where(overlap >= MATCH_IOU, overlap + 1.0, 0.0)
+    rows, columns = linear_sum_assignment(-good)
+    return [(i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if good[i, j] > 0]
+
+
+def quality(counts: Sequence[Counts], names: Sequence[str]) -> dict[str, ClassQuality]:
+    """By class, and under "" all classes together. Classes that neither model nor truth have are left out."""
+    stacked = np.stack(counts) if counts else np.zeros((0, len(names), 3), np.int64)
+    columns = {"": stacked.sum(axis=1)} | {name: stacked[:, i] for i, name in enumerate(names)}
+    return {
+        name: ClassQuality(ratio(c[:, 0], c[:, 1]), ratio(c[:, 0], c[:, 2]))
+        for name, c in columns.items()
+        if c[:, 1:].any()
+    }
+
+
+def ratio(hits: Counts, totals: Counts) -> Ratio:
+    """Sum of hits over sum of totals, one entry per image."""
+    n, k = int(totals.sum()), int(hits.sum())
+    return Ratio(k, n, wilson(k / n, effective_size(hits, totals)) if n else (0.0, 1.0))
+
+
+def effective_size(hits: Counts, totals: Counts) -> float:
+    """As many independent instances as would give the ratio its variance between images. Never more than there are."""
+    n, images = int(totals.sum()), int((totals > 0).sum())
+    p = float(hits.sum()) / n
+    spread = float(((hits - p * totals) ** 2).sum()) * (images / (images - 1) if images > 1 else 1.0)
+    if spread == 0:
+        return float(images)  # all right, or all wrong: images are what is independent for certain
+    return min(float(n), p * (1 - p) * n * n / spread)
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """95 % score interval of a proportion; it is never empty, also when all or none were right."""
+    shrink = 1 + Z95**2 / n
+    centre = (p + Z95**2 / (2 * n)) / shrink
+    half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def minutes_per_image(edits: Iterable[Edit]) -> float | None:
+    """Median time between two images that one person marked as reviewed; None if the times do not say.
+
+    Breaks are left out, and so are images marked together, whose times are those of one command.
+    """
+    seen: dict[tuple[str, str], datetime] = {}
+    for edit in edits:
+        if edit.action == "reviewed":
+            at = datetime.fromisoformat(edit.at)
+            seen[edit.who, edit.item_id] = max(at, seen.get((edit.who, edit.item_id), at))
+    times: dict[str, list[datetime]] = defaultdict(list)
+    for (who, _), at in seen.items():
+        times[who].append(at)
+    gaps = [(b - a).total_seconds() / 60 for own in times.values() for a, b in pairwise(sorted(own))]
+    work = [gap for gap in gaps if TOGETHER_MINUTES < gap <= PAUSE_MINUTES]
+    return median(work) if work else None
+
+
+# ---- words
+
+
+def to_text(summary: Summary) -> str:
+    """What `sam3label review summary` prints."""
+    lines = [f"{summary.reviewed_images} of {summary.images} images reviewed"]
+    if not summary.reviewed_images:
+        lines.append("Mark images as reviewed in FiftyOne (review_status), then: sam3label review pull RUN")
+        return "\n".join(lines)
+    decisions = ", ".join(f"{n} {action}" for action, n in sorted(summary.decisions.items()))
+    lines.append(f"decisions: {decisions}")
+    if summary.minutes_per_image is not None:
+        lines.append(f"time: {summary.minutes_per_image:.1f} minutes per image (median)")
+    lines += ["", *_audit_lines(summary)]
+    lines += ["", "All reviewed images (the queue shows the worst first: not typical of the run)"]
+    lines += _table(summary.reviewed)
+    if summary.confused:
+        lines += ["", "Most confused: " + ", ".join(f"{a} was {b} ({n})" for a, b, n in summary.confused)]
+    if summary.conflicts:
+        lines += ["", "Conflicts between pulls (the later stands):", *(f"  {text}" for text in summary.conflicts)]
+    return "\n".join(lines)
+
+
+def _audit_lines(summary: Summary) -> list[str]:
+    done, total = summary.audit_reviewed, summary.audit_images
+    if not done:
+        return [
+            f"None of the {total} images of the random audit sample is reviewed: no unbiased figure ('review: audit')."
+        ]
+    title = f"Random audit sample ({done} of {total} images): unbiased, with 95% intervals"
+    if done < total:
+        title += f"\n  as long as the {total - done} images left were not passed over for what they show"
+    return [title, *_table(summary.audit)]
+
+
+def _table(figures: Mapping[str, ClassQuality]) -> list[str]:
+    width = max((len(name) for name in figures), default=0)
+    width = max(width, len("all classes"))
+    return [
+        f"  {name or 'all classes':<{width}}  precision {_figure(q.precision)}  recall {_figure(q.recall)}"
+        for name, q in figures.items()
+    ]
+
+
+def _figure(ratio_: Ratio) -> str:
+    if ratio_.value is None:
+        return f"{'-':<29}"
+    low, high = ratio_.interval
+    return f"{ratio_.value:.3f} [{low:.3f}, {high:.3f}] of {ratio_.total:<4}"
