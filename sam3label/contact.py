@@ -7,6 +7,7 @@ picture that is asked for, so a 40 megapixel photo costs one resize, and edges a
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 
 from sam3label import masks
 from sam3label.errors import OutputError
+from sam3label.files import write_whole
 from sam3label.records import Label
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
@@ -74,7 +76,9 @@ def contact_sheet(
             sheet.paste(picture, (left + (CELL_PX - picture.width) // 2, top + height - picture.height))
             _write_title(sheet, title, left, top + height + MARGIN_PX // 2)
         top += height + gap_y
-    _save_whole(sheet, Path(path))
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    write_whole(path, png.getvalue())
 
 
 def _paint_mask(picture: Image.Image, label: Label) -> None:
@@ -139,15 +143,3 @@ def _write_title(sheet: Image.Image, title: str, left: int, top: int) -> None:
         title = title[1:]  # the end of a path says more than its beginning
         text = "…" + title
     draw.text((left, top), text, font=font, fill=ImageColor.getrgb("#d7dae0"))
-
-
-def _save_whole(picture: Image.Image, path: Path) -> None:
-    """Write beside, then rename: a reader never sees half a picture."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format="PNG")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}. Give another place.") from error

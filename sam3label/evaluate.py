@@ -21,7 +21,8 @@ from pycocotools import mask as coco_mask
 
 from sam3label import masks, saco
 from sam3label.coco_ap import Kind, average_precision
-from sam3label.errors import InputError, OutputError
+from sam3label.errors import InputError
+from sam3label.files import write_whole
 from sam3label.records import Candidate, ConceptList, Label
 from sam3label.select import Run, open_run
 from sam3label.store import Unit
@@ -414,12 +415,4 @@ def _share(hits: npt.NDArray[np.bool_]) -> float:
 
 def write_json(figures: Mapping[str, Any], path: str | Path) -> None:
     """Write figures to a file that appears whole. Raises `OutputError`."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error.strerror}. Give another place.") from error
+    write_whole(path, json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False))
