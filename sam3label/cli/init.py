@@ -58,9 +58,8 @@ def init(
     if out.exists() and not force:
         raise OutputError(f"{out} is already there: write to another file, or overwrite it with --force")
     _write(out, starter(names))
-    typer.echo(
-        f"Wrote {out}: {len(names)} {'class' if len(names) == 1 else 'classes'}. Edit it, then: sam3label run PHOTOS -c {shlex.quote(str(out))}"
-    )
+    count = f"{len(names)} {'class' if len(names) == 1 else 'classes'}"
+    typer.echo(f"Wrote {out}: {count}. Edit it, then: sam3label run PHOTOS -c {shlex.quote(str(out))}")
 
 
 def starter(names: Sequence[str]) -> str:
