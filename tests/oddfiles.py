@@ -1,7 +1,7 @@
 """A folder of broken and odd photo files, each with what must become of it.
 
-`write_odd_files(folder)` makes them all and returns the expectations by item id (POSIX path relative to the folder):
-the (height, width) of an image that must be labelled, or a fragment of the reason why it cannot be.
+`write(folder)` makes them all and says of each by its id (POSIX path relative to the folder) the size in which it must
+be labelled, or a fragment of the reason why it cannot be.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 from skimage import data
 
-Expectation = tuple[int, int] | str
+Expectation = tuple[int, int] | str  # (height, width), or a part of the reason
 HEIGHT, WIDTH = 90, 120  # not square, so that a wrong orientation shows
 
 
@@ -178,7 +179,16 @@ FILES: dict[str, tuple[Callable[[], bytes], Expectation]] = {
 }
 
 
-def write_odd_files(folder: Path) -> dict[str, Expectation]:
+@dataclass(frozen=True)
+class Odd:
+    """One odd file: labelled in `size_hw`, or failed with `reason` in its reason."""
+
+    name: str
+    size_hw: tuple[int, int] | None = None
+    reason: str = ""
+
+
+def write(folder: Path) -> list[Odd]:
     """Write everything in FILES, and what is no ordinary file: broken links, looping links, a pipe, hidden files."""
     for name, (content, _) in FILES.items():
         path = folder / name
@@ -200,4 +210,5 @@ def write_odd_files(folder: Path) -> dict[str, Expectation]:
         "link.jpg": SIZE,
         "pipe.jpg": "not a regular file",
     }
-    return {name: expectation for name, (_, expectation) in FILES.items()} | links
+    wanted = {name: expectation for name, (_, expectation) in FILES.items()} | links
+    return [Odd(name, reason=want) if isinstance(want, str) else Odd(name, want) for name, want in wanted.items()]
