@@ -131,6 +131,18 @@ def _warnings(figures: Figures) -> list[str]:
 
 def predictions_of_run(run: Run, truth: Truth) -> tuple[Truth, Predictions, list[str]]:
     """(truth reduced to what the run can answer, the run's answers by its pairs, what was left out, in words)."""
+    notes: list[str] = []
+    known = units_of_truth(run, truth, notes)
+    reader = _phrase_answers if truth.by_phrase else _class_answers
+    answered, predictions = reader(run, truth, known, notes)
+    return answered, predictions, notes
+
+
+def units_of_truth(run: Run, truth: Truth, notes: list[str]) -> dict[int, Unit]:
+    """Image id -> the run's unit of that file, in truth order. Adds what is missing on either side to `notes`.
+
+    Raises `InputError` when no file is on both sides, and when the two disagree about an image's size.
+    """
     units = {u.item.id: u for u in run.store.units() if u.error is None and u.item.kind == "image"}
     items = match_files([image.file_name for image in truth.images.values()], units)
     if not items:
@@ -138,11 +150,11 @@ def predictions_of_run(run: Run, truth: Truth) -> tuple[Truth, Predictions, list
             f"none of the {len(truth.images)} images of {truth.path} is in the run: the truth names files like "
             f"{_example(image.file_name for image in truth.images.values())}, the run like {_example(units)}."
         )
+    notes += _coverage(truth, items, units)
     known = {i: units[items[image.file_name]] for i, image in truth.images.items() if image.file_name in items}
-    notes = _coverage(truth, items, units)
-    reader = _phrase_answers if truth.by_phrase else _class_answers
-    answered, predictions = reader(run, truth, known, notes)
-    return answered, predictions, notes
+    for image_id, unit in known.items():
+        _same_size(truth, image_id, unit)
+    return known
 
 
 def match_files(names: Sequence[str], item_ids: Iterable[str]) -> dict[str, str]:
@@ -184,14 +196,13 @@ def _coverage(truth: Truth, items: Mapping[str, str], units: Mapping[str, Unit])
 
 def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: list[str]) -> tuple[Truth, Predictions]:
     """A COCO truth is answered by class: labels, and for average precision labels without score thresholds."""
-    categories = _categories_of_classes(run.concepts, truth, notes)
+    categories = categories_of_classes(run.concepts, truth, notes)
     relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in run.concepts.concepts)
     everything = Run(run.store, replace(run.concepts, concepts=relaxed))
     edited = run.store.edited_ids()
     answers: dict[Pair, list[Instance]] = defaultdict(list)
     ranked: dict[Pair, list[Instance]] = defaultdict(list)
     for image_id, unit in known.items():
-        _same_size(truth, image_id, unit)
         for source, target in ((run, answers), (everything, ranked)):
             (image,) = source.unit_images(unit, edited=unit.item.id in edited)
             for label in image.labels:
@@ -204,7 +215,7 @@ def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: lis
     return truth.only(pairs), Predictions(answers, ranked)
 
 
-def _categories_of_classes(concepts: ConceptList, truth: Truth, notes: list[str]) -> dict[int, int]:
+def categories_of_classes(concepts: ConceptList, truth: Truth, notes: list[str]) -> dict[int, int]:
     """Class id -> category id, by name. Says which categories the run never looked for."""
     by_name = {name.casefold().strip(): category_id for category_id, name in truth.categories.items()}
     found = {c.id: by_name[key] for c in concepts.concepts if (key := c.name.casefold().strip()) in by_name}
@@ -231,7 +242,6 @@ def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: li
         if pair[0] not in known or (phrase not in prompts and phrase not in classes):
             continue
         unit = known[pair[0]]
-        _same_size(truth, pair[0], unit)
         if phrase in prompts:
             asked = [c for c in run.store.candidates(unit) if c.prompt == prompts[phrase]]
             ranked[pair] = [_instance_of(c) for c in asked]

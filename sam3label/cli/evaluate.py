@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from sam3label.calibrate import Calibration, ClassResult
     from sam3label.evaluate import Evaluation, Figures
 
 TruthFiles = Annotated[
     list[Path],
     typer.Option("--gt", help="Truth: COCO, LVIS or SA-Co JSON. Several files are several annotators."),
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `sam3label run`.")]
 MAX_ROWS = 30
 
 
@@ -34,8 +35,6 @@ def evaluate(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
-    from rich.console import Console
-
     from sam3label.config import load_concepts
     from sam3label.evaluate import evaluate_results, evaluate_run, write_json
 
@@ -48,7 +47,82 @@ def evaluate(
         evaluation = evaluate_results(gt, pred, attributes)
     if json_out is not None:
         write_json(evaluation.to_json(), json_out)
-    _print_evaluation(Console(), evaluation)
+    _print_evaluation(_console(), evaluation)
+
+
+def calibrate(
+    run_folder: RunFolder,
+    gt: Annotated[Path, typer.Option("--gt", help="COCO truth of some of the run's images.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Concept list to write. [RUN/concepts.calibrated.yaml]")
+    ] = None,
+    concepts: Annotated[
+        Path | None, typer.Option("--concepts", "-c", help="Start from this concept list. [the run's own]")
+    ] = None,
+    beta: Annotated[float, typer.Option(min=0.1, max=10, help="Weight of recall against precision.")] = 1.0,
+    precision: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Instead: the most recall at this precision or better.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Parts for cross-validation over images.")] = 5,
+) -> None:
+    """Choose each class's score, presence and NMS thresholds from a few labelled images. No GPU."""
+    from sam3label.calibrate import Goal, calibrate_run, write_concepts
+    from sam3label.config import load_concepts
+
+    target = out or run_folder / "concepts.calibrated.yaml"
+    goal = Goal(beta, precision)
+    calibration = calibrate_run(run_folder, gt, load_concepts(concepts) if concepts else None, goal, folds)
+    write_concepts(calibration, target)
+    _print_calibration(_console(), calibration, run_folder, target)
+
+
+def preview(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders, globs in quotes.")],
+    concepts: Annotated[Path | None, typer.Option("--concepts", "-c", help="Concept list (YAML).")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images to label, spread over all.")] = 16,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the sheet and the page.")] = Path("preview"),
+    ontology: Annotated[str | None, typer.Option(help='Instead of -c: \'{"hard hat": "helmet"}\'.')] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, e.g. concepts.helmet.conf=0.7. Repeatable.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Hub id, local folder in hub layout, or 'demo'.")] = "facebook/sam3",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
+) -> None:
+    """Label a spread sample: a contact sheet, a page, and what the whole folder would take."""
+    from sam3label.cli.run import read_concepts
+    from sam3label.preview import preview as make_preview
+    from sam3label.run import RunOptions
+
+    options = RunOptions(model=model, revision=revision, device=device, batch_size=batch_size, workers=workers)
+    made = make_preview(photos, read_concepts(concepts, ontology, settings or []), out, n, options)
+    _print_preview(_console(), made)
+
+
+def report(
+    run_folder: RunFolder,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write. [RUN/report.html]")] = None,
+    concepts: Annotated[
+        Path | None, typer.Option("--concepts", "-c", help="Other thresholds. [the run's own list]")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about a run: counts, sliders, suspicious cases, a gallery, failures."""
+    from sam3label.config import load_concepts
+    from sam3label.report import write_report
+
+    target = out or run_folder / "report.html"
+    write_report(run_folder, target, load_concepts(concepts) if concepts else None)
+    typer.echo(f"Report: {target}")
+
+
+def _console() -> Console:
+    """Tables are as wide as the terminal; a file or a pipe gets them whole."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
@@ -67,6 +141,50 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         _print_groups(console, group.removeprefix("by_"), figures[group])
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False, highlight=False)
+
+
+def _print_calibration(console: Console, calibration: Calibration, run_folder: Path, target: Path) -> None:
+    from rich.table import Table
+
+    from sam3label.calibrate import describe_goal
+
+    console.print(f"Thresholds for {describe_goal(calibration.goal)}; F is cross-validated over images.")
+    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", "gain [95 %]", "")
+    for result in calibration.classes:
+        table.add_row(*_calibration_row(result))
+    console.print(table)
+    _print_phrases(console, calibration)
+    for note in calibration.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+    console.print(f"Written: {target}\nUse it: sam3label export {run_folder} -c {target} ...", markup=False)
+
+
+def _calibration_row(result: ClassResult) -> list[str]:
+    if result.before is None or result.after is None:
+        return [result.name, str(result.objects), *("" for _ in range(6)), result.note]
+    low, high = result.gain_interval
+    values = (
+        f"{new:g}" if new == old else f"{old:g} -> {new:g}"
+        for old, new in zip(dataclasses.astuple(result.old), dataclasses.astuple(result.new), strict=True)
+    )
+    gain = f"{result.gain:+.3f} [{low:+.3f}, {high:+.3f}]".replace("[", r"\[")
+    return [
+        result.name, str(result.objects), *values,
+        f"{result.before.f:.3f}", f"{result.after.f:.3f}", gain, result.note,
+    ]  # fmt: skip
+
+
+def _print_phrases(console: Console, calibration: Calibration) -> None:
+    from rich.table import Table
+
+    table = Table("class", "phrase", "alone: precision", "recall", "only it finds", "only its false alarms", "verdict")
+    for result in calibration.classes:
+        for effect in result.phrases:
+            alone = (f"{effect.alone.precision:.3f}", f"{effect.alone.recall:.3f}")
+            brings = (str(effect.hits), str(effect.false_alarms))
+            table.add_row(result.name, effect.phrase, *alone, *brings, effect.verdict)
+    if table.row_count:
+        console.print(table)
 
 
 def _print_groups(console: Console, title: str, groups: Figures) -> None:
