@@ -15,7 +15,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +130,7 @@ class Store:
             _lock(lock_fd, path)
             with _sqlite_errors(path):
                 if fresh:
+                    _refuse_corrected(path)
                     _remove(path)
                 store = cls(path, _connect_or_create(path, prompts, fingerprint), lock_fd)
                 store._refuse_other(fingerprint)
@@ -338,6 +339,21 @@ def _check_format(path: Path, db: sqlite3.Connection) -> None:
     row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
     if row is None or json.loads(row[0]) != FORMAT:
         raise StoreError(f"{path / DATABASE} has another format than this version reads. Label into a new folder.")
+
+
+def _refuse_corrected(path: Path) -> None:
+    """What people did is never thrown away by an option."""
+    if not (path / DATABASE).is_file():
+        return
+    with closing(sqlite3.connect(path / DATABASE)) as db:
+        if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'edits'").fetchone()[0]:
+            return
+        (edits,) = db.execute("SELECT count(*) FROM edits").fetchone()
+    if edits:
+        raise StoreError(
+            f"{path} holds {edits} corrections made by people, and --fresh would throw them away. "
+            "Choose another folder with -o, or delete this one yourself."
+        )
 
 
 def _remove(path: Path) -> None:

@@ -31,11 +31,11 @@ CONCEPTS = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.3}\nconcepts: {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 small photos in two folders with equal base names."""
+    """200 small photos in two folders, with equal base names: 40 in `few`, the rest in `more`."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for n in range(200):
-        path = folder / f"{n % 2}" / f"{n // 2:03d}.jpg"
+        path = folder / ("few" if n < 40 else "more") / f"{n % 40:03d}-{n // 40}.jpg"
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60)))
     return folder
@@ -59,6 +59,19 @@ def rows(out: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
+def few(photos: Path) -> Path:
+    return photos / "few"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_few(few: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "few"
+    summary, _ = label([few], out, tiny_checkpoint)
+    assert (summary.progress.done, summary.progress.failed, summary.interrupted) == (40, 0, False)
+    return out
+
+
+@pytest.fixture(scope="module")
 def uninterrupted(photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     summary, _ = label([photos], out, tiny_checkpoint)
@@ -66,10 +79,10 @@ def uninterrupted(photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.
     return out
 
 
-def test_a_run_labels_everything_once_and_says_how_it_goes(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    summary, seen = label([photos / "0"], tmp_path / "run", tiny_checkpoint, limit=20)
+def test_a_run_labels_everything_once_and_says_how_it_goes(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    summary, seen = label([few], tmp_path / "run", tiny_checkpoint, limit=20)
     assert summary.progress.done == 20
-    assert summary.found == 100
+    assert summary.found == 40
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert seen[-1].total == 20
     assert set(seen[-1].stages) == {"decode", "model", "write"}
@@ -84,52 +97,52 @@ def test_a_run_labels_everything_once_and_says_how_it_goes(photos: Path, tiny_ch
 
 
 def test_the_same_command_again_does_nothing_and_new_photos_are_added(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+    few: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    names = ["000.jpg", "001.jpg", "002.jpg"]
+    names = ["000-0.jpg", "001-0.jpg", "002-0.jpg"]
     for name in names[:2]:
-        (folder / name).write_bytes((photos / "0" / name).read_bytes())
+        (folder / name).write_bytes((few / name).read_bytes())
     label([folder], tmp_path / "run", tiny_checkpoint)
     before = rows(tmp_path / "run")
     again, _ = label([folder], tmp_path / "run", tiny_checkpoint)
     assert (again.progress.total, again.already_done) == (0, 2)
     assert rows(tmp_path / "run") == before
-    (folder / names[2]).write_bytes((photos / "0" / names[2]).read_bytes())
+    (folder / names[2]).write_bytes((few / names[2]).read_bytes())
     (folder / names[0]).unlink()
     more, _ = label([folder], tmp_path / "run", tiny_checkpoint)
     assert (more.progress.done, more.missing) == (1, (names[0],))
     assert rows(tmp_path / "run")[:2] == before
 
 
-def test_changed_settings_are_refused_by_name(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    label([photos / "0"], tmp_path / "run", tiny_checkpoint, limit=2)
+def test_changed_settings_are_refused_by_name(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    label([few], tmp_path / "run", tiny_checkpoint, limit=2)
     other = parse_concepts("names: [cat, dog, hat]\ndefaults: {conf: 0.3}")
     with pytest.raises(StoreError, match=r'phrases: was \["cat", "dog", "puppy"\], now \["cat", "dog", "hat"\]'):
-        label([photos / "0"], tmp_path / "run", tiny_checkpoint, other, limit=2)
+        label([few], tmp_path / "run", tiny_checkpoint, other, limit=2)
     with pytest.raises(StoreError, match='prompt_style: was "official", now "transformers"'):
-        label([photos / "0"], tmp_path / "run", tiny_checkpoint, prompt_style="transformers", limit=2)
-    fresh, _ = label([photos / "0"], tmp_path / "run", tiny_checkpoint, other, fresh=True, limit=2)
+        label([few], tmp_path / "run", tiny_checkpoint, prompt_style="transformers", limit=2)
+    fresh, _ = label([few], tmp_path / "run", tiny_checkpoint, other, fresh=True, limit=2)
     assert (fresh.already_done, fresh.progress.done) == (0, 2)
 
 
-def test_thresholds_may_change_between_sessions(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    label([photos / "0"], tmp_path / "run", tiny_checkpoint, limit=2)
+def test_thresholds_may_change_between_sessions(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    label([few], tmp_path / "run", tiny_checkpoint, limit=2)
     stricter = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.9}\nconcepts: {dog: {prompts: [puppy, dog]}}")
-    summary, _ = label([photos / "0"], tmp_path / "run", tiny_checkpoint, stricter, limit=4)
+    summary, _ = label([few], tmp_path / "run", tiny_checkpoint, stricter, limit=4)
     assert summary.already_done == 2
     with open_run(tmp_path / "run") as labelled:
         assert labelled.concepts == stricter
 
 
-def test_a_class_below_the_floor_is_refused(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_class_below_the_floor_is_refused(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cat \(0\.3\), dog \(0\.3\).*--floor"):
-        label([photos], tmp_path / "run", tiny_checkpoint, floor=0.4)
+        label([few], tmp_path / "run", tiny_checkpoint, floor=0.4)
 
 
 def test_stop_ends_after_the_batch_in_flight_and_the_rest_follows(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted: Path
+    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
 ) -> None:
     stop = threading.Event()
     options = RunOptions(model=str(tiny_checkpoint), workers=0, floor=0.2)
@@ -138,12 +151,12 @@ def test_stop_ends_after_the_batch_in_flight_and_the_rest_follows(
         if progress.done >= 8:
             stop.set()
 
-    summary = run([photos], CONCEPTS, tmp_path / "run", options, on_progress=ask, stop=stop)
+    summary = run([few], CONCEPTS, tmp_path / "run", options, on_progress=ask, stop=stop)
     assert summary.interrupted
-    assert 8 <= summary.progress.done < 200
+    assert 8 <= summary.progress.done < 40
     assert len(rows(tmp_path / "run")) == summary.progress.done
-    label([photos], tmp_path / "run", tiny_checkpoint)
-    assert rows(tmp_path / "run") == rows(uninterrupted)
+    label([few], tmp_path / "run", tiny_checkpoint)
+    assert rows(tmp_path / "run") == rows(uninterrupted_few)
 
 
 def start(photos: Path, out: Path, checkpoint: Path, workers: int = 1) -> subprocess.Popen[str]:
@@ -189,50 +202,50 @@ def test_kill_nine_again_and_again_gives_the_uninterrupted_store(
 
 
 def test_a_killed_worker_costs_nothing(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted: Path
+    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
 ) -> None:
     out = tmp_path / "run"
-    process = start(photos, out, tiny_checkpoint, workers=2)
+    process = start(few, out, tiny_checkpoint, workers=2)
     assert wait_for_rows(out, process, 5) > 5
     workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
     assert workers
     workers[0].kill()
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert rows(out) == rows(uninterrupted)
+    assert rows(out) == rows(uninterrupted_few)
 
 
 def test_ctrl_c_commits_says_how_to_go_on_and_leaves_with_130(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted: Path
+    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
 ) -> None:
     out = tmp_path / "run"
-    process = start(photos, out, tiny_checkpoint)
+    process = start(few, out, tiny_checkpoint)
     wait_for_rows(out, process, 3)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130, output
     assert "the same command continues" in output
     assert "Traceback" not in output
-    process = start(photos, out, tiny_checkpoint)
+    process = start(few, out, tiny_checkpoint)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert rows(out) == rows(uninterrupted)
+    assert rows(out) == rows(uninterrupted_few)
 
 
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+    few: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    process = start(photos, out, tiny_checkpoint)
+    process = start(few, out, tiny_checkpoint)
     wait_for_rows(out, process, 1)
     with pytest.raises(StoreError, match="another process is labelling"):
-        label([photos], out, tiny_checkpoint)
+        label([few], out, tiny_checkpoint)
     process.kill()
     process.communicate()
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_the_store_intact(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite's own "full" at commit, from a cap on the pages of the database."""
     connect = store_module._connect
@@ -245,12 +258,12 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_the_store_intact(
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "_connect", small_disk)
         with pytest.raises(StoreError, match="is full.*safe"):
-            label([photos], tmp_path / "run", tiny_checkpoint)
+            label([few], tmp_path / "run", tiny_checkpoint)
     held = rows(tmp_path / "run")
-    whole = rows(uninterrupted)
+    whole = rows(uninterrupted_few)
     assert 0 < len(held) < len(whole)
     assert all(row in whole for row in held)
-    label([photos], tmp_path / "run", tiny_checkpoint)
+    label([few], tmp_path / "run", tiny_checkpoint)
     assert rows(tmp_path / "run") == whole
 
 

@@ -88,6 +88,15 @@ def test_other_settings_are_refused_by_name_and_fresh_starts_over(tmp_path: Path
         assert store.totals().done == 0
 
 
+def test_fresh_never_throws_corrections_away(tmp_path: Path) -> None:
+    with open_writer(tmp_path) as store:
+        store.add_edits([Edit("a.jpg", 0, "deleted", "1")])
+    with pytest.raises(StoreError, match="holds 1 corrections made by people.*-o"):
+        Store.writer(tmp_path, PROMPTS, FINGERPRINT, fresh=True)
+    with Store.open(tmp_path) as store:
+        assert len(store.edits()) == 1
+
+
 def test_one_writer_at_a_time_and_readers_meanwhile(tmp_path: Path) -> None:
     with open_writer(tmp_path) as store:
         with pytest.raises(StoreError, match="another process is labelling"):

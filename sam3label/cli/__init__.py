@@ -19,7 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sam3label.cli import demo, evaluate, export, init, review, run, validate
+from sam3label.cli import review
+from sam3label.cli.demo import demo
+from sam3label.cli.evaluate import calibrate, evaluate, preview, report
+from sam3label.cli.export import export
+from sam3label.cli.init import init
+from sam3label.cli.run import doctor, run, status
+from sam3label.cli.validate import validate
 from sam3label.errors import Sam3LabelError
 
 _debug = False
@@ -76,20 +82,8 @@ def _explain(error: Sam3LabelError) -> None:
     typer.echo(f"Error: {error}", err=True)
 
 
-for _name, _verb in {
-    "init": init.init,
-    "run": run.run,
-    "demo": demo.demo,
-    "status": run.status,
-    "export": export.export,
-    "validate": validate.validate,
-    "preview": evaluate.preview,
-    "evaluate": evaluate.evaluate,
-    "calibrate": evaluate.calibrate,
-    "report": evaluate.report,
-    "doctor": run.doctor,
-}.items():
-    app.command(_name)(_boundary(_verb))
+for _verb in (init, run, demo, status, export, validate, preview, evaluate, calibrate, report, doctor):
+    app.command(_verb.__name__)(_boundary(_verb))
 
 for _command in review.app.registered_commands:
     if _command.callback is not None:

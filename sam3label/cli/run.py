@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from sam3label.records import ConceptList
     from sam3label.run import Progress, RunSummary
 
@@ -176,7 +178,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
-def _panel(progress: Progress) -> object:
+def _panel(progress: Progress) -> Group:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
