@@ -88,8 +88,10 @@ class _Scan:
         self.paths: dict[str, str] = {}  # id -> absolute path
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
+        self.entered: set[tuple[int, int]] = set()  # folders of the current source, by device and inode
 
     def add_source(self, source: str) -> None:
+        self.entered.clear()
         path = os.path.abspath(source)  # not resolve(): following links would change ids
         if os.path.lexists(path):
             self.add_path(path, os.path.dirname(path) if not os.path.isdir(path) else path, source)
@@ -111,7 +113,9 @@ class _Scan:
 
     def add_glob(self, pattern: str) -> None:
         root = os.path.abspath(_fixed_part(pattern))
-        matches = sorted(glob.iglob(pattern, recursive=True))
+        matches = sorted(glob.iglob(pattern, recursive=True), key=lambda match: (match.count(os.sep), match))
+        if "**" in pattern:  # it follows links in circles: of several ways to a file, the shortest counts
+            matches = list({os.path.realpath(match): match for match in reversed(matches)}.values())
         if not matches:
             self.problems.append(f"{pattern}: the pattern matches nothing")
         for match in matches:
@@ -148,7 +152,6 @@ class _Scan:
     def walk(self, folder: str, prefix: str) -> None:
         """Each real folder is entered once, by its own path where it has one under the root, so links cannot loop
         and never change the ids of what is really there."""
-        seen: set[tuple[int, int]] = set()
         real, linked = [(folder, f"{prefix}/" if prefix else "")], list[tuple[str, str]]()
         while real or linked:
             if not real:
@@ -157,9 +160,9 @@ class _Scan:
             folder, prefix = real.pop()
             try:
                 status = os.stat(folder)
-                if (status.st_dev, status.st_ino) in seen:
+                if (status.st_dev, status.st_ino) in self.entered:
                     continue
-                seen.add((status.st_dev, status.st_ino))
+                self.entered.add((status.st_dev, status.st_ino))
                 with os.scandir(folder) as entries:
                     self.walk_entries(entries, prefix, real, linked)
             except OSError as error:

@@ -144,6 +144,13 @@ def test_a_glob_gives_ids_relative_to_its_fixed_part(tmp_path: Path, monkeypatch
     assert refusal("*.gif") == "*.gif: the pattern matches nothing"
 
 
+def test_a_recursive_glob_survives_links_in_circles(tmp_path: Path) -> None:
+    write(tmp_path, "p/a/1.jpg", "p/2.jpg")
+    (tmp_path / "p" / "a" / "up").symlink_to("..")
+    for pattern in ("p/**", "p/**/*.jpg", "*/**/*.jpg"):
+        assert [name.removeprefix("p/") for name in ids(f"{tmp_path}/{pattern}")] == ["2.jpg", "a/1.jpg"]
+
+
 def test_a_name_with_wildcards_that_exists_is_that_file(tmp_path: Path) -> None:
     write(tmp_path, "a[1].jpg")
     assert ids(tmp_path / "a[1].jpg") == ["a[1].jpg"]
