@@ -7,17 +7,28 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
+from PIL import Image
 
 os.environ["YOLO_CONFIG_DIR"] = tempfile.mkdtemp(prefix="ultralytics-")
 os.environ["YOLO_OFFLINE"] = "true"
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["YOLO_VERBOSE"] = "false"
 
-from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import check_det_dataset, img2label_paths, polygon2mask, verify_image_label
-from ultralytics.utils import DEFAULT_CFG
+_unpatched = Image.open, torch.save, np.get_printoptions(), cv2.getNumThreads()
+
+from ultralytics.data.dataset import YOLODataset  # noqa: E402
+from ultralytics.data.utils import check_det_dataset, img2label_paths, polygon2mask, verify_image_label  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG  # noqa: E402
+
+# importing it changes other packages for everybody: the tests of other rooms want them as they are
+Image.open, torch.save = _unpatched[:2]
+np.set_printoptions(**_unpatched[2])
+cv2.setNumThreads(_unpatched[3])
+torch.set_printoptions(profile="default")
 
 __all__ = ["DEFAULT_CFG", "YOLODataset", "check_det_dataset", "read_back", "segments_as_masks"]
 

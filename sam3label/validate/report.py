@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Effect = Literal["drops", "note"]
@@ -105,4 +105,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Everything in the report, for machines."""
-        return {**asdict(self), "clean": self.clean}
+        splits = [
+            {"name": s.name, "images": s.images, "empty": s.empty, "instances": dict(s.instances)} for s in self.splits
+        ]
+        return {**asdict(replace(self, splits=())), "splits": splits, "clean": self.clean}

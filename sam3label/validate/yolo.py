@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import yaml
 from sam3label import masks
 from sam3label.errors import InputError
 from sam3label.records import Box, Rle
+from sam3label.validate import ultralytics_reader
 from sam3label.validate.photos import check_photo, read_photo
 from sam3label.validate.report import Consumer, Findings, Split
 
@@ -257,23 +256,22 @@ def _check_orphans(split: YoloSplit, findings: Findings) -> None:
 
 def consume(split: YoloSplit, task: str, facts: Split, findings: Findings) -> Consumer:
     """Load the split with Ultralytics' own dataset class, in a shadow of links: it writes caches and repairs JPEGs."""
-    if find_spec("ultralytics") is None:
+    if not ultralytics_reader.installed():
         return Consumer(f"Ultralytics ({split.name})", "not installed: its rules were applied, its code was not run")
     if not split.images:
         return Consumer(f"Ultralytics ({split.name})", "no photos to load")
     with tempfile.TemporaryDirectory(prefix="sam3label-validate-") as folder:
-        shadow = _shadow(split, Path(folder))
-        version, images, read, fault = _load_with_ultralytics(shadow, dict(split.names), task)
-    name = f"Ultralytics {version} {task} ({split.name})"
-    if fault:
-        findings.drops(_WHO, f"its dataset class fails: {fault}", split.source)
+        answer = ultralytics_reader.read(_shadow(split, Path(folder)), dict(split.names), task)
+    name = f"Ultralytics {answer.version} {task} ({split.name})"
+    if answer.failure:
+        findings.drops(_WHO, f"its dataset class fails: {answer.failure}", split.source)
         return Consumer(name, "fails")
-    stated = facts.instances.total()
-    if images < len(split.images):
-        findings.drops(_WHO, "its verifier ignores photos", split.source, len(split.images) - images)
+    photos, read, stated = answer.photos, answer.instances, facts.instances.total()
+    if photos < len(split.images):
+        findings.drops(_WHO, "its verifier ignores photos", split.source, len(split.images) - photos)
     if read < stated:
         findings.drops(_WHO, "its dataset class reads fewer instances than there are rows", split.source, stated - read)
-    return Consumer(name, f"{images} of {len(split.images)} photos and {read} of {stated} instances read")
+    return Consumer(name, f"{photos} of {len(split.images)} photos and {read} of {stated} instances read")
 
 
 def _shadow(split: YoloSplit, folder: Path) -> Path:
@@ -282,9 +280,8 @@ def _shadow(split: YoloSplit, folder: Path) -> Path:
         (folder / kind).mkdir()
     for number, image in enumerate(split.images):
         link = folder / "images" / f"{number}{image.suffix.lower()}"
-        photo = read_photo(image)
-        if photo is not None and image.suffix.lower() in (".jpg", ".jpeg"):
-            shutil.copyfile(image, link) if _without_end(image) else link.symlink_to(image.absolute())
+        if _would_be_repaired(image):
+            shutil.copyfile(image, link)
         else:
             link.symlink_to(image.absolute())
         label = split.label_path(image)
@@ -293,25 +290,10 @@ def _shadow(split: YoloSplit, folder: Path) -> Path:
     return folder / "images"
 
 
-def _without_end(path: Path) -> bool:
+def _would_be_repaired(path: Path) -> bool:
+    """A JPEG without its end marker is rewritten by the verifier."""
+    if path.suffix.lower() not in (".jpg", ".jpeg") or read_photo(path) is None:
+        return False
     with path.open("rb") as file:
         file.seek(-2, os.SEEK_END)
         return file.read() != b"\xff\xd9"
-
-
-def _load_with_ultralytics(images: Path, names: dict[int, str], task: str) -> tuple[str, int, int, str | None]:
-    """(version, photos, instances, failure): what the trainer's own loader makes of a folder."""
-    for key, value in (("YOLO_OFFLINE", "true"), ("YOLO_AUTOINSTALL", "false"), ("YOLO_VERBOSE", "false")):
-        os.environ.setdefault(key, value)
-    import ultralytics
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.utils import LOGGER
-
-    LOGGER.setLevel("ERROR")
-    data = {"names": names, "nc": len(names), "channels": 3}
-    try:
-        with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
-            loaded = YOLODataset(img_path=str(images), data=data, task=task, augment=False, imgsz=64)
-    except Exception as error:  # the consumer's own failure, in its own words, is the finding
-        return str(ultralytics.__version__), 0, 0, f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return str(ultralytics.__version__), len(loaded.labels), sum(len(x["cls"]) for x in loaded.labels), None
