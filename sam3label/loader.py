@@ -9,9 +9,11 @@ child of ours, so torch cannot raise its death in the middle of model or store c
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -125,6 +127,15 @@ def _start_worker(_number: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg remarks on every flaw straight to the terminal
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A run that is killed must not leave workers behind. Torch watches for that in forks of the run itself only."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)
 
 
 class _Task(Dataset[Value]):

@@ -153,6 +153,47 @@ def test_no_process_outlives_the_batches(photos: Callable[..., list[MediaItem]])
     assert not [p for p in psutil.Process().children(recursive=True) if is_worker(p)]
 
 
+def run_script(folder: Path, text: str, argument: Path) -> subprocess.CompletedProcess[str]:
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(text))
+    command = [sys.executable, "-W", "error", str(script), str(argument)]
+    return subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=120, check=False)
+
+
+KILLED = """
+    import os, signal, sys
+    import psutil
+    from sam3label.loader import batches
+    from sam3label.media import discover
+
+    if __name__ == "__main__":
+        stream = batches(discover([sys.argv[1]]), 4, 2)
+        next(stream)
+        print(*(process.pid for process in psutil.Process().children(recursive=True)), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_process_outlives_a_run_that_is_killed(
+    photos: Callable[..., list[MediaItem]], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    photos(30)
+    result = run_script(tmp_path_factory.mktemp("script"), KILLED, tmp_path)
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert result.returncode == -signal.SIGKILL and len(pids) >= 3  # the server and its two workers
+    deadline = time.monotonic() + 30
+    while (left := [pid for pid in pids if lives(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bug_in_the_decoder_is_a_reason_too(workers: int, photos: Callable[..., list[MediaItem]]) -> None:
     items = photos(6, odd=3)
@@ -214,13 +255,6 @@ CTRL_C = """
                 os.killpg(0, signal.SIGINT)  # what a terminal does: every process of the group gets it
         print(seen, len(stop))
 """
-
-
-def run_script(folder: Path, text: str, argument: Path) -> subprocess.CompletedProcess[str]:
-    script = folder / "script.py"
-    script.write_text(textwrap.dedent(text))
-    command = [sys.executable, "-W", "error", str(script), str(argument)]
-    return subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=120, check=False)
 
 
 def test_ctrl_c_reaches_the_parent_only(
