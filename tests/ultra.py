@@ -22,6 +22,7 @@ _unpatched = Image.open, torch.save, np.get_printoptions(), cv2.getNumThreads()
 
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.data.utils import check_det_dataset, img2label_paths, polygon2mask, verify_image_label  # noqa: E402
+from ultralytics.nn.tasks import SegmentationModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 
 # importing it changes other packages for everybody: the tests of other rooms want them as they are
@@ -30,7 +31,7 @@ np.set_printoptions(**_unpatched[2])
 cv2.setNumThreads(_unpatched[3])
 torch.set_printoptions(profile="default")
 
-__all__ = ["DEFAULT_CFG", "YOLODataset", "check_det_dataset", "read_back", "segments_as_masks"]
+__all__ = ["DEFAULT_CFG", "SegmentationModel", "YOLODataset", "check_det_dataset", "read_back", "segments_as_masks"]
 
 
 def read_back(image: Path, n_classes: int) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]], str]:
