@@ -95,6 +95,15 @@ def union(rles: Sequence[Rle]) -> Rle:
     return Rle(size_hw=rles[0].size_hw, counts=merged["counts"])
 
 
+def difference(a: Rle, b: Rle) -> Rle:
+    """The pixels of `a` that are not in `b`. They must be of one image."""
+    _check_sizes([a, b])
+    runs = to_runs(b)
+    outside = runs[1:] if runs[0] == 0 else np.concatenate(([0], runs))
+    merged = coco_mask.merge([to_coco(a), to_coco(from_runs(outside, b.size_hw))], intersect=True)
+    return Rle(size_hw=a.size_hw, counts=merged["counts"])
+
+
 def iou_matrix(a: Sequence[Rle], b: Sequence[Rle]) -> npt.NDArray[np.float64]:
     """Intersection over union, [A, B]. Two empty masks have 0."""
     return _overlaps(a, b, crowd=False)

@@ -62,6 +62,15 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What one prompt found on one image, on the device: scores [K] and float32 mask logits [K, h, w]."""
+
+    presence: float
+    scores: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Pair:
     """One question: prompt number `prompt` on image number `image` of those encoded together."""
 
@@ -179,21 +188,25 @@ class Detector:
     def encode_images(self, pixels: Tensor) -> ImageState:
         """Encode preprocessed images [B, 3, X, X] once, for any number of prompts."""
         encoder = self.model.vision_encoder
-        with self._precision():
+        with self.precision():
             features = encoder.backbone(pixels.to(self.dtype)).last_hidden_state
             grid = features.transpose(1, 2).unflatten(2, (self.head.grid, self.head.grid))
-            fine, middle, coarse = (layer(grid) for layer in encoder.neck.fpn_layers[:3])
-            kept = torch.bfloat16 if self._mixed else torch.float32
-            return self.head.prepare(
-                fine.to(kept), middle.to(kept), coarse.float(), with_summary=self.prompt_style == "official"
-            )
+            return self.state_of([layer(grid) for layer in encoder.neck.fpn_layers[:3]])
+
+    def state_of(self, levels: Sequence[Tensor]) -> ImageState:
+        """The state of images from the neck's levels, finest first: [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w]."""
+        fine, middle, coarse = levels
+        kept = torch.bfloat16 if self._mixed else torch.float32
+        return self.head.prepare(
+            fine.to(kept), middle.to(kept), coarse.float(), with_summary=self.prompt_style == "official"
+        )
 
     @property
     def _mixed(self) -> bool:
         return self.dtype == torch.bfloat16 and self.device.type == "cuda"
 
     @contextmanager
-    def _precision(self) -> Iterator[None]:
+    def precision(self) -> Iterator[None]:
         """Mixed precision for the head where the image encoder is bf16 on CUDA; full precision otherwise, no TF32."""
         if self.device.type != "cuda":
             yield
@@ -234,6 +247,24 @@ class Detector:
             detections += self._answer(frames[part], state, prompts, texts, boxes[part], floor)
         return detections
 
+    @torch.inference_mode()
+    def look(self, state: ImageState, prompts: Sequence[Prompt], threshold: float) -> list[Seen]:
+        """Ask every prompt of one encoded image; one entry per prompt, of its queries scoring over `threshold`."""
+        self.encode_phrases([prompt.text or VISUAL for prompt in prompts])
+        texts, skips, seen = self._texts(prompts), _Skips(self.head, state), list[Seen]()
+        pairs = [_Pair(0, number, None) for number in range(len(prompts))]
+        for scored in self._halving(len(pairs), "pairs", lambda part: self._score(state, pairs[part], texts)):
+            row, query = np.nonzero(scored.scores > threshold)
+            masks = self._masks(scored, row, query, skips, 0) if len(row) else self._no_masks()
+            scores = scored.answer.scores[torch.from_numpy(row), torch.from_numpy(query)]
+            for number, presence in enumerate(scored.presence):
+                own = torch.from_numpy(row == number).to(self.device)
+                seen.append(Seen(float(presence), scores[own], masks[own]))
+        return seen
+
+    def _no_masks(self) -> Tensor:
+        return torch.empty((0, 4 * self.head.grid, 4 * self.head.grid), device=self.device)
+
     def _answer(
         self,
         frames: Sequence[Frame],
@@ -268,7 +299,7 @@ class Detector:
         """Score pairs and bring the scores to the host: the one sync of a chunk of pairs."""
         images = torch.tensor([pair.image for pair in pairs], device=self.device)
         numbers = torch.tensor([pair.prompt for pair in pairs], device=self.device)
-        with self._precision():
+        with self.precision():
             prompt, valid = texts[0][numbers], texts[1][numbers]
             geometry = self._geometry(state, images, pairs)
             if geometry is not None:
@@ -322,7 +353,7 @@ class Detector:
         chosen[place, slot] = query
         pairs = torch.from_numpy(unique).to(self.device)
         queries = scored.answer.queries[pairs[:, None], torch.from_numpy(chosen).to(self.device)]
-        with self._precision():
+        with self.precision():
             logits = self.head.masks(
                 scored.answer.memory[pairs], scored.prompt[pairs], scored.valid[pairs], queries, skips.of(image)
             )

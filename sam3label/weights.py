@@ -17,9 +17,35 @@ def load_model(checkpoint: Checkpoint) -> Any:
     """The checkpoint's Sam3Model, float32, on the CPU. Raises CheckpointError unless every weight is there and fits."""
     from transformers import Sam3Model
 
+    model, problems = _load(checkpoint, Sam3Model, "detector")
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.folder} is not a complete SAM 3 detector: {'; '.join(problems)}. "
+            "It may be another release or a damaged copy: use --model facebook/sam3, or fetch it again."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_video_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's Sam3VideoModel, detector and tracker, as `load_model` loads. Raises CheckpointError."""
+    from transformers import Sam3VideoModel
+
+    if "tracker_config" not in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.folder} has no tracker (a detector only). {_NO_TRACKER}")
+    model, problems = _load(checkpoint, Sam3VideoModel, "video model")
+    if problems:
+        raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {_NO_TRACKER}")
+    return model.eval().requires_grad_(False)
+
+
+_NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or --video frames, which tracks nothing."
+
+
+def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:
+    """A model of class `kind` and what is wrong with its weights."""
     with _quiet_transformers():
         try:
-            model, report = Sam3Model.from_pretrained(
+            model, report = kind.from_pretrained(
                 checkpoint.folder,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -29,16 +55,10 @@ def load_model(checkpoint: Checkpoint) -> Any:
             )
         except Exception as error:  # a config's values fail in as many ways as there are modules to build
             raise CheckpointError(
-                f"{checkpoint.folder}: config.json does not describe a SAM 3 detector that can be built ({error}): "
+                f"{checkpoint.folder}: config.json does not describe a SAM 3 {name} that can be built ({error}): "
                 "fetch the checkpoint again."
             ) from error
-    problems = _weight_problems(report)
-    if problems:
-        raise CheckpointError(
-            f"{checkpoint.folder} is not a complete SAM 3 detector: {'; '.join(problems)}. "
-            "It may be another release or a damaged copy: use --model facebook/sam3, or fetch it again."
-        )
-    return model.eval().requires_grad_(False)
+    return model, _weight_problems(report)
 
 
 def _weight_problems(report: Mapping[str, Any]) -> list[str]:
