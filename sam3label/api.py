@@ -2,10 +2,11 @@
 
     from sam3label.api import RunOptions, export, load_concepts, open_run, run
 
-    concepts = load_concepts("concepts.yaml")
-    run(["photos"], concepts, "runs/site-a", RunOptions(model="demo"))
-    with open_run("runs/site-a") as labelled:
-        export(labelled, "coco", "datasets/site-a")
+    if __name__ == "__main__":  # decoding workers import the script
+        concepts = load_concepts("concepts.yaml")
+        run(["photos"], concepts, "runs/site-a", RunOptions(model="demo"))
+        with open_run("runs/site-a") as labelled:
+            export(labelled, "coco", "datasets/site-a")
 
 Everything raises `sam3label.errors.Sam3LabelError` with a message made for people.
 """

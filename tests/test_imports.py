@@ -18,7 +18,18 @@ ROOMS = {
     for path in PACKAGE.rglob("*.py")
 }
 HEAVY = {"torch", "torchvision", "transformers", "fiftyone", "ray"}
-TORCH_ROOMS = {"model", "head", "video", "postprocess", "loader", "finetune", "losses", "distributed"}
+TORCH_ROOMS = {
+    "model",
+    "head",
+    "device",
+    "weights",
+    "video",
+    "postprocess",
+    "loader",
+    "finetune",
+    "losses",
+    "distributed",
+}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
