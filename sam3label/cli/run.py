@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sam3label.records import ConceptList
     from sam3label.run import Progress, RunSummary
 
+SHOWN_FAILURES = 50
+
 Photos = Annotated[
     list[str],
     typer.Argument(metavar="PHOTOS...", help="Files, folders, globs in quotes, or @list.txt (a path a line)."),
@@ -228,10 +230,12 @@ def print_summary(summary: RunSummary, out: Path) -> None:
         console.print(f"{summary.skipped_videos} videos were skipped: this version labels images.")
     if summary.failures:
         console.print(f"[bold]{len(summary.failures)} files could not be labelled:[/bold]")
-        for item_id, reason in summary.failures[:20]:
+        for item_id, reason in summary.failures[:SHOWN_FAILURES]:
             console.print(f"  {item_id}: {reason}", markup=False, highlight=False)
-        if len(summary.failures) > 20:
-            console.print(f"  ... and {len(summary.failures) - 20} more: sam3label status {out}", markup=False)
+        if len(summary.failures) > SHOWN_FAILURES:
+            console.print(
+                f"  ... and {len(summary.failures) - SHOWN_FAILURES} more: sam3label status {out}", markup=False
+            )
     if finished and not sum(progress.objects.values()):
         console.print(
             "Not one object was found. Try other phrases or a lower conf: sam3label preview shows a sample.",
