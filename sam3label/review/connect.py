@@ -35,6 +35,7 @@ class ReviewUnavailableError(ExtraMissingError):
 def fiftyone() -> Any:
     """The `fiftyone` module, connected to its database. Raises `ReviewUnavailableError`."""
     os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "true")  # what is labelled here is nobody's business
+    os.environ.setdefault("FIFTYONE_LOGGING_LEVEL", "ERROR")  # its banner and hints would drown our few lines
     try:
         import fiftyone as fo
     except ImportError as error:

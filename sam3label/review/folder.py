@@ -193,7 +193,10 @@ def _metadata(name: str, video: bool, classes: tuple[str, ...], info: Json) -> J
         "media_type": "video" if video else "image",
         "info": {"sam3label": info},
         "default_classes": list(classes),
-        "app_config": {"sidebar_groups": schema.sidebar(prefix)},
+        "app_config": {
+            "sidebar_groups": schema.sidebar(prefix),
+            "active_fields": {"paths": schema.shown(prefix), "_cls": "ActiveFields"},
+        },
         "sample_fields": _sample_fields(video) + ([] if video else holder),
         "frame_fields": [_id(), _field("frame_number", "FrameNumberField"), *holder] if video else [],
         "saved_views": [_saved_view(n, words, path) for n, words, path in schema.views()],
@@ -242,11 +245,10 @@ def _label_field(name: str, description: str, read_only: bool) -> Json:
         "detections", "ListField", subfield="EmbeddedDocumentField", document="fiftyone.core.labels.Detection",
         fields=fields,
     )  # fmt: skip
-    whole = _field(
-        name, "EmbeddedDocumentField", document="fiftyone.core.labels.Detections", fields=[detections],
-        description=description,
+    return _field(
+        name, "EmbeddedDocumentField", document="fiftyone.core.labels.Detections", description=description,
+        fields=[_read_only(detections) if read_only else detections],
     )  # fmt: skip
-    return _read_only(whole) if read_only else whole
 
 
 def _read_only(field: Json) -> Json:

@@ -80,6 +80,11 @@ def sidebar(prefix: str) -> list[dict[str, Any]]:
     ]
 
 
+def shown(prefix: str) -> list[str]:
+    """What is drawn when the App opens: what may be edited. `predictions` would be the same masks a second time."""
+    return [prefix + TRUTH, prefix + MAYBE, "reasons"]
+
+
 # ---- through FiftyOne
 
 
@@ -104,12 +109,13 @@ def declare(fo: Any, dataset: Any, classes: Sequence[str]) -> None:
             add(f"{name}.detections.{attribute}", getattr(fo, kind))
     add(SYNC, fo.DictField, description="what the run and this dataset last agreed on")
     _declare_sample_fields(fo, dataset)
-    _make_read_only(dataset, prefix + PREDICTIONS)
+    _make_read_only(dataset, f"{prefix}{PREDICTIONS}.detections")  # not the field itself: the App fails on that
     schemas = label_schemas(classes, prefix)
     dataset.set_label_schemas(schemas)
     dataset.activate_label_schemas(list(schemas))
     _save_views(fo, dataset)
     dataset.app_config.sidebar_groups = [fo.SidebarGroupDocument(**group) for group in sidebar(prefix)]
+    dataset.app_config.active_fields = fo.ActiveFields(paths=shown(prefix))
     dataset.save()
 
 
