@@ -25,8 +25,8 @@ from sam3label.config import dump_concepts
 from sam3label.errors import InputError
 from sam3label.evaluate import categories_of_classes, units_of_truth
 from sam3label.files import write_whole
-from sam3label.records import Candidate, Concept, ConceptList
-from sam3label.select import EXEMPLAR_KEY, SAME_OBJECT_IOU, Run, open_run
+from sam3label.records import Candidate, Concept, ConceptList, exemplar_class
+from sam3label.select import SAME_OBJECT_IOU, Run, open_run
 from sam3label.truth import Instance, Truth, read_truth
 
 Floats = npt.NDArray[np.float64]
@@ -214,8 +214,7 @@ def _example(
 
 
 def _is_exemplar_of(concept: Concept, candidate: Candidate) -> bool:
-    key = candidate.prompt
-    return key.startswith(EXEMPLAR_KEY) and key.removeprefix(EXEMPLAR_KEY).split("\0")[0] == concept.name
+    return candidate.source != "phrase" and exemplar_class(candidate.prompt) == concept.name
 
 
 def _position(concept: Concept, candidate: Candidate) -> int:

@@ -26,7 +26,7 @@ from sam3label.checkpoint import Checkpoint
 from sam3label.device import Stage, batch_sizes, is_out_of_memory, pick_device, pick_dtype
 from sam3label.errors import ConfigError
 from sam3label.head import Head, ImageState, PairScores
-from sam3label.records import Candidate, Frame, Prompt, Source, candidate_id
+from sam3label.records import BoxPrompt, Candidate, Frame, Prompt, Source, candidate_id
 from sam3label.weights import fix_rotary_tables, load_model, load_tokenizer
 
 PREPROCESSING = "bilinear antialiased, rounded to 8 bits, mean 0.5, std 0.5"
@@ -42,15 +42,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class BoxPrompt:
-    """Exemplars for one prompt on one image: boxes [N, 4] as (x1, y1, x2, y2) in [0, 1]; positive or negative."""
+class ReferenceTokens:
+    """Exemplars for one prompt from other images, as `Detector.encode_references` made them: each [N, D]."""
 
-    boxes_xyxy: npt.NDArray[np.float32]
-    positive: tuple[bool, ...]
+    tokens: tuple[Tensor, ...]
 
-    def __post_init__(self) -> None:
-        if self.boxes_xyxy.shape != (len(self.positive), 4) or not self.positive:
-            raise ValueError(f"boxes_xyxy must be ({len(self.positive)}, 4), N > 0, got {self.boxes_xyxy.shape}")
+
+Exemplar = BoxPrompt | ReferenceTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class _Pair:
 
     image: int
     prompt: int
-    boxes: BoxPrompt | None
+    exemplar: Exemplar | None
 
 
 class Detector:
@@ -225,15 +223,15 @@ class Detector:
         frames: Sequence[Frame],
         prompts: Sequence[Prompt],
         floor: float = 0.1,
-        boxes: Sequence[Mapping[str, BoxPrompt]] | None = None,
+        exemplars: Sequence[Mapping[str, Exemplar | None]] | None = None,
     ) -> list[Detection]:
         """Ask every prompt of every frame; one Detection per frame, in order.
 
-        `boxes`, one mapping per frame from prompt key to exemplars, are added to the prompt's words. A prompt without
-        words is asked only where it has boxes. Candidates have score >= `floor` and at least one pixel, in the order
-        of prompts, then queries. Raises ConfigError when even one image does not fit into memory.
+        `exemplars`, one mapping per frame from prompt key, are added to the prompt's words; None leaves the prompt out.
+        A prompt without words is asked only where it has exemplars. Candidates have score >= `floor` and at least one
+        pixel, in the order of prompts, then queries. Raises ConfigError when even one image does not fit into memory.
         """
-        boxes = boxes if boxes is not None else [{}] * len(frames)
+        exemplars = exemplars if exemplars is not None else [{}] * len(frames)
         if not prompts:
             return [Detection(np.empty(0, np.float32), ()) for _ in frames]
         self.encode_phrases([prompt.text or VISUAL for prompt in prompts])
@@ -244,7 +242,7 @@ class Detector:
             return part, self.encode_images(self.preprocess(frames[part]))
 
         for part, state in self._halving(len(frames), "images", encode):
-            detections += self._answer(frames[part], state, prompts, texts, boxes[part], floor)
+            detections += self._answer(frames[part], state, prompts, texts, exemplars[part], floor)
         return detections
 
     @torch.inference_mode()
@@ -265,20 +263,33 @@ class Detector:
     def _no_masks(self) -> Tensor:
         return torch.empty((0, 4 * self.head.grid, 4 * self.head.grid), device=self.device)
 
+    @torch.inference_mode()
+    def encode_references(self, frames: Sequence[Frame], boxes: Sequence[BoxPrompt]) -> list[Tensor]:
+        """The tokens [N, D] of N boxes on each image, for `ReferenceTokens`: to be shown with any other image."""
+
+        def encode(part: slice) -> list[Tensor]:
+            coarse, own = self.encode_images(self.preprocess(frames[part])).coarse, boxes[part]
+            counts = [len(prompt.positive) for prompt in own]
+            encoded, _ = self.head.encode_boxes(coarse, *_padded_boxes(own, max(counts), self.device))
+            # the boxes come first, then the image's own token, then padding
+            return [row[:count].float() for row, count in zip(encoded, counts, strict=True)]
+
+        return [tokens for part in self._halving(len(frames), "images", encode) for tokens in part]
+
     def _answer(
         self,
         frames: Sequence[Frame],
         state: ImageState,
         prompts: Sequence[Prompt],
         texts: tuple[Tensor, Tensor],
-        boxes: Sequence[Mapping[str, BoxPrompt]],
+        exemplars: Sequence[Mapping[str, Exemplar | None]],
         floor: float,
     ) -> list[Detection]:
         pairs = [
-            _Pair(image, number, boxes[image].get(prompt.key))
-            for image in range(len(frames))
+            _Pair(image, number, exemplar)
+            for image, given in enumerate(exemplars)
             for number, prompt in enumerate(prompts)
-            if prompt.text is not None or prompt.key in boxes[image]
+            if (exemplar := given.get(prompt.key)) is not None or (prompt.text is not None and prompt.key not in given)
         ]
         presence = np.full((len(frames), len(prompts)), np.nan, np.float32)
         candidates: list[list[Candidate]] = [[] for _ in frames]
@@ -309,21 +320,25 @@ class Detector:
         return _Scored(answer, prompt, valid, host[:, :-1], host[:, -1])
 
     def _geometry(self, state: ImageState, images: Tensor, pairs: Sequence[_Pair]) -> tuple[Tensor, Tensor] | None:
-        """Tokens [P, N + 1, D] and validity of each pair's boxes; the image's summary where it has none."""
-        boxed = [number for number, pair in enumerate(pairs) if pair.boxes is not None]
-        if not boxed:
-            if state.summary is None:
-                return None
-            return state.summary[images], torch.ones((len(pairs), 1), dtype=torch.bool, device=self.device)
-        prompts = [pair.boxes for pair in pairs if pair.boxes is not None]
-        most = max(len(prompt.positive) for prompt in prompts)
+        """Tokens [P, N + 1, D] and validity of each pair's exemplars; the image's summary where it has none."""
+        boxed = {row: pair.exemplar for row, pair in enumerate(pairs) if isinstance(pair.exemplar, BoxPrompt)}
+        referred = {row: pair.exemplar for row, pair in enumerate(pairs) if isinstance(pair.exemplar, ReferenceTokens)}
+        if state.summary is None and not boxed and not referred:
+            return None
+        counts = [len(boxes.positive) for boxes in boxed.values()]
+        most = max([0, *counts, *(sum(map(len, reference.tokens)) for reference in referred.values())])
         tokens = state.tokens.new_zeros((len(pairs), most + 1, state.tokens.shape[2]))
         valid = torch.zeros((len(pairs), most + 1), dtype=torch.bool, device=self.device)
         if state.summary is not None:
             tokens[:, :1], valid[:, :1] = state.summary[images], True
-        rows = torch.tensor(boxed, device=self.device)
-        encoded, known = self.head.encode_boxes(state.coarse[images[rows]], *_padded_boxes(prompts, most, self.device))
-        tokens[rows], valid[rows] = encoded.float(), known
+        if boxed:
+            rows = torch.tensor(list(boxed), device=self.device)
+            padded = _padded_boxes(list(boxed.values()), max(counts), self.device)
+            encoded, known = self.head.encode_boxes(state.coarse[images[rows]], *padded)
+            tokens[rows, : encoded.shape[1]], valid[rows, : encoded.shape[1]] = encoded.float(), known
+        for row, reference in referred.items():
+            joined = torch.cat(reference.tokens)
+            tokens[row, 1 : len(joined) + 1], valid[row, 1 : len(joined) + 1] = joined, True
         return tokens, valid
 
     def _instances(
@@ -432,12 +447,12 @@ def _candidates(
             box_xywh=instance.box_xywh,
             area=instance.area,
             rle=instance.rle,
-            source=_source(prompt, pairs[row].boxes),
+            source=_source(prompt, pairs[row].exemplar),
         )
 
 
-def _source(prompt: Prompt, boxes: BoxPrompt | None) -> Source:
-    if boxes is None:
+def _source(prompt: Prompt, exemplar: Exemplar | None) -> Source:
+    if exemplar is None:
         return prompt.source
     return "exemplar" if prompt.text is None else "both"
 

@@ -73,7 +73,19 @@ class Prompt:
     key: str
     text: str | None
     source: Source = "phrase"
-    class_name: str | None = None  # set for exemplar prompts, whose class is not given by a phrase
+    class_name: str | None = None  # set for exemplar prompts, which are of one class whatever phrase they carry
+
+
+@dataclass(frozen=True, slots=True)
+class BoxPrompt:
+    """Exemplars for one prompt on one image: boxes [N, 4] as (x1, y1, x2, y2) in [0, 1]; positive or negative."""
+
+    boxes_xyxy: npt.NDArray[np.float32]
+    positive: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if self.boxes_xyxy.shape != (len(self.positive), 4) or not self.positive:
+            raise ValueError(f"boxes_xyxy must be ({len(self.positive)}, 4), N > 0, got {self.boxes_xyxy.shape}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +134,16 @@ class UnitResult:
 
 @dataclass(frozen=True, slots=True)
 class Exemplars:
-    """Labelled examples of a class: partial labels of the target images, or a folder of reference images."""
+    """Labelled examples of a class: partial labels of the target images, or a folder of reference images.
+
+    In a canvas the target takes `share` of the width, and is shown whole and in `tiles` x `tiles` parts.
+    """
 
     path: str
     kind: Literal["labels", "references"]
     mode: Literal["canvas", "tokens"] = "canvas"
+    share: float = 0.7
+    tiles: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +208,32 @@ class LabeledImage:
 
 
 def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:
-    """The phrase prompts of a concept list, in the order in which presences are stored."""
-    return tuple(Prompt(key=p, text=p) for p in concepts.phrases)
+    """The prompts of a concept list in the order in which presences are stored: its phrases, then its exemplars.
+
+    A class with exemplars and phrases has an exemplar prompt for each of its phrases.
+    """
+    phrases = (Prompt(key=p, text=p) for p in concepts.phrases)
+    exemplars = (
+        Prompt(exemplar_key(c.name, text), text, "exemplar" if text is None else "both", c.name)
+        for c in concepts.concepts
+        if c.exemplars is not None
+        for text in (c.prompts or (None,))
+    )
+    return (*phrases, *exemplars)
+
+
+EXEMPLAR_KEY = "exemplar:"
+_KEY_PARTS = "\t"  # in no class name and no phrase
+
+
+def exemplar_key(class_name: str, phrase: str | None = None) -> str:
+    """The key of a class's exemplar prompt, alone or with one of its phrases."""
+    return _KEY_PARTS.join((EXEMPLAR_KEY + class_name, *(() if phrase is None else (phrase,))))
+
+
+def exemplar_class(key: str) -> str | None:
+    """The class an exemplar prompt's key names; None for a phrase."""
+    return key.removeprefix(EXEMPLAR_KEY).split(_KEY_PARTS)[0] if key.startswith(EXEMPLAR_KEY) else None
 
 
 EditAction = Literal["added", "deleted", "relabelled", "reshaped", "approved", "reviewed"]

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from sam3label import masks
 from sam3label.config import parse_concepts
 from sam3label.errors import ConfigError
-from sam3label.records import Candidate, Concept, ConceptList, Edit, Label, LabeledImage, Source
+from sam3label.records import Candidate, Concept, ConceptList, Edit, Label, LabeledImage, Source, exemplar_class
 from sam3label.store import Store, Totals, Unit
 
 SAME_OBJECT_IOU = 0.5
@@ -69,12 +69,8 @@ def _class_key(name: str) -> str:
 
 def _prompt_class(candidate: Candidate) -> str | None:
     """Candidates of exemplar prompts belong to the class that their key names, `exemplar:<class>...`."""
-    if candidate.source == "phrase" or not candidate.prompt.startswith(EXEMPLAR_KEY):
-        return None
-    return _class_key(candidate.prompt.removeprefix(EXEMPLAR_KEY).split("\0")[0])
-
-
-EXEMPLAR_KEY = "exemplar:"
+    name = None if candidate.source == "phrase" else exemplar_class(candidate.prompt)
+    return None if name is None else _class_key(name)
 
 
 def _labels(candidates: Iterable[Candidate], concept: Concept, claimed: set[str]) -> list[Label]:
