@@ -175,7 +175,8 @@ class Detector:
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
         """float32 [B, 3, X, X] on the device: resized without keeping the aspect, as the model was trained."""
-        return torch.cat([self._resize(torch.from_numpy(frame.pixels)) for frame in frames])
+        arrays = (np.require(frame.pixels, requirements=["C", "W"]) for frame in frames)  # what torch can share
+        return torch.cat([self._resize(torch.from_numpy(array)) for array in arrays])
 
     def _resize(self, pixels: Tensor) -> Tensor:
         image = pixels.to(self.device, non_blocking=True).permute(2, 0, 1)[None].float()

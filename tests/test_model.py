@@ -210,6 +210,16 @@ def test_preprocessing_is_the_librarys_of_a_gpu(official: Detector, library: tup
         assert (pixels - on_cpu).abs().max() * 127.5 < 1.01
 
 
+def test_pixels_may_be_views_and_read_only(official: Detector) -> None:
+    photo = data.chelsea()
+    flipped = photo[::-1, ::-1][:100]
+    locked = flipped.copy()
+    locked.flags.writeable = False
+    views = [Frame(MediaItem(id="v", path="v"), 0, pixels) for pixels in (flipped, locked)]
+    seen = official.preprocess(views)
+    assert torch.equal(seen[0], seen[1])
+
+
 # ---- how much work is done
 
 
