@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sam3label.calibrate import Calibration, ClassResult
     from sam3label.evaluate import Evaluation, Figures
+    from sam3label.preview import Preview
 
 TruthFiles = Annotated[
     list[Path],
@@ -185,6 +189,30 @@ def _print_phrases(console: Console, calibration: Calibration) -> None:
             table.add_row(result.name, effect.phrase, *alone, *brings, effect.verdict)
     if table.row_count:
         console.print(table)
+
+
+def _print_preview(console: Console, made: Preview) -> None:
+    from rich.table import Table
+
+    table = Table("class", "objects")
+    for name, count in made.objects.items():
+        table.add_row(name, str(count))
+    console.print(table)
+    share = made.empty / made.labelled if made.labelled else 0.0
+    whole = datetime.timedelta(seconds=round(made.seconds))
+    for line in (
+        f"{made.labelled} of {made.total} images labelled, {made.empty} without a label ({share:.0%})",
+        *(f"failed  {item_id}: {reason}" for item_id, reason in made.failures),
+        f"{made.images_per_s:.2f} images/s; all {made.total} images: about {whole} (h:mm:ss), "
+        f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
+        f"Sheet: {made.sheet or 'none, no image could be labelled'}",
+        f"Page:  {made.page}",
+    ):
+        console.print(line, markup=False, highlight=False)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{max(n_bytes, 1) / 2**20:.1f} MB"
 
 
 def _print_groups(console: Console, title: str, groups: Figures) -> None:

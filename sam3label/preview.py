@@ -1,0 +1,160 @@
+"""Label a few images before labelling them all: what comes out, and what the whole folder would take.
+
+The sample is spread over the sorted images, since the first few are often from one folder, one camera, one morning.
+It is a run like any other, in a folder of its own, so what is shown and measured is what `run` does.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sam3label import media
+from sam3label.contact import contact_sheet
+from sam3label.errors import InputError, UndecodableError
+from sam3label.files import write_whole
+from sam3label.loader import default_workers
+from sam3label.records import ConceptList, MediaItem
+from sam3label.report import write_report
+from sam3label.run import Progress, RunOptions, run
+from sam3label.select import open_run
+from sam3label.store import DATABASE
+
+BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed
+SHEET_IMAGES = 64
+AS_RUN_DOES = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the sample came to, and estimates for all `total` images. Bytes and seconds."""
+
+    total: int
+    labelled: int
+    failures: tuple[tuple[str, str], ...]
+    objects: dict[str, int]  # by class name
+    empty: int  # images without a label
+    images_per_s: float  # once warm
+    seconds: float  # for all images, model loading included
+    memory: int  # most that was in use at a time
+    memory_kind: str
+    disk: int  # of the run folder for all images
+    sheet: Path | None  # None when no image could be labelled
+    page: Path
+
+
+def preview(
+    sources: Sequence[str | Path],
+    concepts: ConceptList,
+    out: str | Path,
+    n: int = 16,
+    options: RunOptions = AS_RUN_DOES,
+) -> Preview:
+    """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
+
+    Raises a `Sam3LabelError` as `run` does.
+    """
+    folder = Path(out).absolute()
+    items = [i for i in media.discover(sources) if not Path(i.path).is_relative_to(folder)]
+    sample = spread(items, n)
+    if not sample:
+        raise InputError(f"{out} holds all the images that were found: choose another folder for the preview with -o.")
+    write_whole(folder / "sample.txt", "".join(f"{item.path}\n" for item in sample))
+    batch = options.batch_size or max(1, len(sample) // BATCHES)
+    steps: list[Progress] = []
+    start = time.perf_counter()
+    summary = run(
+        [f"@{folder / 'sample.txt'}"],
+        concepts,
+        folder / "run",
+        replace(options, batch_size=batch, fresh=True),
+        on_progress=steps.append,
+    )
+    loading = time.perf_counter() - start - steps[-1].seconds
+    overhead, per_image = _pace(steps)
+    per_image = max(per_image, _decode_seconds(sample) / _workers(options, len(items)))
+    memory, kind = _peak_memory()
+    return Preview(
+        total=len(items),
+        labelled=summary.progress.done,
+        failures=summary.failures,
+        objects={name: summary.progress.objects.get(name, 0) for name in concepts.names},
+        empty=_empty(folder / "run"),
+        images_per_s=1 / per_image,
+        seconds=loading + overhead + per_image * len(items),
+        memory=memory,
+        memory_kind=kind,
+        disk=round((folder / "run" / DATABASE).stat().st_size / len(sample) * len(items)),
+        sheet=_write_sheet(folder),
+        page=_write_page(folder),
+    )
+
+
+def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:
+    """`n` items, each from the middle of an equal share of the list; all of them when there are no more."""
+    if len(items) <= n:
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+
+
+def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
+    """(seconds before the first image, seconds per image once warm) from the progress after each batch."""
+    finished = [step.done + step.failed for step in steps]
+    first, last = steps[min(1, len(steps) - 1)], steps[-1]
+    before = finished[min(1, len(steps) - 1)]
+    if finished[-1] == before:  # one batch: nothing to tell warming up from working
+        return 0.0, last.seconds / max(finished[-1], 1)
+    per_image = (last.seconds - first.seconds) / (finished[-1] - before)
+    return max(0.0, first.seconds - before * per_image), per_image
+
+
+def _decode_seconds(sample: Sequence[MediaItem]) -> float:
+    """Seconds to decode one image. A small sample hides it behind the model; for a long run it may be the limit."""
+    start = time.perf_counter()
+    for item in sample:
+        try:
+            media.decode_image(item.path)
+        except UndecodableError:
+            continue
+    return (time.perf_counter() - start) / len(sample)
+
+
+def _workers(options: RunOptions, total: int) -> int:
+    return max(1, default_workers(total) if options.workers is None else options.workers)
+
+
+def _peak_memory() -> tuple[int, str]:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return torch.cuda.max_memory_reserved(), "GPU memory"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "memory"
+
+
+def _empty(run_folder: Path) -> int:
+    with open_run(run_folder) as labelled:
+        return sum(not image.labels for image in labelled.images())
+
+
+def _write_sheet(folder: Path) -> Path | None:
+    with open_run(folder / "run") as labelled:
+        images = list(labelled.images())[:SHEET_IMAGES]
+        shown = [(media.decode_image(i.item.path), i.labels, _title(i.item.id, len(i.labels))) for i in images]
+        if not shown:
+            return None
+        contact_sheet(shown, labelled.concepts.names, folder / "contact.png")
+        return folder / "contact.png"
+
+
+def _title(item_id: str, objects: int) -> str:
+    return f"{item_id}  ({objects})"
+
+
+def _write_page(folder: Path) -> Path:
+    write_report(folder / "run", folder / "report.html")
+    return folder / "report.html"
