@@ -6,15 +6,12 @@ import os
 import socket
 import subprocess
 import time
-import uuid
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from PIL import Image
 
 from sam3label import masks
@@ -91,31 +88,6 @@ def point_fiftyone_at(uri: str, folder: Path) -> None:
         "FIFTYONE_CONFIG_PATH": str(folder / "no-config.json"),
         "FIFTYONE_DO_NOT_TRACK": "true",
     }
-
-
-@pytest.fixture(scope="session")
-def fo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """`fiftyone` on a fresh database that goes with the session."""
-    folder = tmp_path_factory.mktemp("mongod")
-    process, uri = start_mongod(folder)
-    point_fiftyone_at(uri, folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # strawberry's, while fiftyone is imported
-        import fiftyone
-        import fiftyone.core.session
-    yield fiftyone
-    fiftyone.core.odm.database._disconnect()
-    stop(process)
-
-
-@pytest.fixture
-def name(fo: Any) -> Iterator[str]:
-    """A dataset name of the test's own; what was made under it goes afterwards."""
-    chosen = f"t{uuid.uuid4().hex[:12]}"
-    yield chosen
-    for made in fo.list_datasets():
-        if made.startswith(chosen):
-            fo.delete_dataset(made)
 
 
 # ---- runs

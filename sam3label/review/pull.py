@@ -22,6 +22,7 @@ from sam3label.review.push import VIDEO_SUFFIX
 from sam3label.select import Run
 
 CONFLICTS = "review_conflicts"  # where the store keeps them, in words
+COUNT = "{n}"  # stands for the number in a note that is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _pull_one(run: Run, dataset: Any, who: str) -> Pulled:
         run.store.add_edits(found.edits)
     _agree(dataset, found.agreed)
     actions = Counter[str](edit.action for edit in found.edits)
-    notes = tuple(text.format(n=count) for text, count in sorted(found.notes.items()))
+    notes = tuple(sorted(text.replace(COUNT, str(n)) for text, n in found.notes.items()))
     return Pulled(dataset.name, dict(actions), tuple(found.conflicts), notes)
 
 
@@ -197,7 +198,7 @@ def _known(run: Run, item_id: str, frame: int) -> _Known | None:
 def _read(run: Run, view: _View, found: _Found) -> None:
     """Gather the decisions of one image. Reads the run only where the dataset says something new."""
     if view.sync.reviewed and not view.reviewed:
-        found.notes["{n} image(s) are 'unreviewed' again in FiftyOne; the run keeps them as reviewed"] += 1
+        found.notes[f"{COUNT} image(s) are 'unreviewed' again in FiftyOne; the run keeps them as reviewed"] += 1
     held = {id_: labels.held_digest(d.bounding_box, d.get_mask()) for id_, d in view.truth.items()}
     vouches = view.reviewed and not view.sync.reviewed
     taken = {id_ for id_, d in view.maybe.items() if labels.APPROVED in d.tags} - view.sync.taken
@@ -205,7 +206,7 @@ def _read(run: Run, view: _View, found: _Found) -> None:
         return
     known = _known(run, view.item_id, view.frame)
     if known is None:
-        found.notes["{n} image(s) are not in the run any more; their corrections stay in FiftyOne alone"] += 1
+        found.notes[f"{COUNT} image(s) are not in the run any more; their corrections stay in FiftyOne alone"] += 1
         return
     reader = _Reader(view, known, found, held, run.concepts.names)
     marks = {id_: reader.label(id_, vouches) for id_ in sorted(view.sync.marks.keys() | view.truth.keys())}
@@ -242,7 +243,7 @@ class _Reader:
             self.decide(id_, then, None)
             return None
         if not detection.label:
-            self.found.notes["{n} label(s) have no class yet and wait for one"] += 1
+            self.found.notes[f"{COUNT} label(s) have no class yet and wait for one"] += 1
             return old
         rle = labels.rle_of(detection.bounding_box, detection.get_mask(), self.known.size_hw)
         if masks.area(rle) == 0:  # erased altogether
@@ -250,7 +251,7 @@ class _Reader:
             return None
         same = old is not None and old.held == self.held[id_]
         if not detection.has_mask and not same:
-            self.found.notes["{n} label(s) are boxes without a mask; the whole box counts as the object"] += 1
+            self.found.notes[f"{COUNT} label(s) are boxes without a mask; the whole box counts as the object"] += 1
         shape = old.shape if old is not None and same else labels.shape_digest(rle)
         approved = labels.APPROVED in detection.tags
         now = State(detection.label, shape)
@@ -263,7 +264,7 @@ class _Reader:
         detection = self.view.maybe[id_]
         base = self.known.base.get(self.known.ids.get(id_, id_))
         if base is None or not detection.label:
-            self.found.notes["{n} approved candidate(s) are not in the run any more; draw them instead"] += 1
+            self.found.notes[f"{COUNT} approved candidate(s) are not in the run any more; draw them instead"] += 1
             return
         self.decide(id_, base, State(detection.label, base.shape), vouched=True)
 
@@ -297,7 +298,7 @@ class _Reader:
     ) -> None:
         name = result.class_name if result and action in ("added", "relabelled") else None
         if name is not None and name not in self.names:
-            unknown = f"class '{name}' is not in the concept list: {{n}} label(s) of it are kept, but not exported"
+            unknown = f"class '{name}' is not in the concept list: {COUNT} label(s) of it are kept, but not exported"
             self.found.notes[unknown] += 1
         view, found = self.view, self.found
         mask = rle if action in ("added", "reshaped") else None
