@@ -1,0 +1,1 @@
+"""Synthetic photos with exact truth, the tiny checkpoint that labels them, and the demo job."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +64,8 @@ class Scene:
 
     def mask(self, number: int) -> npt.NDArray[np.bool_]:
         """The visible pixels of object `number` (1..N), bool [H, W]."""
-        return self.index == number
+        mask: npt.NDArray[np.bool_] = self.index == number
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Placed:
 
 
 def matches(phrase: str, thing: Thing) -> bool:
-    """Whether a phrase names the object: colour words, shape words, synonyms, "shape" for any. Unknown words never match."""
+    """Whether a phrase names the object: colours, shapes, synonyms, "shape" for any. Unknown words never match."""
     words = [SYNONYMS.get(word, word) for word in phrase.lower().split()]
     return bool(words) and all(word in (thing.colour, thing.shape, *ANYTHING) for word in words)
 
@@ -301,9 +301,7 @@ def write_scenes(
         images.append({"id": i + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
         annotations += _annotations(scene, i + 1, concepts, first_id=len(annotations) + 1)
     categories = [{"id": c, "name": name} for c, name in enumerate(concepts, start=1)]
-    return _write_json(
-        folder / "truth.json", {"images": images, "annotations": annotations, "categories": categories}
-    )
+    return _write_json(folder / "truth.json", {"images": images, "annotations": annotations, "categories": categories})
 
 
 def _annotations(scene: Scene, image_id: int, concepts: Mapping[str, str], first_id: int) -> list[dict[str, Any]]:
@@ -328,5 +326,4 @@ def _annotations(scene: Scene, image_id: int, concepts: Mapping[str, str], first
 def _write_json(path: Path, content: dict[str, Any]) -> Path:
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(beside, path)
-    return path
+    return beside.replace(path)
