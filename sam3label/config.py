@@ -34,6 +34,7 @@ _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside
 )
 _RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances")
 _CONCEPT_KEYS = ("prompts", "not", *_RULE_KEYS, "exemplars", "tile")
+_CANVAS_KEYS = ("share", "tiles")
 _EXAMPLE = "names: [person, helmet]"
 _SHOWN = 50  # problems listed in one message
 
@@ -101,6 +102,8 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
         rules["exemplars"] = {concept.exemplars.kind: concept.exemplars.path}
         if concept.exemplars.kind == "references":
             rules["exemplars"]["mode"] = concept.exemplars.mode
+        if concept.exemplars.kind == "references" and concept.exemplars.mode == "canvas":
+            rules["exemplars"] |= {key: getattr(concept.exemplars, key) for key in _CANVAS_KEYS}
     return rules
 
 
@@ -302,9 +305,9 @@ def _exemplars(node: Node | None, key: str, folder: Path, problems: list[str]) -
     if not isinstance(node.value, dict) or not node.value:
         problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {allowed}")
         return None
-    given = _mapping(node, key, ("labels", "references", "mode"), problems)
+    given = _mapping(node, key, ("labels", "references", "mode", *_CANVAS_KEYS), problems)
     kinds: list[Literal["labels", "references"]] = [k for k in ("labels", "references") if k in given]
-    if len(kinds) != 1 or (kinds == ["labels"] and "mode" in given):
+    if len(kinds) != 1 or (kinds == ["labels"] and given.keys() & {"mode", *_CANVAS_KEYS}):
         problems.append(f"{node.where}: {key}: got {_some([str(k) for k in given])}; allowed: {allowed}")
         return None
     path, mode = given[kinds[0]], given.get("mode", Node("canvas", node.where))
@@ -314,7 +317,26 @@ def _exemplars(node: Node | None, key: str, folder: Path, problems: list[str]) -
     if mode.value not in ("canvas", "tokens"):
         problems.append(f"{mode.where}: {key}.mode: got {_shown(mode)}; allowed: canvas, tokens")
         return None
-    return Exemplars(_absolute(path.value, folder), kinds[0], mode.value)
+    return Exemplars(_absolute(path.value, folder), kinds[0], mode.value, **_canvas(given, key, mode.value, problems))
+
+
+def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[str]) -> dict[str, Any]:
+    """The settings of a canvas that are given and right, by name."""
+    settings: dict[str, Any] = {}
+    for name in (name for name in _CANVAS_KEYS if name in given):
+        node, number = given[name], _number(given[name])
+        if name == "share":
+            right, allowed = number is not None and 0.3 <= number <= 0.95, "a number from 0.3 to 0.95"
+        else:
+            right = isinstance(node.value, int) and number is not None and 1 <= number <= 8
+            allowed = "a whole number from 1 to 8"
+        if mode != "canvas":
+            right, allowed = False, "it only with mode: canvas"
+        if right:
+            settings[name] = number if name == "share" else node.value
+        else:
+            problems.append(f"{node.where}: {key}.{name}: got {_shown(node)}; allowed: {allowed}")
+    return settings
 
 
 def _absolute(path: str, folder: Path) -> str:

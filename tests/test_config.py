@@ -122,13 +122,14 @@ concepts:
   a: {exemplars: refs/a}
   b: {exemplars: {references: ../refs/b, mode: tokens}, prompts: []}
   c: {exemplars: {labels: /data/partial.json}}
-  d: {exemplars: {references: refs/d}}
+  d: {exemplars: {references: refs/d, share: 0.65, tiles: 2}}
 """
     a, b, c, d = parse_concepts(text, folder=tmp_path / "lists").concepts
     assert a.exemplars == Exemplars(f"{tmp_path}/lists/refs/a", "references", "canvas")
     assert b.exemplars == Exemplars(f"{tmp_path}/refs/b", "references", "tokens") and b.prompts == ()
     assert c.exemplars == Exemplars("/data/partial.json", "labels") and c.prompts == ("c",)
-    assert d.exemplars == Exemplars(f"{tmp_path}/lists/refs/d", "references", "canvas")
+    assert d.exemplars == Exemplars(f"{tmp_path}/lists/refs/d", "references", "canvas", 0.65, 2)
+    assert parse_concepts(dump_concepts(ConceptList((a, b, c, d)))).concepts == (a, b, c, d)
 
 
 def test_a_list_of_twenty_thousand_classes_is_quick() -> None:
@@ -324,8 +325,18 @@ REFUSED = {
     HELMET + "exemplars: {references: a, mode: crop}": (
         "c.yaml:4: concepts.helmet.exemplars.mode: got 'crop'; allowed: canvas, tokens"
     ),
+    HELMET + "exemplars: {references: a, share: 30}": (
+        "c.yaml:4: concepts.helmet.exemplars.share: got 30; allowed: a number from 0.3 to 0.95"
+    ),
+    HELMET + "exemplars: {references: a, tiles: 1.5}": (
+        "c.yaml:4: concepts.helmet.exemplars.tiles: got 1.5; allowed: a whole number from 1 to 8"
+    ),
+    HELMET + "exemplars: {references: a, mode: tokens, tiles: 2}": (
+        "c.yaml:4: concepts.helmet.exemplars.tiles: got 2; allowed: it only with mode: canvas"
+    ),
     HELMET + "exemplars: {references: a, mod: crop}": (
-        "c.yaml:4: concepts.helmet.exemplars.mod: unknown key (did you mean 'mode'?); allowed: labels, references, mode"
+        "c.yaml:4: concepts.helmet.exemplars.mod: unknown key (did you mean 'mode'?); "
+        "allowed: labels, references, mode, share, tiles"
     ),
     # exclusive
     "names: [truck, b]\nexclusive: [[truk, b]]": (
