@@ -66,7 +66,7 @@ def test_the_estimate_is_within_a_fifth_of_the_real_run(photos: Path, tiny_check
     """Three attempts: another program that wakes up in between can spoil one."""
     ratios = []
     for attempt in range(3):
-        made = preview([photos], CONCEPTS, tmp_path / f"preview{attempt}", 48, options(tiny_checkpoint))
+        made = preview([photos], CONCEPTS, tmp_path / f"preview{attempt}", 40, options(tiny_checkpoint))
         start = time.perf_counter()
         run([photos], CONCEPTS, tmp_path / f"run{attempt}", options(tiny_checkpoint))
         ratios.append(made.seconds / (time.perf_counter() - start))
