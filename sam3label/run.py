@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sam3label import config, loader, media
-from sam3label.records import ConceptList, Frame, MediaItem, Undecodable, UnitResult, prompts_of
+from sam3label import config, loader, media, trust
+from sam3label.errors import InputError
+from sam3label.exemplars import read_examples
+from sam3label.prompts import Guide, Question
+from sam3label.records import ConceptList, Frame, MediaItem, Undecodable, UnitResult
 from sam3label.select import refuse_below_floor, select_labels
-from sam3label.store import Store
+from sam3label.store import DATABASE, Store
 
 if TYPE_CHECKING:
     from sam3label.model import Detector
@@ -46,6 +49,7 @@ class RunOptions:
     batch_size: int | None = None  # images per batch; None: from free memory
     vram_gb: float | None = None
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
+    accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images now
     fresh: bool = False
 
@@ -90,19 +94,22 @@ def run(
     options: RunOptions = RunOptions(),
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> RunSummary:
     """Label everything in `sources` into the run folder `out`, continuing what is there.
 
-    `on_progress` is called after every batch, from this thread. Setting `stop` ends the run after the batch in flight,
-    with everything labelled so far committed. Raises a `Sam3LabelError` for bad input, checkpoint or store; a file that
-    cannot be labelled is no error but a failure in the summary.
+    `on_progress` is called after every batch, from this thread; `on_message` with what a user should read before the
+    first one, where classes have exemplars: what the run takes, and how far the references can be trusted. Setting
+    `stop` ends the run after the batch in flight, with everything labelled so far committed. Raises a `Sam3LabelError`
+    for bad input, checkpoint or store; a file that cannot be labelled is no error but a failure in the summary.
     """
     from sam3label.checkpoint import resolve
     from sam3label.model import Detector
 
     refuse_below_floor(concepts, options.floor)
     found = media.find_media(sources)
+    examples = read_examples(concepts, found.items)
     checkpoint = resolve(options.model, options.revision)
     detector = Detector.load(
         checkpoint,
@@ -112,11 +119,15 @@ def run(
         vram_gb=options.vram_gb,
     )
     fingerprint = {"phrases": sorted(concepts.phrases), "floor": options.floor, **detector.describe()}
-    with Store.writer(out, prompts_of(concepts), fingerprint, fresh=options.fresh) as store:
+    guide = Guide(detector, concepts, examples)
+    fingerprint |= guide.fingerprint()
+    figures = _trust(guide, found.items, out, fingerprint, options, on_message) if examples else {}
+    with Store.writer(out, guide.prompts, fingerprint, fresh=options.fresh) as store:
         _describe(store, concepts, options, sources, detector)
+        store.set_meta("trust", figures)
         done = store.done_ids()
         pending = [item for item in found.items if item.id not in done][: options.limit]
-        progress = _label(store, detector, concepts, pending, options, on_progress, stop or threading.Event())
+        progress = _label(store, guide, concepts, pending, options, on_progress, stop or threading.Event())
         return RunSummary(
             progress=progress,
             found=len(found.items),
@@ -126,6 +137,27 @@ def run(
             failures=tuple((u.item.id, u.error) for u in store.units() if u.error is not None),
             interrupted=progress.done + progress.failed < len(pending),
         )
+
+
+def _trust(
+    guide: Guide,
+    items: Sequence[MediaItem],
+    out: str | Path,
+    fingerprint: Mapping[str, Any],
+    options: RunOptions,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Say what the exemplars cost and are worth, before the run folder is touched. Returns the figures by class."""
+    done, known = set[str](), dict[str, Any]()
+    if not options.fresh and (Path(out) / DATABASE).is_file():
+        with Store.open(out) as store:
+            if store.meta("fingerprint") == fingerprint:
+                done, known = store.done_ids(), store.meta("trust") or {}
+    pending = [item for item in items if item.id not in done][: options.limit]
+    for note in (note for examples in guide.examples for note in examples.notes):
+        say(note)
+    say(trust.plan(guide, len(pending), known))
+    return trust.check(guide, options.floor, options.accept_exemplars, known, say)
 
 
 def _describe(
@@ -147,14 +179,14 @@ def _describe(
 
 def _label(
     store: Store,
-    detector: Detector,
+    guide: Guide,
     concepts: ConceptList,
     pending: Sequence[MediaItem],
     options: RunOptions,
     on_progress: Callable[[Progress], None],
     stop: threading.Event,
 ) -> Progress:
-    tally, start = _Tally(), time.perf_counter()
+    detector, tally, start = guide.detector, _Tally(), time.perf_counter()
 
     def snapshot() -> Progress:
         seconds = time.perf_counter() - start
@@ -173,7 +205,7 @@ def _label(
             if batch is None or stop.is_set():
                 break
             with _stage(tally.stages, "model"):
-                results = _label_batch(detector, store, batch, options.floor)
+                results = _label_batch(guide, batch, options.floor)
             with _stage(tally.stages, "write"):
                 writer.put(results)
             _count(tally, results, concepts)
@@ -181,15 +213,14 @@ def _label(
     return snapshot()
 
 
-def _label_batch(
-    detector: Detector, store: Store, batch: Sequence[Frame | Undecodable], floor: float
-) -> list[UnitResult]:
-    frames = [entry for entry in batch if isinstance(entry, Frame)]
-    detections = iter(detector.detect(frames, store.prompts, floor) if frames else ())
+def _label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float) -> list[UnitResult]:
+    asked = [(entry, _question(guide, entry)) for entry in batch]
+    good = [(entry, q) for entry, q in asked if isinstance(entry, Frame) and isinstance(q, Question)]
+    detections = iter(guide.detect([frame for frame, _ in good], floor, [q for _, q in good]) if good else ())
     results = []
-    for entry in batch:
-        if isinstance(entry, Undecodable):
-            results.append(UnitResult(entry.item, 0, 1, None, error=entry.reason))
+    for entry, question in asked:
+        if isinstance(entry, Undecodable) or isinstance(question, str):
+            results.append(UnitResult(entry.item, 0, 1, None, error=str(question)))
             continue
         detection = next(detections)
         presence = np.asarray(detection.presence, dtype=np.float32)[None]  # [1, P]
@@ -204,6 +235,16 @@ def _count(tally: _Tally, results: Iterable[UnitResult], concepts: ConceptList) 
             continue
         tally.done += 1
         tally.objects.update(concepts.names[label.class_id] for label in select_labels(result.candidates, concepts))
+
+
+def _question(guide: Guide, entry: Frame | Undecodable) -> Question | str:
+    """What a photo is asked, or why it cannot be."""
+    if isinstance(entry, Undecodable):
+        return entry.reason
+    try:
+        return guide.question(entry)
+    except InputError as error:
+        return str(error)
 
 
 class _stage:

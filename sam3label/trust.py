@@ -4,7 +4,7 @@ its own labels. What comes out is the same labels as a run's, by the same rules,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,6 +89,37 @@ def encodes(examples: Examples) -> int:
     if rules.mode == "tokens":
         return count
     return count * (pictures(examples) + bool(examples.concept.negatives))
+
+
+def check(
+    guide: Guide, floor: float, accept: bool, known: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure every class with references, say the figures, and return them by class for the store.
+
+    `known` has figures of an earlier session over the same references: they hold while the class's threshold does.
+    Raises ConfigError for references not to be trusted, unless `accept`.
+    """
+    figures = []
+    for examples in (e for e in guide.examples if e.references):
+        before = known.get(examples.concept.name)
+        if before and before["conf"] == examples.concept.conf:
+            figures.append(Trust(**{name: before[name] for name in Trust.__slots__}))
+        else:
+            figures.append(measure(guide, examples, floor))
+        say(figures[-1].sentence())
+    if not accept:
+        refuse_poor(figures)
+    return {trust.class_name: trust.to_json() for trust in figures}
+
+
+def plan(guide: Guide, n_images: int, known: Mapping[str, Any]) -> str:
+    """How many pictures the run will encode, which is what it costs, in a sentence."""
+    parts = {name: count for name, count in guide.encodes(n_images).items() if count}
+    measuring = sum(encodes(e) for e in guide.examples if e.concept.name not in known)
+    if measuring:
+        parts["to measure the references first"] = measuring
+    each = " + ".join(f"{count} {name}" for name, count in parts.items())
+    return f"{n_images} photos take {sum(parts.values())} image encodes: {each}"
 
 
 def refuse_poor(figures: Iterable[Trust]) -> None:

@@ -55,6 +55,9 @@ def run(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
     vram: Annotated[float | None, typer.Option(help="Use at most this many GB of GPU memory.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
+    accept_exemplars: Annotated[
+        bool, typer.Option("--accept-exemplars", help="Label by reference images whatever the figures say of them.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many images now.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Throw away what the run folder holds and start over.")
@@ -73,9 +76,10 @@ def run(
     options = RunOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
         batch_size=batch_size, vram_gb=vram, workers=workers, limit=limit, fresh=fresh,
+        accept_exemplars=accept_exemplars,
     )  # fmt: skip
     with _stop_on_interrupt() as stop, progress_display(quiet) as show:
-        summary = label(photos, concept_list, out, options, on_progress=show, stop=stop)
+        summary = label(photos, concept_list, out, options, on_progress=show, on_message=_say(quiet), stop=stop)
     if not quiet:
         print_summary(summary, out)
     if summary.interrupted and stop.is_set():
@@ -99,6 +103,10 @@ def read_concepts(path: Path | None, ontology: str | None, settings: list[str]) 
         return config.load_concepts(path, settings)
     assert ontology is not None
     return config.parse_ontology(ontology, settings)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else typer.echo(text, err=True)
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
