@@ -6,7 +6,7 @@ white, numeric greys scaled by the rule in `_grey8`. ICC profiles are ignored, a
 """
 
 # Paths are strings here: a Path object for each of a million files costs more than finding them.
-# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH120, PTH122, PTH207, PTH208
+# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH119, PTH120, PTH122, PTH207, PTH208
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import errno
 import glob
 import io
 import os
+import re
 import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -35,6 +37,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 # What a file may really be, whatever it is called. A closed list: PIL also knows formats that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
+FEWEST_FRAMES = 8  # numbered images in a folder for it to be taken as a video
+_FRAME = re.compile(r"(frame[-_ ]?)?(\d+)(\.(?:jpe?g|png|webp|bmp|tiff?))", re.ASCII | re.IGNORECASE)
 _SHOWN = 20  # problems of one kind listed in a message
 
 
@@ -69,11 +73,42 @@ def find_media(sources: Sequence[str | Path], videos: bool = False) -> Found:
         raise InputError(_listed(scan.problems))
     if not scan.paths:
         raise InputError(_nothing_found(sources, scan))
+    if videos:
+        _join_frames(scan)
     return Found([_item(key, scan.paths[key]) for key in sorted(scan.paths)], scan.skipped)
 
 
+def _join_frames(scan: _Scan) -> None:
+    """Folders of numbered frames become one video each, in place of their files."""
+    inside: dict[str, list[str]] = {}
+    for key, path in scan.paths.items():
+        inside.setdefault(os.path.dirname(path), []).append(key)
+    for folder, keys in inside.items():
+        if folder in scan.walked and _are_frames([os.path.basename(key) for key in keys]):
+            for key in keys:
+                del scan.paths[key]
+            scan.paths[os.path.dirname(keys[0]) or os.path.basename(folder)] = folder
+
+
+def _are_frames(names: Sequence[str]) -> bool:
+    """Whether files are the frames of one video: `00001.jpg` or `frame_00001.jpg`, numbers of equal width in equal
+    steps, all of one kind. (Cameras number photos too, but with a prefix of their own.)"""
+    found = [_FRAME.fullmatch(name) for name in names]
+    if len(names) < FEWEST_FRAMES or not all(found):
+        return False
+    parts = [match.groups() for match in found if match]
+    numbers = sorted(int(number) for _, number, _ in parts)
+    steps = {b - a for a, b in pairwise(numbers)}
+    return len({(prefix, len(number), suffix) for prefix, number, suffix in parts}) == 1 and len(steps) == 1
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The frames of a folder that is a video, in order. Names of one width sort by their number."""
+    return sorted(path for path in folder.iterdir() if _FRAME.fullmatch(path.name))
+
+
 def _item(key: str, path: str) -> MediaItem:
-    return MediaItem(key, path, "video" if _suffix(path) in VIDEO_SUFFIXES else "image")
+    return MediaItem(key, path, "video" if _suffix(path) not in IMAGE_SUFFIXES else "image")
 
 
 def _suffix(name: str) -> str:
@@ -89,6 +124,7 @@ class _Scan:
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
         self.entered: set[tuple[int, int]] = set()  # folders of the current source, by device and inode
+        self.walked: set[str] = set()  # folders whose files were all looked at
 
     def add_source(self, source: str) -> None:
         self.entered.clear()
@@ -163,6 +199,7 @@ class _Scan:
                 if (status.st_dev, status.st_ino) in self.entered:
                     continue
                 self.entered.add((status.st_dev, status.st_ino))
+                self.walked.add(folder)
                 with os.scandir(folder) as entries:
                     self.walk_entries(entries, prefix, real, linked)
             except OSError as error:

@@ -116,7 +116,8 @@ def candidate_id(item_id: str, frame: int, prompt: str, query: int) -> str:
 class UnitResult:
     """What one unit of work (an image, or a clip of a video) came to. Written to the store in one transaction.
 
-    `presence` is float32 [F, P] in the order of the run's prompts, NaN where a prompt was not asked.
+    `presence` is float32 [F, P] in the order of the run's prompts, NaN where a prompt was not asked. `last` is False
+    for units of a video after which more is to come.
     """
 
     item: MediaItem
@@ -126,6 +127,7 @@ class UnitResult:
     candidates: tuple[Candidate, ...] = ()
     presence: npt.NDArray[np.float32] | None = None
     error: str | None = None  # the reason, when the unit failed
+    last: bool = True
 
     @property
     def status(self) -> Literal["done", "failed"]:

@@ -12,25 +12,36 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sam3label import config, loader, media, trust
-from sam3label.errors import InputError
+from sam3label import clips, config, footage, loader, media, trust
+from sam3label.errors import ConfigError, InputError
 from sam3label.exemplars import read_examples
 from sam3label.prompts import Guide, Question
-from sam3label.records import ConceptList, Frame, MediaItem, Undecodable, UnitResult
+from sam3label.records import (
+    Candidate,
+    ConceptList,
+    Frame,
+    Label,
+    MediaItem,
+    Undecodable,
+    UnitResult,
+)
 from sam3label.select import refuse_below_floor, select_labels
 from sam3label.store import DATABASE, Store
 
 if TYPE_CHECKING:
-    from sam3label.model import Detector
+    from sam3label.checkpoint import Checkpoint
+    from sam3label.model import Detection, Detector
+    from sam3label.video import Tracker
 
 COMMIT_SECONDS = 0.5
 QUEUED_BATCHES = 4
@@ -50,13 +61,20 @@ class RunOptions:
     vram_gb: float | None = None
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
     accept_exemplars: bool = False  # label by references whatever they are worth
-    limit: int | None = None  # label at most this many images now
+    limit: int | None = None  # label at most this many images and videos now
+    video: Literal["track", "frames", "off"] = "track"
+    clip_frames: int = 600  # of a video that are tracked, and committed, as one
+    every: int = 30  # with video "frames": label every so many frames,
+    fps: float | None = None  # or so many a second
     fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands. `objects` counts labels per class at the list's thresholds, of this session's images."""
+    """Where a run stands. `objects` counts labels per class at the list's thresholds, of this session's images.
+
+    A video is one image here, and an object tracked through it one label; `frames` counts frames of videos.
+    """
 
     total: int  # images to label in this session
     done: int
@@ -64,6 +82,7 @@ class Progress:
     objects: Mapping[str, int]
     seconds: float
     stages: Mapping[str, float]  # seconds spent waiting for the decoder, in the model, and waiting for the writer
+    frames: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +104,8 @@ class _Tally:
     failed: int = 0
     objects: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
+    frames: int = 0
+    tracks: set[tuple[int, int | None]] = field(default_factory=set)  # of the video at hand: (class, track)
 
 
 def run(
@@ -108,8 +129,13 @@ def run(
     from sam3label.model import Detector
 
     refuse_below_floor(concepts, options.floor)
-    found = media.find_media(sources)
+    found = media.find_media(sources, videos=options.video != "off")
     examples = read_examples(concepts, found.items)
+    if examples and options.video == "track" and any(item.kind == "video" for item in found.items):
+        raise ConfigError(
+            "exemplars are for photos and sampled frames, and there are videos to track: "
+            "--video frames samples them, --video off leaves them out."
+        )
     checkpoint = resolve(options.model, options.revision)
     detector = Detector.load(
         checkpoint,
@@ -118,7 +144,12 @@ def run(
         prompt_style=options.prompt_style,
         vram_gb=options.vram_gb,
     )
-    fingerprint = {"phrases": sorted(concepts.phrases), "floor": options.floor, **detector.describe()}
+    fingerprint = {
+        "phrases": sorted(concepts.phrases),
+        "floor": options.floor,
+        "video": _video_settings(options),
+        **detector.describe(),
+    }
     guide = Guide(detector, concepts, examples)
     fingerprint |= guide.fingerprint()
     figures = _trust(guide, found.items, out, fingerprint, options, on_message) if examples else {}
@@ -127,7 +158,8 @@ def run(
         store.set_meta("trust", figures)
         done = store.done_ids()
         pending = [item for item in found.items if item.id not in done][: options.limit]
-        progress = _label(store, guide, concepts, pending, options, on_progress, stop or threading.Event())
+        job = _Job(store, guide, concepts, options, stop or threading.Event())
+        progress = job.label(pending, checkpoint, on_progress)
         return RunSummary(
             progress=progress,
             found=len(found.items),
@@ -177,40 +209,142 @@ def _describe(
     store.set_meta("concepts", config.dump_concepts(concepts))
 
 
-def _label(
-    store: Store,
-    guide: Guide,
-    concepts: ConceptList,
-    pending: Sequence[MediaItem],
-    options: RunOptions,
-    on_progress: Callable[[Progress], None],
-    stop: threading.Event,
-) -> Progress:
-    detector, tally, start = guide.detector, _Tally(), time.perf_counter()
+class _Job:
+    """One session of labelling: what stays the same in it, and its tally."""
 
-    def snapshot() -> Progress:
-        seconds = time.perf_counter() - start
-        return Progress(len(pending), tally.done, tally.failed, dict(tally.objects), seconds, dict(tally.stages))
+    def __init__(
+        self,
+        store: Store,
+        guide: Guide,
+        concepts: ConceptList,
+        options: RunOptions,
+        stop: threading.Event,
+    ) -> None:
+        self.store, self.guide, self.concepts, self.options, self.stop = store, guide, concepts, options, stop
+        self.detector = guide.detector
+        self.tally, self.start, self.total = _Tally(), time.perf_counter(), 0
 
-    on_progress(snapshot())
-    if pending:
-        detector.encode_phrases(concepts.phrases)
-    batch_size = options.batch_size or detector.image_batch
-    workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
-    batches = loader.batches(pending, batch_size, workers, pin=detector.device.type == "cuda")
-    with _Writer(store) as writer:
+    def snapshot(self) -> Progress:
+        tally, seconds = self.tally, time.perf_counter() - self.start
+        return Progress(
+            self.total, tally.done, tally.failed, dict(tally.objects), seconds, dict(tally.stages), tally.frames
+        )
+
+    def label(
+        self, pending: Sequence[MediaItem], checkpoint: Checkpoint, on_progress: Callable[[Progress], None]
+    ) -> Progress:
+        """Photos first, then one video after the other."""
+        self.total = len(pending)
+        on_progress(self.snapshot())
+        photos = [item for item in pending if item.kind == "image"]
+        videos = [item for item in pending if item.kind == "video"]
+        work = self._units_of(videos, checkpoint)
+        if pending:
+            self.detector.encode_phrases(self.concepts.phrases)
+        with _Writer(self.store) as writer:
+            for results in chain(self._photos(photos), work):
+                with _stage(self.tally.stages, "write"):
+                    writer.put(results)
+                self._count(results)
+                on_progress(self.snapshot())
+        return self.snapshot()
+
+    def _photos(self, photos: Sequence[MediaItem]) -> Iterator[list[UnitResult]]:
+        options, detector = self.options, self.detector
+        batch_size = options.batch_size or detector.image_batch
+        workers = loader.default_workers(len(photos)) if options.workers is None else options.workers
+        batches = loader.batches(photos, batch_size, workers, pin=detector.device.type == "cuda")
         while True:
-            with _stage(tally.stages, "decode"):
-                batch = next(batches, None)
-            if batch is None or stop.is_set():
-                break
-            with _stage(tally.stages, "model"):
-                results = _label_batch(guide, batch, options.floor)
-            with _stage(tally.stages, "write"):
-                writer.put(results)
-            _count(tally, results, concepts)
-            on_progress(snapshot())
-    return snapshot()
+            with _stage(self.tally.stages, "decode"):
+                batch = next(batches, None) if photos else None
+            if batch is None or self.stop.is_set():
+                return
+            with _stage(self.tally.stages, "model"):
+                results = _label_batch(self.guide, batch, options.floor)
+            yield results
+
+    # ---- videos
+
+    def _units_of(self, videos: Sequence[MediaItem], checkpoint: Checkpoint) -> Iterator[list[UnitResult]]:
+        """The units of the videos. What is needed to track is loaded at once: before hours of photos, not after."""
+        if videos and self.options.video == "track":
+            from sam3label.video import Tracker
+
+            tracker = Tracker.load(checkpoint, self.detector)
+            return self._watched(videos, lambda item: self._tracked(tracker, item))
+        return self._watched(videos, self._sampled)
+
+    def _watched(
+        self, videos: Sequence[MediaItem], units_of: Callable[[MediaItem], Iterator[UnitResult | None]]
+    ) -> Iterator[list[UnitResult]]:
+        """Each step's units, none after most frames. A stop gives up the unit in flight."""
+        for item in videos:
+            self.tally.tracks.clear()
+            units = units_of(item)
+            while True:
+                with _stage(self.tally.stages, "video"):
+                    step = next(units, _END)
+                if isinstance(step, _End) or self.stop.is_set():
+                    break
+                yield [] if step is None else [step]
+
+    def _tracked(self, tracker: Tracker, item: MediaItem) -> Iterator[UnitResult | None]:
+        start, track_id = self.store.progress(item.id)
+        before = self.store.unit(item.id, start - 1) if start else None
+        past = footage.past_of(self.store.candidates(before) if before else (), start, track_id + 1)
+        for step in footage.tracked(tracker.track, item, self.store.prompts, self.options.clip_frames, start, past):
+            self.tally.frames += step is None
+            yield step
+
+    def _sampled(self, item: MediaItem) -> Iterator[UnitResult]:
+        start, _ = self.store.progress(item.id)
+        frames = clips.sampled(item, self.options.every, self.options.fps, start)
+        batch_size = self.options.batch_size or self.detector.image_batch
+
+        def detect(batch: Sequence[Frame]) -> Sequence[Detection]:
+            return self.guide.detect(batch, self.options.floor)
+
+        for step in footage.sampled(detect, item, frames, batch_size, start):
+            self.tally.frames += step.error is None
+            yield step
+
+    # ---- counting
+
+    def _count(self, results: Iterable[UnitResult]) -> None:
+        tally = self.tally
+        for result in results:
+            if result.error is not None:
+                tally.failed += 1
+                continue
+            tally.done += result.last
+            tally.objects.update(self.concepts.names[label.class_id] for label in self._new_labels(result))
+
+    def _new_labels(self, result: UnitResult) -> Iterator[Label]:
+        """A unit's labels; of a track only the first."""
+        frames: dict[int, list[Candidate]] = {}
+        for candidate in result.candidates:
+            frames.setdefault(candidate.frame, []).append(candidate)
+        for candidates in frames.values():
+            for label in select_labels(candidates, self.concepts):
+                key = (label.class_id, label.track_id)
+                if label.track_id is None or key not in self.tally.tracks:
+                    self.tally.tracks.add(key)
+                    yield label
+
+
+class _End:
+    """What comes after the last unit."""
+
+
+_END = _End()
+
+
+def _video_settings(options: RunOptions) -> str:
+    """How videos are labelled, in words: a field of the fingerprint."""
+    if options.video == "track":
+        return f"track, clips of {options.clip_frames} frames"
+    rate = f"{options.fps:g} a second" if options.fps else f"every {options.every}"
+    return f"frames, {rate}" if options.video == "frames" else "off"
 
 
 def _label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float) -> list[UnitResult]:
@@ -226,15 +360,6 @@ def _label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: floa
         presence = np.asarray(detection.presence, dtype=np.float32)[None]  # [1, P]
         results.append(UnitResult(entry.item, 0, 1, entry.size_hw, detection.candidates, presence))
     return results
-
-
-def _count(tally: _Tally, results: Iterable[UnitResult], concepts: ConceptList) -> None:
-    for result in results:
-        if result.error is not None:
-            tally.failed += 1
-            continue
-        tally.done += 1
-        tally.objects.update(concepts.names[label.class_id] for label in select_labels(result.candidates, concepts))
 
 
 def _question(guide: Guide, entry: Frame | Undecodable) -> Question | str:

@@ -42,6 +42,7 @@ CREATE TABLE units (
     height INTEGER, width INTEGER,
     error TEXT,                       -- NULL: done; else the reason why it failed
     presence BLOB,                    -- float32 [frames, prompts], little-endian, NaN where not asked
+    last INTEGER NOT NULL,            -- 0: a part of a video after which more is to come
     UNIQUE (item_id, frame_start));
 CREATE TABLE candidates (
     unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,
@@ -191,13 +192,14 @@ class Store:
     def _write_unit(self, result: UnitResult) -> None:
         item, (height, width) = result.item, result.size_hw or (None, None)
         self._db.execute(
-            "DELETE FROM units WHERE item_id = ? AND frame_start = ?", (item.id, result.frame_start)
+            "DELETE FROM units WHERE item_id = ? AND (frame_start = ? OR error IS NOT NULL)",
+            (item.id, result.frame_start),
         )  # candidates go with it (ON DELETE CASCADE)
         unit_id = self._db.execute(
-            "INSERT INTO units (item_id, kind, path, frame_start, frame_stop, height, width, error, presence)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO units (item_id, kind, path, frame_start, frame_stop, height, width, error, presence, last)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (item.id, item.kind, item.path, result.frame_start, result.frame_stop, height, width, result.error,
-             None if result.presence is None else result.presence.astype("<f4").tobytes()),
+             None if result.presence is None else result.presence.astype("<f4").tobytes(), result.last),
         ).lastrowid  # fmt: skip
         self._db.executemany(
             "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -219,8 +221,18 @@ class Store:
     # ---- reading
 
     def done_ids(self) -> set[str]:
-        """Ids of images that are done. Failed ones are not among them: the next run tries them again."""
-        return {row[0] for row in self._db.execute("SELECT item_id FROM units WHERE error IS NULL")}
+        """Ids of images and videos that are done. Failed ones are not among them: the next run tries them again."""
+        return {row[0] for row in self._db.execute("SELECT item_id FROM units WHERE error IS NULL AND last")}
+
+    def progress(self, item_id: str) -> tuple[int, int]:
+        """Of a video: the frame to go on from, and the highest track id so far (0 for none)."""
+        (stop,) = self._db.execute(
+            "SELECT max(frame_stop) FROM units WHERE item_id = ? AND error IS NULL", (item_id,)
+        ).fetchone()
+        (track,) = self._db.execute(
+            "SELECT max(track_id) FROM candidates JOIN units ON units.id = unit_id WHERE item_id = ?", (item_id,)
+        ).fetchone()
+        return stop or 0, track or 0
 
     def totals(self) -> Totals:
         done, failed = self._db.execute(

@@ -58,7 +58,13 @@ def run(
     accept_exemplars: Annotated[
         bool, typer.Option("--accept-exemplars", help="Label by reference images whatever the figures say of them.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many images now.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many images and videos now.")] = None,
+    video: Annotated[
+        str, typer.Option(help="track objects through videos; frames: label samples as photos; or off.")
+    ] = "track",
+    clip_frames: Annotated[int, typer.Option(min=16, help="Frames of a video tracked, and committed, as one.")] = 600,
+    every: Annotated[int, typer.Option(min=1, help="With --video frames: label every N-th frame,")] = 30,
+    fps: Annotated[float | None, typer.Option(min=0.001, help="or this many frames a second.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Throw away what the run folder holds and start over.")
     ] = False,
@@ -72,11 +78,13 @@ def run(
     refuse_unknown_formats(export or [])
     _one_of("--dtype", dtype, ("auto", "fp32", "bf16"))
     _one_of("--prompt-style", prompt_style, ("official", "transformers"))
+    _one_of("--video", video, ("track", "frames", "off"))
     concept_list = read_concepts(concepts, ontology, settings or [])
     options = RunOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
         batch_size=batch_size, vram_gb=vram, workers=workers, limit=limit, fresh=fresh,
         accept_exemplars=accept_exemplars,
+        video=video, clip_frames=clip_frames, every=every, fps=fps,  # type: ignore[arg-type]
     )  # fmt: skip
     with _stop_on_interrupt() as stop, progress_display(quiet) as show:
         summary = label(photos, concept_list, out, options, on_progress=show, on_message=_say(quiet), stop=stop)
@@ -164,8 +172,9 @@ def _plain_lines(every_seconds: float) -> Callable[[Progress], None]:
 def _line(progress: Progress) -> str:
     finished = progress.done + progress.failed
     failed = f", {progress.failed} failed" if progress.failed else ""
+    frames = f", {progress.frames} frames of videos" if progress.frames else ""
     return (
-        f"{finished}/{progress.total} images{failed}, {sum(progress.objects.values())} objects, "
+        f"{finished}/{progress.total} images{failed}{frames}, {sum(progress.objects.values())} objects, "
         f"{_rate(progress)}, {_left(progress)}"
     )
 
@@ -235,7 +244,7 @@ def print_summary(summary: RunSummary, out: Path) -> None:
             f"{_some(summary.missing)}"
         )
     if summary.skipped_videos:
-        console.print(f"{summary.skipped_videos} videos were skipped: this version labels images.")
+        console.print(f"{summary.skipped_videos} videos were left out (--video off).")
     if summary.failures:
         console.print(f"[bold]{len(summary.failures)} files could not be labelled:[/bold]")
         for item_id, reason in summary.failures[:SHOWN_FAILURES]:
