@@ -77,22 +77,19 @@ def dataset_info(run: Run, run_id: str) -> dict[str, Any]:
 
 
 def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
-    """The dataset to push to: new, this run's, or an empty one left by a push that was cut off."""
-    info = dataset_info(run, run_id)
-    if not fo.dataset_exists(name):
-        dataset = schema.create(fo, name, video, run.concepts.names, info)
-    else:
+    """The dataset to push to: this run's, or a new one. An empty one of nobody's is a push that was cut off."""
+    if fo.dataset_exists(name):
         dataset = fo.load_dataset(name)
-        if connect.owner(dataset) is None and len(dataset) == 0:
-            fo.delete_dataset(name)
-            dataset = schema.create(fo, name, video, run.concepts.names, info)
-        if connect.owner(dataset) != run_id:
+        owner = connect.owner(dataset)
+        if owner == run_id:
+            return dataset
+        if owner is not None or len(dataset):
             raise InputError(
                 f"FiftyOne has a dataset '{name}' already, and it does not belong to {run.store.folder}. "
                 "Choose another name: --dataset NAME"
             )
-    schema.declare(fo, dataset, run.concepts.names)
-    return dataset
+        fo.delete_dataset(name)
+    return schema.create(fo, name, video, run.concepts.names, dataset_info(run, run_id))
 
 
 def _push_items(

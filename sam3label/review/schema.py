@@ -89,18 +89,18 @@ def shown(prefix: str) -> list[str]:
 
 
 def create(fo: Any, name: str, video: bool, classes: Sequence[str], info: dict[str, Any]) -> Any:
-    """A new, empty dataset that says whose it is."""
+    """A new, empty dataset with every field. It says whose it is last, so that one without that is not finished."""
     dataset = fo.Dataset(name, persistent=True)
     dataset.media_type = "video" if video else "image"
-    dataset.info["sam3label"] = info
+    _declare(fo, dataset, video, classes)
     dataset.default_classes = list(classes)
+    dataset.info["sam3label"] = info
     dataset.save()
     return dataset
 
 
-def declare(fo: Any, dataset: Any, classes: Sequence[str]) -> None:
-    """Every field (an empty first image must not leave one out), label schemas, views, sidebar. Safe to repeat."""
-    video = dataset.media_type == "video"
+def _declare(fo: Any, dataset: Any, video: bool, classes: Sequence[str]) -> None:
+    """Fields (an empty first image must not leave one out), label schemas, views, sidebar."""
     prefix = "frames." if video else ""
     add = dataset.add_frame_field if video else dataset.add_sample_field
     for name, description in LABEL_FIELDS.items():
@@ -116,7 +116,6 @@ def declare(fo: Any, dataset: Any, classes: Sequence[str]) -> None:
     _save_views(fo, dataset)
     dataset.app_config.sidebar_groups = [fo.SidebarGroupDocument(**group) for group in sidebar(prefix)]
     dataset.app_config.active_fields = fo.ActiveFields(paths=shown(prefix))
-    dataset.save()
 
 
 def _declare_sample_fields(fo: Any, dataset: Any) -> None:
@@ -131,9 +130,8 @@ def _declare_sample_fields(fo: Any, dataset: Any) -> None:
 
 def _make_read_only(dataset: Any, path: str) -> None:
     field = dataset.get_field(path)
-    if not field.read_only:
-        field.read_only = True
-        field.save()
+    field.read_only = True
+    field.save()
 
 
 def _save_views(fo: Any, dataset: Any) -> None:
@@ -141,4 +139,4 @@ def _save_views(fo: Any, dataset: Any) -> None:
     left = dataset.match(fo.ViewField(STATUS) != REVIEWED)
     for name, words, path in views():
         view = left.match(fo.ViewField(path) > 0).sort_by(path, reverse=True)
-        dataset.save_view(name, view, description=words, overwrite=True)
+        dataset.save_view(name, view, description=words)
