@@ -52,6 +52,7 @@ class Labelled:
 
     name: str
     marks: tuple[Mark, ...]
+    where: str = ""
     size_hw: tuple[int, int] | None = None
     relative: bool = False
 
@@ -59,7 +60,7 @@ class Labelled:
         """What is wrong with the boxes, as far as it can be told from what is known of the image's size."""
         if self.size_hw and size_hw and self.size_hw != size_hw:
             yield (
-                f"{self.name}: its labels are for an image of {_size(self.size_hw)} pixels and it has "
+                f"{self.where}: its labels are for an image of {_size(self.size_hw)} pixels and it has "
                 f"{_size(size_hw)}: label the image as it is now"
             )
             return
@@ -176,7 +177,7 @@ def _photos(
     path = concept.exemplars.path
     used = [entry for entry in labelled if any(_sign(m.class_name, concept) is not None for m in entry.marks)]
     for entry in used:
-        problems += [f"{path}: {text}" for text in entry.problems(None)]
+        problems += entry.problems(None)
     photos: dict[str, Labelled] = {}
     lost = []
     for entry, ids in zip(used, _match(used, [item.id for item in items]), strict=True):
@@ -238,7 +239,7 @@ def _reference(concept: Concept, name: str, path: Path, labelled: Labelled, prob
         return None
     size_hw = pixels.shape[0], pixels.shape[1]
     wrong = list(labelled.problems(size_hw))
-    problems += [f"{path.parent}: {text}" for text in wrong]
+    problems += wrong
     boxes = None if wrong else labelled.prompt(concept, size_hw)
     return Reference(name, str(path), size_hw, pixel_digest(pixels), boxes)
 
@@ -366,7 +367,10 @@ def _read_coco(path: Path) -> list[Labelled]:
         name, file_name = truth.categories[category_id], truth.images[image_id].file_name
         for instance in (one for one in objects if not one.crowd):
             marks[image_id].append(Mark(name, _corners(instance.box_xywh), f"{path}: {file_name}, {name}"))
-    return [Labelled(image.file_name, tuple(marks[i]), image.size_hw) for i, image in truth.images.items()]
+    return [
+        Labelled(image.file_name, tuple(marks[i]), f"{path}: {image.file_name}", image.size_hw)
+        for i, image in truth.images.items()
+    ]
 
 
 def _corners(box_xywh: Box) -> Corners:
@@ -375,7 +379,8 @@ def _corners(box_xywh: Box) -> Corners:
 
 
 def _read_boxes(content: Mapping[Any, Any], path: Path) -> list[Labelled]:
-    return [Labelled(str(name), tuple(_marks(value, f"{path}: {name}"))) for name, value in content.items()]
+    where = ((str(name), value, f"{path}: {name}") for name, value in content.items())
+    return [Labelled(name, tuple(_marks(value, place)), place) for name, value, place in where]
 
 
 def _marks(value: Any, where: str) -> Iterator[Mark]:
@@ -396,7 +401,7 @@ def _read_yolo(folder: Path, names: Mapping[int, str]) -> list[Labelled]:
     files = [p for p in sorted(folder.rglob("*.txt")) if p.name != "classes.txt"]
     inside = [p for p in files if "labels" in p.relative_to(folder).parts[:-1]]
     return [
-        Labelled(p.relative_to(folder).with_suffix("").as_posix(), tuple(_yolo_marks(p, names)), None, True)
+        Labelled(p.relative_to(folder).with_suffix("").as_posix(), tuple(_yolo_marks(p, names)), str(p), None, True)
         for p in inside or files
     ]
 
