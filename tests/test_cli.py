@@ -27,6 +27,8 @@ def sam3label(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def invoke(*arguments: str | Path) -> tuple[int, str]:
     """In this process, which already has torch: for many quick calls."""
     result = CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
     return result.exit_code, result.output
 
 

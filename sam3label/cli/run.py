@@ -229,8 +229,8 @@ def print_summary(summary: RunSummary, out: Path) -> None:
 
     console, progress = Console(), summary.progress
     finished = progress.done + progress.failed
-    table = Table(title=f"{progress.done} images labelled in {_duration(progress.seconds)} ({_rate(progress)})")
-    table.add_column("class")
+    console.print(f"{progress.done} images labelled in {_duration(progress.seconds)} ({_rate(progress)})")
+    table = Table("class")
     table.add_column("objects", justify="right")
     for name, count in progress.objects.items():
         table.add_row(name, str(count))
