@@ -89,9 +89,8 @@ class Outputs:
 
 def fuse(model: Sam3Model, batch: Batch) -> Fused:
     """Encode images and prompts and let each pair's image tokens see its prompt."""
+    grid, features = look(model, batch.pixels)
     neck = model.vision_encoder.neck
-    grid = _image_grid(model, batch.pixels)
-    features = neck.fpn_layers[-2](grid)  # the last level is a half-scale map that the detector drops
     place = neck.position_encoding(features.shape, features.device, features.dtype)
     place = place.expand(len(features), -1, -1, -1)
     prompt, prompt_mask = _prompt_tokens(model, batch, features, place)
@@ -131,13 +130,13 @@ def forward(model: Sam3Model, batch: Batch, masked: Tensor) -> Outputs:
     )
 
 
-def _image_grid(model: Sam3Model, pixels: Tensor) -> Tensor:
-    """The ViT's output as a map [B, width of the ViT, h, w]."""
+def look(model: Sam3Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The ViT's output as a map [B, width of the ViT, h, w] and the neck's at the same scale [B, C, h, w]."""
     patch = model.config.vision_config.backbone_config.patch_size
     tokens = model.vision_encoder.backbone(pixels).last_hidden_state
     rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
     grid: Tensor = tokens.transpose(1, 2).reshape(len(pixels), -1, rows, columns)
-    return grid
+    return grid, model.vision_encoder.neck.fpn_layers[-2](grid)  # the last level, of half scale, is never used
 
 
 def _prompt_tokens(model: Sam3Model, batch: Batch, features: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +211,8 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup_steps: int = 200
-    fusion_share: float = 0.0  # of the training, at its start, in which only image and prompt fusion is trained
+    look_until: float = 0.0  # progress up to which only the image features are trained, by the auxiliary module
+    fusion_until: float = 0.0  # progress up to which only images and prompts are fused, before any query learns
     mask_pairs: int = 8  # at most so many pairs of a step go through the mask head
     one_to_many_copies: int = 4
     average: float = 0.999  # of the moving average of the weights that is evaluated and exported
@@ -336,8 +336,8 @@ def fast_bf16(device: torch.device) -> bool:
 class Trainer:
     """One model in training. `step` does one update; `state` and `load` make a resumed run continue bit for bit.
 
-    `auxiliary` is a module with parameters of its own that returns further losses by name, given `Fused`, batch and
-    progress; it is trained along and never exported.
+    `auxiliary` is a module with parameters of its own that returns further losses by name, given image features,
+    batch and progress; it is trained along and never exported.
     """
 
     def __init__(self, model: Sam3Model, recipe: Recipe, auxiliary: nn.Module | None = None) -> None:
@@ -374,16 +374,20 @@ class Trainer:
         recipe = self.recipe
         parts: dict[str, Tensor] = {}
         with autocast(self.model.device, recipe.precision):
-            if progress < recipe.fusion_share:
+            if progress < recipe.look_until:
+                features = look(self.model, batch.pixels)[1]
+            elif progress < recipe.fusion_until:
                 fused = fuse(self.model, batch)
             else:
                 outputs = forward(self.model, batch, masked)
                 fused = outputs.fused
-        if progress >= recipe.fusion_share:
-            parts = loss_parts(outputs, batch, masked, recipe.weights, recipe.one_to_many_copies)
-        parts["fused"] = recipe.weights.fused * self.fused(fused, batch)
+        if progress >= recipe.look_until:
+            features = fused.features
+            parts["fused"] = recipe.weights.fused * self.fused(fused, batch)
+        if progress >= max(recipe.look_until, recipe.fusion_until):
+            parts |= loss_parts(outputs, batch, masked, recipe.weights, recipe.one_to_many_copies)
         if self.auxiliary is not None:
-            parts |= self.auxiliary(fused, batch, progress)
+            parts |= self.auxiliary(features.float(), batch, progress)
         return parts
 
     def _average(self) -> None:

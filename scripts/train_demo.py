@@ -25,13 +25,22 @@ from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Mode
 
 from sam3label.demo import exam, lessons
 from sam3label.demo.shapes import ANYTHING, COLOURS, SHAPES, SYNONYMS
-from sam3label.finetune import Batch, Fused, LossWeights, Recipe, Trainer
+from sam3label.finetune import Batch, LossWeights, Recipe, Trainer
 
 SIDE, PATCH, WIDTH, QUERIES_PER_SIDE = 128, 8, 64, 5
 GRID = SIDE // PATCH
 CELLS = 4 * GRID  # mask cells per side
 CHECKPOINT = Path(__file__).parents[1] / "sam3label" / "demo" / "checkpoint"
-KINDS = ("words", "combination", "boxes", "both", "both_words", "counter", "canvas")
+TABLE_BEGIN, TABLE_END = "<!-- scores -->", "<!-- end of scores -->"
+KINDS = {
+    "words": "words",
+    "combination": "words never named together in training",
+    "boxes": "boxes alone, same picture",
+    "both": "words and a box",
+    "both_words": "the same words without the box",
+    "counter": "words and a counter-example box",
+    "canvas": "boxes on 3 references from other pictures (canvas)",
+}
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -152,43 +161,68 @@ def _attend_inside(bias: nn.Module) -> None:
 
 
 class DenseHeads(nn.Module):
-    """Each image token names the colour and shape of what covers it and draws its box. Training only.
+    """What image features should tell, asked of them directly. Training only; it fades as the queries learn.
 
-    It teaches the image features directly, before any query works; its weight fades out over the training.
+    Each token names the colour and shape of what covers it, draws its box and fills in its own mask cells; each object,
+    its tokens taken together, is named too: local evidence (a corner, a bend) is enough there, so shapes are learned
+    sooner than when every token must know the whole.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.sizes = [len(COLOURS) + 1, len(SHAPES) + 1]
-        self.linear = nn.Linear(channels, sum(self.sizes) + 4)
+        self.sizes = [len(COLOURS) + 1, len(SHAPES) + 1, 4, (CELLS // GRID) ** 2]
+        self.tokens = nn.Linear(channels, sum(self.sizes))
+        self.objects = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, sum(self.sizes[:2])))
 
-    def forward(self, fused: Fused, batch: Batch, progress: float) -> dict[str, Tensor]:
-        weight = max(0.15, 1 - 2 * progress)
-        classes, boxes = zip(*(self._truth(batch, b) for b in range(len(batch.pixels))), strict=True)
-        truth, wanted = torch.stack(classes), torch.stack(boxes)  # [B, tokens, 2], [B, tokens, 4]
-        said = self.linear(self.norm(fused.features.float().flatten(2).transpose(1, 2)))
-        colours, shapes, drawn = said.split([*self.sizes, 4], dim=-1)
-        entropy = sum(
-            F.cross_entropy(logits.flatten(0, 1), truth[..., a].flatten()) for a, logits in enumerate((colours, shapes))
-        )
-        covered = truth[..., 0] > 0
-        distance = (drawn[covered] - wanted[covered]).abs().mean() if covered.any() else drawn.sum() * 0
-        return {"dense": weight * 2 * entropy, "dense_box": weight * 2 * distance}
+    def forward(self, features: Tensor, batch: Batch, progress: float) -> dict[str, Tensor]:
+        weight = max(0.3, 1 - progress)
+        seen = self.norm(features.flatten(2).transpose(1, 2))  # [B, tokens, C]
+        classes, boxes, cells = (torch.stack(x) for x in zip(*map(_dense_truth, *_pictures(batch)), strict=True))
+        colours, shapes, drawn, filled = self.tokens(seen).split(self.sizes, dim=-1)
+        covered = classes[..., 0] > 0
+        distance = (drawn[covered] - boxes[covered]).abs().mean() if covered.any() else drawn.sum() * 0
+        return {
+            "dense": weight * (_entropy(colours, classes[..., 0]) + 2 * _entropy(shapes, classes[..., 1])),
+            "dense_box": weight * 2 * distance,
+            "dense_cells": weight * F.binary_cross_entropy_with_logits(filled, cells),
+            "objects": weight * self._objects(seen, batch),
+        }
 
-    def _truth(self, batch: Batch, b: int) -> tuple[Tensor, Tensor]:
-        """Classes [tokens, 2], 0 for background, and edges relative to the token [tokens, 4] of one picture."""
-        masks, boxes = batch.instance_masks[b], batch.instance_boxes[b]
-        device = boxes.device
-        if not len(masks):
-            return torch.zeros(GRID**2, 2, dtype=torch.long, device=device), torch.zeros(GRID**2, 4, device=device)
-        cover = F.adaptive_avg_pool2d(masks, GRID).flatten(1)  # [N, tokens]
-        best, owner = cover.max(0)
-        classes = (batch.attributes[b][owner] + 1) * (best > 0.35)[:, None]
-        ticks = (torch.arange(GRID, device=device) + 0.5) / GRID
-        here = torch.stack([ticks.repeat(GRID), ticks.repeat_interleave(GRID)], dim=1)
-        centre, half = boxes[owner, :2], boxes[owner, 2:] / 2
-        return classes, torch.cat([centre - half - here, centre + half - here], dim=1) * 4
+    def _objects(self, seen: Tensor, batch: Batch) -> Tensor:
+        pooled, named = [], []
+        for b, masks in enumerate(batch.instance_masks):
+            cover = F.adaptive_avg_pool2d(masks, GRID).flatten(1) if len(masks) else masks.new_zeros(0, GRID**2)
+            pooled.append(cover @ seen[b] / cover.sum(1, keepdim=True).clamp(min=1e-3))
+            named.append(batch.attributes[b] + 1)
+        colours, shapes = self.objects(torch.cat(pooled)).split(self.sizes[:2], dim=-1)
+        truth = torch.cat(named)
+        return _entropy(colours, truth[:, 0]) + 2 * _entropy(shapes, truth[:, 1]) if len(truth) else seen.sum() * 0
+
+
+def _entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, -2), truth.flatten())
+
+
+def _pictures(batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return batch.instance_masks, batch.instance_boxes, batch.attributes
+
+
+def _dense_truth(masks: Tensor, boxes: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one picture: classes [tokens, 2], 0 background; edges seen from the token [tokens, 4]; cells [tokens, 16]."""
+    step = CELLS // GRID
+    if not len(masks):
+        zeros = boxes.new_zeros(GRID**2, 4 + step**2)
+        return zeros[:, :2].long(), zeros[:, :4], zeros[:, 4:]
+    cover = F.adaptive_avg_pool2d(masks, GRID).flatten(1)  # [N, tokens]
+    best, owner = cover.max(0)
+    classes = (attributes[owner] + 1) * (best > 0.35)[:, None]
+    ticks = (torch.arange(GRID, device=boxes.device) + 0.5) / GRID
+    here = torch.stack([ticks.repeat(GRID), ticks.repeat_interleave(GRID)], dim=1)
+    centre, half = boxes[owner, :2], boxes[owner, 2:] / 2
+    edges = torch.cat([centre - half - here, centre + half - here], dim=1) * 4
+    cells = F.pixel_unshuffle(masks.sum(0, keepdim=True).clamp(max=1), step).flatten(1).T
+    return classes, edges, cells
 
 
 def new_trainer(words: CLIPTokenizer, recipe: Recipe) -> Trainer:
@@ -205,7 +239,8 @@ def train(args: argparse.Namespace) -> None:
         seed=args.seed,
         precision=args.precision,
         learning_rate=args.rate,
-        fusion_share=args.fusion,
+        look_until=args.look,
+        fusion_until=args.fusion,
         weights=LossWeights(one_to_many=0.5),
         one_to_many_copies=3,
     )
@@ -224,7 +259,8 @@ def train(args: argparse.Namespace) -> None:
     limit, begun, told, seen = args.hours * 3600, time.monotonic() - spent, spent, {}
     first_step, tested = trainer.steps, spent
     while (now := time.monotonic() - begun) < limit and trainer.steps < args.steps:
-        losses = trainer.step(room.batch(trainer.steps), now / limit)
+        made = room.pictures if now / limit < args.look else room.batch
+        losses = trainer.step(made(trainer.steps), now / limit)
         seen = {name: 0.97 * seen.get(name, value) + 0.03 * value for name, value in losses.items()}
         if now - told > 30:
             told = now
@@ -306,7 +342,7 @@ def export_state(state: Path, out: Path) -> None:
 
 
 def evaluate(folder: Path, count: int) -> dict[str, dict[str, float]]:
-    """Examine an exported checkpoint on held-out scenes, print a table and write `scores.json` beside the weights."""
+    """Examine an exported checkpoint on held-out scenes; print the scores, write them to `scores.json` and the card."""
     model = Sam3Model.from_pretrained(folder, dtype=torch.float32).eval()
     tokenize = tokenize_with(CLIPTokenizer.from_pretrained(folder))
     scores: dict[str, dict[str, float]] = {}
@@ -314,7 +350,21 @@ def evaluate(folder: Path, count: int) -> dict[str, dict[str, float]]:
         scores[kind] = exam.examine(model, tokenize, exam.sheets(kind, count, SIDE, CELLS))
         print(f"{kind:12}" + "  ".join(f"{name} {value:.3f}" for name, value in scores[kind].items()), flush=True)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    card = folder / "README.md"
+    if card.exists():
+        head, _, rest = card.read_text().partition(TABLE_BEGIN)
+        card.write_text(head + TABLE_BEGIN + "\n" + _table(scores) + TABLE_END + rest.partition(TABLE_END)[2])
     return scores
+
+
+def _table(scores: dict[str, dict[str, float]]) -> str:
+    """The scores as a Markdown table, the kinds of question spelled out."""
+    columns = ("f1", "precision", "recall", "mean_iou", "presence_mcc", "negative_share", "questions")
+    lines = [f"| question | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for kind, row in scores.items():
+        cells = [f"{row[name]:.0f}" if name == "questions" else f"{row[name]:.3f}" for name in columns]
+        lines.append(f"| {KINDS[kind]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -325,7 +375,8 @@ def main() -> None:
     parser.add_argument("--work", default="build/demo", help="where the state of the training is kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
-    parser.add_argument("--fusion", type=float, default=0.1, help="share of the time, at the start, for fusion alone")
+    parser.add_argument("--look", type=float, default=0.15, help="share of the time up to which only seeing is learned")
+    parser.add_argument("--fusion", type=float, default=0.25, help="share up to which queries wait for fusion")
     parser.add_argument("--window", type=int, default=2400, help="scenes kept in memory")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")

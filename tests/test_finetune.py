@@ -265,6 +265,36 @@ def test_every_loss_reaches_the_weights_it_should_teach() -> None:
     assert {name for name in still if not any(part in name for part in unused)} == set()
 
 
+def test_seeing_and_fusing_are_trained_before_any_query() -> None:
+    train_demo = script()
+    recipe = Recipe(precision="fp32", look_until=0.2, fusion_until=0.4)
+    trainer = Trainer(train_demo.fresh_detector(train_demo.tokenizer(), 0), recipe, train_demo.DenseHeads(64))
+    room = lessons.Classroom(train_demo.tokenize_with(train_demo.tokenizer()), 128, 64, seed=0, window=4)
+    seeing = {"dense", "dense_box", "dense_cells", "objects", "total"}
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    assert set(trainer.step(room.pictures(0, count=4), 0.1)) == seeing
+    moved = {n.split(".")[0] for n, value in trainer.model.named_parameters() if not torch.equal(value, before[n])}
+    assert moved == {"vision_encoder"}
+    assert set(trainer.step(room.batch(1, plain=1, canvases=1), 0.3)) == {*seeing, "fused"}
+    assert {"box", "mask_dice", "presence"} < set(trainer.step(room.batch(2, plain=1, canvases=1), 0.5))
+
+
+def test_the_same_batch_number_gives_the_same_batch_wherever_training_started() -> None:
+    went_on = lessons.Classroom(tokenize_letters, SIDE, CELLS, seed=3, window=6)
+    went_on.batch(4)
+    resumed = lessons.Classroom(tokenize_letters, SIDE, CELLS, seed=3, window=6)
+    first, again = went_on.batch(9, plain=2, canvases=2), resumed.batch(9, plain=2, canvases=2)
+    assert torch.equal(first.pixels, again.pixels) and torch.equal(first.exemplars, again.exemplars)
+    assert [t.tolist() for t in first.targets] == [t.tolist() for t in again.targets]
+
+
+def tokenize_letters(phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+    ids = torch.zeros(len(phrases), 40, dtype=torch.long)
+    for row, phrase in enumerate(phrases):
+        ids[row, : len(phrase)] = torch.tensor([ord(letter) for letter in phrase])
+    return ids, (ids != 0).long()
+
+
 def test_a_batch_without_any_object_trains_presence_and_scores_alone() -> None:
     sheet = sheets(1)[0]
     batch = lessons.collate([(sheet.sample, (Question("purple star"),))], tokenize)

@@ -181,7 +181,8 @@ def test_questions_are_answered_right_and_two_pairs_are_never_named() -> None:
 def test_a_canvas_keeps_the_truth_of_both_sides() -> None:
     target, reference = make_scene(1, SIZE), make_scene(5, SIZE)
     number = 1
-    canvas = lessons.compose_canvas(target, [(reference, number), (reference, number)], share=0.3, margin=0.2)
+    canvas, wanted = lessons.compose_canvas(target, [(reference, number), (reference, number)], share=0.3, margin=0.2)
+    assert [canvas.things[i] for i in wanted] == [reference.things[number - 1]] * 2
     strip = canvas.size_hw[1] - SIZE[1]
     assert strip == round(0.3 / 0.7 * SIZE[1])
     assert np.array_equal(canvas.image[:, strip:], target.image)

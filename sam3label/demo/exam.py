@@ -128,16 +128,11 @@ def _canvas_sheet(rng: np.random.Generator, target: Scene, seed: int, side: int,
         numbers = [k for k, thing in enumerate(scene.things, start=1) if thing.name == name]
         if numbers:
             found.append((scene, numbers[0]))
-    canvas = lessons.compose_canvas(target, found, share=0.3, margin=0.25)
-    first, starts = 0, []
-    strip, cell = canvas.size_hw[1] - target.size_hw[1], canvas.size_hw[0] // 3
-    for i in range(3):
-        inside = canvas.index[i * cell : (i + 1) * cell, :strip]
-        first = min(int(n) for n in np.unique(inside[inside > 0]) if canvas.things[int(n) - 1].name == name)
-        starts.append(first - 1)
+    canvas, wanted = lessons.compose_canvas(target, found, share=0.3, margin=0.25)
     answer = tuple(i for i, thing in enumerate(canvas.things) if thing.name == name)
-    question = Question(lessons.VISUAL, tuple((i, 1) for i in starts), answer)
-    return Sheet(canvas, lessons.to_sample(canvas, side, cells), (question,), start=strip)
+    question = Question(lessons.VISUAL, tuple((i, 1) for i in wanted), answer)
+    sample = lessons.to_sample(canvas, side, cells)
+    return Sheet(canvas, sample, (question,), start=canvas.size_hw[1] - target.size_hw[1])
 
 
 def examine(model: Sam3Model, tokenize: Tokenize, paper: Sequence[Sheet], threshold: float = 0.5) -> dict[str, float]:

@@ -89,27 +89,32 @@ def random_size(rng: Rng) -> tuple[int, int]:
     return round(side / aspect**0.5), round(side * aspect**0.5)
 
 
-def compose_canvas(target: Scene, references: Sequence[tuple[Scene, int]], share: float, margin: float) -> Scene:
+def compose_canvas(
+    target: Scene, references: Sequence[tuple[Scene, int]], share: float, margin: float
+) -> tuple[Scene, tuple[int, ...]]:
     """One picture: at the left a strip with crops around reference objects (scene, number from 1), then the target.
 
     `share` of the width goes to the strip; each crop is the object's box widened by `margin` of its longer side and
     scaled to fit its cell on mid-grey. Objects keep their truth; a neighbour less than half inside a crop has none.
+    Returns the canvas and which of its `things` (from 0) are the references.
     """
     height, width = target.size_hw
     strip = round(share / (1 - share) * width)
     image = np.full((height, strip + width, 3), 128, np.uint8)
     index = np.zeros((height, strip + width), np.uint8)
     things: list[Thing] = []
+    wanted: list[int] = []
     cell = height // len(references)
     for i, (scene, number) in enumerate(references):
         patch, numbers, kept = _crop(scene, number, margin, (cell - 4, strip - 4), len(things))
         top, left = i * cell + (cell - patch.shape[0]) // 2, (strip - patch.shape[1]) // 2
         place = np.s_[top : top + patch.shape[0], left : left + patch.shape[1]]
         image[place], index[place] = patch, numbers
+        wanted.append(len(things))
         things += kept
     image[:, strip:] = target.image
     index[:, strip:] = np.where(target.index, target.index + len(things), 0)
-    return Scene(image, index, (*things, *target.things))
+    return Scene(image, index, (*things, *target.things)), tuple(wanted)
 
 
 def _crop(
@@ -146,16 +151,8 @@ def canvas_sample(rng: Rng, target: Scene, library: Sequence[Scene], side: int, 
     chosen = found[: int(rng.integers(1, 5))]
     if len(kinds) > 1 and len(chosen) < 4 and rng.random() < 0.4:
         chosen += _instances(rng, library, str(rng.choice(kinds)))[:1]
-    canvas = compose_canvas(target, chosen, float(rng.uniform(0.25, 0.4)), float(rng.uniform(0.08, 0.5)))
-    starts: list[int] = []
-    wanted = [scene.things[number - 1].name for scene, number in chosen]
-    height, strip = canvas.size_hw[0], canvas.size_hw[1] - target.size_hw[1]
-    cell = height // len(chosen)
-    for i, name in enumerate(wanted):  # the first object of each cell is the one that was cropped on purpose
-        inside = canvas.index[i * cell : (i + 1) * cell, :strip]
-        numbers = [int(n) for n in np.unique(inside[inside > 0]) if canvas.things[int(n) - 1].name == name]
-        starts += numbers[:1]
-    return to_sample(canvas, side, cells, tuple(number - 1 for number in starts))
+    canvas, wanted = compose_canvas(target, chosen, float(rng.uniform(0.25, 0.4)), float(rng.uniform(0.08, 0.5)))
+    return to_sample(canvas, side, cells, wanted)
 
 
 def _instances(rng: Rng, library: Sequence[Scene], name: str) -> list[tuple[Scene, int]]:
@@ -267,9 +264,9 @@ def collate(lessons: Sequence[tuple[Sample, Sequence[Question]]], tokenize: Toke
 
     turned = [_turn(sample, int(rng.integers(8)) if rng else 0) for sample, _ in lessons]
     asked = [(b, question) for b, (_, questions) in enumerate(lessons) for question in questions]
-    phrases = list(dict.fromkeys(question.phrase for _, question in asked))
+    phrases = list(dict.fromkeys(question.phrase for _, question in asked)) or [VISUAL]
     ids, mask = tokenize(phrases)
-    most = max(1, *(len(question.exemplars) for _, question in asked))
+    most = max([1, *(len(question.exemplars) for _, question in asked)])
     boxes = np.zeros((len(asked), most, 4), np.float32)
     labels = np.full((len(asked), most), PAD)
     for p, (b, question) in enumerate(asked):
@@ -284,8 +281,8 @@ def collate(lessons: Sequence[tuple[Sample, Sequence[Question]]], tokenize: Toke
         pixels=images.permute(0, 3, 1, 2).float().sub_(127.5).mul_(1 / 127.5),
         token_ids=ids,
         token_mask=mask,
-        image_of=torch.tensor([b for b, _ in asked]),
-        phrase_of=torch.tensor([phrases.index(question.phrase) for _, question in asked]),
+        image_of=torch.tensor([b for b, _ in asked], dtype=torch.long),
+        phrase_of=torch.tensor([phrases.index(question.phrase) for _, question in asked], dtype=torch.long),
         exemplars=torch.from_numpy(boxes),
         exemplar_labels=torch.from_numpy(labels),
         instance_boxes=tuple(torch.from_numpy(sample.boxes) for sample in turned),
@@ -344,6 +341,13 @@ class Classroom:
             sample = canvas_sample(rng, self.scenes[int(i)], library, self.side, self.cells)
             taught.append((sample, lesson(rng, sample, 1, 4)))
         return collate(taught, self.tokenize, rng)
+
+    def pictures(self, number: int, count: int = 16) -> Batch:
+        """Batch `number` of scenes without questions, for learning to see."""
+        rng = np.random.default_rng((self.seed, number))
+        self._slide(number)
+        picks = number + rng.integers(self.window, size=count)
+        return collate([(self.samples[int(i)], ()) for i in picks], self.tokenize, rng)
 
     def _slide(self, number: int) -> None:
         wanted = range(number, number + self.window)
