@@ -178,7 +178,7 @@ def calibrate_run(
 def read_examples(run: Run, truth: Truth, notes: list[str]) -> dict[int, list[Example]]:
     """The examples of each class id: every image of the run whose truth was labelled to the end for that class."""
     units = units_of_truth(run, truth, notes)
-    categories = categories_of_classes(run.concepts, truth, notes)
+    categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
     judged = set(truth.pairs)
     examples: dict[int, list[Example]] = {class_id: [] for class_id in categories}
     for image_id, unit in units.items():

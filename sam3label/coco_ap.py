@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sam3label import masks
 from sam3label.truth import Instance, Pair, Truth
 
+Floats = npt.NDArray[np.float64]
 Kind = Literal["segm", "bbox"]
 
 _STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -32,8 +34,13 @@ class AveragePrecision:
     by_category: dict[int, dict[str, float]]
 
 
-def average_precision(truth: Truth, ranked: Mapping[Pair, Sequence[Instance]], kind: Kind) -> AveragePrecision:
-    """COCO AP over the pairs of `truth`. `ranked` holds every prediction with its score, whatever the thresholds."""
+def average_precision(
+    truth: Truth, ranked: Mapping[Pair, Sequence[Instance]], kind: Kind, iou: Mapping[Pair, Floats] | None = None
+) -> AveragePrecision:
+    """COCO AP over the pairs of `truth`. `ranked` holds every prediction with its score, whatever the thresholds.
+
+    `iou`, [D, G] in file order, replaces pycocotools' own overlaps: of tracks, for example.
+    """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
         image_ids = dict.fromkeys(image_id for image_id, _ in truth.pairs)
         images = [{"id": i, "height": 1, "width": 1} for i in image_ids]  # asked for, used for polygons alone
@@ -41,8 +48,9 @@ def average_precision(truth: Truth, ranked: Mapping[Pair, Sequence[Instance]], k
         evaluation = _SizeAwareEval(
             _coco(images, categories, _annotations(truth.pairs, truth.objects, kind)),
             _coco(images, categories, _annotations(truth.pairs, ranked, kind)),
-            kind,
+            kind if iou is None else "bbox",
         )
+        evaluation.given_iou = iou
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -62,14 +70,23 @@ class _SizeAwareEval(COCOeval):  # type: ignore[misc]
     adds neither hits nor misses to that range, and need not be matched for it.
     """
 
+    given_iou: Mapping[Pair, Floats] | None = None
+
     def evaluateImg(self, imgId: int, catId: int, aRng: Sequence[float], maxDet: int) -> Any:
         key = imgId, catId
         if any(aRng[0] <= o["area"] <= aRng[1] for objects in (self._gts[key], self._dts[key]) for o in objects):
             return super().evaluateImg(imgId, catId, aRng, maxDet)
         return None
 
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        if self.given_iou is None:
+            return super().computeIoU(imgId, catId)
+        found = self._dts[imgId, catId]
+        best_first = np.argsort([-d["score"] for d in found], kind="mergesort")[: self.params.maxDets[-1]]
+        return self.given_iou[imgId, catId][best_first] if found and self._gts[imgId, catId] else []
 
-def _mean(values: np.typing.NDArray[np.float64]) -> float:
+
+def _mean(values: Floats) -> float:
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 

@@ -107,11 +107,11 @@ def evaluate(
         figures[kind] = None if masks_missing else _figures(kind, (first, *others), predictions, attributes)
     if figures["segm"] is None:
         notes.append("Some truth objects or predictions have boxes only: masks were not compared.")
-    notes += _warnings(figures["bbox"] or {})
+    notes += warnings_of(figures["bbox"] or {})
     return Evaluation(figures, len(first.pairs), len({pair[0] for pair in first.pairs}), tuple(notes))
 
 
-def _warnings(figures: Figures) -> list[str]:
+def warnings_of(figures: Figures) -> list[str]:
     """What the definitions do to a one-sided truth, in words."""
     warnings = []
     if figures["IL_TN"] + figures["IL_FP"] == 0:
@@ -196,7 +196,7 @@ def _coverage(truth: Truth, items: Mapping[str, str], units: Mapping[str, Unit])
 
 def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: list[str]) -> tuple[Truth, Predictions]:
     """A COCO truth is answered by class: labels, and for average precision labels without score thresholds."""
-    categories = categories_of_classes(run.concepts, truth, notes)
+    categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
     relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in run.concepts.concepts)
     everything = Run(run.store, replace(run.concepts, concepts=relaxed))
     edited = run.store.edited_ids()
@@ -215,19 +215,21 @@ def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: lis
     return truth.only(pairs), Predictions(answers, ranked)
 
 
-def categories_of_classes(concepts: ConceptList, truth: Truth, notes: list[str]) -> dict[int, int]:
-    """Class id -> category id, by name. Says which categories the run never looked for."""
-    by_name = {name.casefold().strip(): category_id for category_id, name in truth.categories.items()}
+def categories_of_classes(
+    concepts: ConceptList, categories: Mapping[int, str], path: str, notes: list[str]
+) -> dict[int, int]:
+    """Class id -> category id, by name. Adds to `notes` what has no counterpart; raises `InputError` if nothing has."""
+    by_name = {name.casefold().strip(): category_id for category_id, name in categories.items()}
     found = {c.id: by_name[key] for c in concepts.concepts if (key := c.name.casefold().strip()) in by_name}
     if not found:
         raise InputError(
-            f"{truth.path} and the run have no class in common: the truth has {_some(truth.categories.values())}, "
-            f"the run {_some(concepts.names)}. Names must be the same."
+            f"{path} and the run have no class in common: the truth has {some(categories.values())}, "
+            f"the run {some(concepts.names)}. Names must be the same."
         )
-    if missing := [name for i, name in truth.categories.items() if i not in found.values()]:
-        notes.append(f"The run did not look for {_some(missing)}: these categories of the truth were left out.")
+    if missing := [name for i, name in categories.items() if i not in found.values()]:
+        notes.append(f"The run did not look for {some(missing)}: these categories of the truth were left out.")
     if extra := [c.name for c in concepts.concepts if c.id not in found]:
-        notes.append(f"The truth does not have {_some(extra)}: these classes of the run were left out.")
+        notes.append(f"The truth does not have {some(extra)}: these classes of the run were left out.")
     return found
 
 
@@ -251,7 +253,7 @@ def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: li
             ranked[pair] = [_instance_of(i) for i in image.labels if i.class_id == classes[phrase]]
             answers[pair] = ranked[pair]
     if not answers:
-        raise InputError(f"the run was asked for none of the phrases of {truth.path}: it has {_some(prompts)}.")
+        raise InputError(f"the run was asked for none of the phrases of {truth.path}: it has {some(prompts)}.")
     if unasked := sum(pair[0] in known for pair in truth.pairs) - len(answers):
         notes.append(f"{unasked} pairs ask for a phrase that the run never put to the model; left out.")
     return truth.only(answers), Predictions(answers, ranked)
@@ -273,7 +275,8 @@ def _same_size(truth: Truth, image_id: int, unit: Unit) -> None:
         )
 
 
-def _some(names: Iterable[str], n: int = 5) -> str:
+def some(names: Iterable[str], n: int = 5) -> str:
+    """The first few names, quoted, and how many more there are."""
     listed = list(names)
     return ", ".join(map(repr, listed[:n])) + (f" and {len(listed) - n} more" if len(listed) > n else "")
 
@@ -297,7 +300,7 @@ def read_attributes(path: str | Path, truth: Truth, notes: list[str]) -> dict[st
     values = {row[0]: row[1:] for row in rows}
     row_of = match_files([image.file_name for image in truth.images.values()], values)
     if not row_of:
-        raise InputError(f"{path}: no file name in its first column is in the truth; it has {_some(values)}.")
+        raise InputError(f"{path}: no file name in its first column is in the truth; it has {some(values)}.")
     columns: dict[str, dict[int, str]] = {}
     for position, name in enumerate(header[1:]):
         if len({row[position] for row in values.values()}) > MAX_GROUPS:

@@ -72,18 +72,20 @@ class Truth:
 
 def read_truth(path: str | Path) -> Truth:
     """Read a COCO, LVIS or SA-Co file. Raises `InputError` in one sentence when it is not one."""
-    data = _load(path)
+    data = load_json(path)
     if isinstance(data, dict) and "videos" in data:
-        raise InputError(f"{path} is a video truth (YouTube-VIS). Truth of images is expected: COCO or SA-Co JSON.")
+        raise InputError(
+            f"{path} is a video truth (YouTube-VIS). Truth of images is expected here: COCO or SA-Co JSON."
+        )
     if not isinstance(data, dict) or not isinstance(data.get("images"), list) or "annotations" not in data:
         raise InputError(f"{path} is not a truth file: COCO or SA-Co JSON with 'images' and 'annotations' is expected.")
-    images = {_field(image, "id", path, "image"): _image(image) for image in data["images"]}
+    images = {field_of(image, "id", path, "image"): _image(image) for image in data["images"]}
     by_phrase = any(image.phrase is not None for image in images.values())
     categories = {PHRASE_CATEGORY: "phrase"} if by_phrase else _categories(data, path)
     objects: dict[Pair, list[Instance]] = {}
     for annotation in data["annotations"]:
-        image_id = _field(annotation, "image_id", path, "annotation")
-        category_id = PHRASE_CATEGORY if by_phrase else _field(annotation, "category_id", path, "annotation")
+        image_id = field_of(annotation, "image_id", path, "annotation")
+        category_id = PHRASE_CATEGORY if by_phrase else field_of(annotation, "category_id", path, "annotation")
         if image_id not in images or category_id not in categories:
             unknown = f"image {image_id}" if image_id not in images else f"category {category_id}"
             raise InputError(f"{path}: annotation {annotation.get('id')} belongs to {unknown}, which is not listed.")
@@ -91,22 +93,24 @@ def read_truth(path: str | Path) -> Truth:
         area = float(annotation.get("area") or instance.area)
         instance = replace(instance, area=area, box_area=area, crowd=bool(annotation.get("iscrowd", 0)))
         objects.setdefault((image_id, category_id), []).append(instance)
-    pairs, unsure = _pairs(data["images"], categories, objects, by_phrase)
+    pairs, unsure = judged_pairs(data["images"], categories, objects, by_phrase)
     return Truth(str(path), images, categories, objects, pairs, unsure, by_phrase)
 
 
 def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[Instance]], int]:
     """(predictions by pair in file order, how many name an image or category that `truth` does not have)."""
-    data = _load(path)
+    data = load_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a results file: a JSON list with image_id, category_id, segmentation, score.")
     found: dict[Pair, list[Instance]] = {}
     unknown = 0
     for position, result in enumerate(data):
         where = f"{path}: result {position}"
-        image_id = _field(result, "image_id", path, f"result {position}")
-        category_id = PHRASE_CATEGORY if truth.by_phrase else _field(result, "category_id", path, f"result {position}")
-        _field(result, "score", path, f"result {position}")
+        image_id = field_of(result, "image_id", path, f"result {position}")
+        category_id = (
+            PHRASE_CATEGORY if truth.by_phrase else field_of(result, "category_id", path, f"result {position}")
+        )
+        field_of(result, "score", path, f"result {position}")
         if image_id not in truth.images or category_id not in truth.categories:
             unknown += 1
             continue
@@ -139,7 +143,8 @@ def align(truth: Truth, first: Truth) -> Truth:
     )
 
 
-def _load(path: str | Path) -> Any:
+def load_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises `InputError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -148,7 +153,8 @@ def _load(path: str | Path) -> Any:
         raise InputError(f"{path} is not JSON: {error}.") from error
 
 
-def _field(record: Any, key: str, path: str | Path, what: str) -> Any:
+def field_of(record: Any, key: str, path: str | Path, what: str) -> Any:
+    """A field that every record must have; `what` names the record in the `InputError`."""
     if not isinstance(record, dict) or key not in record:
         raise InputError(f"{path}: an entry of kind '{what.split()[0]}' has no '{key}' ({what}).")
     return record[key]
@@ -162,13 +168,13 @@ def _image(image: Mapping[str, Any]) -> TruthImage:
 
 def _categories(data: Mapping[str, Any], path: str | Path) -> dict[int, str]:
     listed = data.get("categories") or ()
-    categories = {_field(c, "id", path, "category"): str(_field(c, "name", path, "category")) for c in listed}
+    categories = {field_of(c, "id", path, "category"): str(field_of(c, "name", path, "category")) for c in listed}
     if not categories:
         raise InputError(f"{path} lists no 'categories', and its images have no 'text_input': neither COCO nor SA-Co.")
     return categories
 
 
-def _pairs(
+def judged_pairs(
     images: Sequence[Mapping[str, Any]], categories: Mapping[int, str], objects: Mapping[Pair, Any], by_phrase: bool
 ) -> tuple[tuple[Pair, ...], frozenset[Pair]]:
     """(pairs that may be judged, pairs that were not labelled to the end)."""
@@ -192,7 +198,7 @@ def _pairs(
 def _instance(record: Mapping[str, Any], image: TruthImage, where: str) -> Instance:
     """A result, or an annotation before its own area is taken over. A box that is not given is the mask's."""
     try:
-        rle = _rle(record.get("segmentation"), image.size_hw)
+        rle = read_rle(record.get("segmentation"), image.size_hw)
         given = record.get("bbox") or None
         if rle is None and given is None:
             raise ValueError("it has neither a mask nor a box")
@@ -215,7 +221,7 @@ def _mask(rle: Rle | None) -> Rle:
     return rle
 
 
-def _rle(segmentation: Any, size_hw: tuple[int, int] | None) -> Rle | None:
+def read_rle(segmentation: Any, size_hw: tuple[int, int] | None) -> Rle | None:
     """A mask from compressed or plain run-length code or polygons; None when there is none."""
     if not segmentation:
         return None

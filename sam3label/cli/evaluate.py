@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TruthFiles = Annotated[
     list[Path],
-    typer.Option("--gt", help="Truth: COCO, LVIS or SA-Co JSON. Several files are several annotators."),
+    typer.Option("--gt", help="COCO, LVIS, SA-Co or YouTube-VIS JSON. Several files are several annotators."),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `sam3label run`.")]
 MAX_ROWS = 30
@@ -41,14 +41,24 @@ def evaluate(
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
     from sam3label.config import load_concepts
     from sam3label.evaluate import evaluate_results, evaluate_run, write_json
+    from sam3label.evaluate_video import evaluate_track_results, evaluate_tracked_run
+    from sam3label.video_truth import is_video_truth
 
     if (run_folder is None) == (pred is None):
         raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
+    other = load_concepts(concepts) if concepts else None
+    videos = is_video_truth(gt[0])
+    if videos and (attributes or len(gt) > 1):
+        raise typer.BadParameter("a video truth is judged alone: one --gt, no --attributes", param_hint="--gt")
     if run_folder is not None:
-        evaluation = evaluate_run(run_folder, gt, load_concepts(concepts) if concepts else None, attributes)
+        evaluation = (
+            evaluate_tracked_run(run_folder, gt[0], other)
+            if videos
+            else evaluate_run(run_folder, gt, other, attributes)
+        )
     else:
         assert pred is not None
-        evaluation = evaluate_results(gt, pred, attributes)
+        evaluation = evaluate_track_results(gt[0], pred) if videos else evaluate_results(gt, pred, attributes)
     if json_out is not None:
         write_json(evaluation.to_json(), json_out)
     _print_evaluation(_console(), evaluation)
@@ -132,10 +142,13 @@ def _console() -> Console:
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
-    console.print(f"{evaluation.pairs} (image, concept) pairs of {evaluation.images} images", highlight=False)
+    console.print(f"{evaluation.pairs} pairs of an image or video and a concept, {evaluation.images} images or videos")
     table = Table("", *(name for name, figures in evaluation.figures.items() if figures))
     rows = ("cgF1", "cgF1@0.5", "positive_micro_F1", "positive_macro_F1", "precision", "recall", "F1", "IL_MCC")
-    for name in (*rows, "AP", "AP50", "AP75", "APs", "APm", "APl"):
+    tracking = ("HOTA", "DetA", "AssA", "LocA")
+    for name in (*rows, *tracking, "AP", "AP50", "AP75", "APs", "APm", "APl"):
+        if not all(name in figures for figures in evaluation.figures.values() if figures):
+            continue
         table.add_row(name, *(_figure(figures[name]) for figures in evaluation.figures.values() if figures))
     console.print(table)
     figures = evaluation.figures["segm"] or evaluation.figures["bbox"]
@@ -205,6 +218,8 @@ def _print_preview(console: Console, made: Preview) -> None:
         *(f"failed  {item_id}: {reason}" for item_id, reason in made.failures),
         f"{made.images_per_s:.2f} images/s; all {made.total} images: about {whole} (h:mm:ss), "
         f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
+        *made.messages,
+        *([f"Exemplars as they are used: {made.exemplars}"] if made.exemplars else []),
         f"Sheet: {made.sheet or 'none, no image could be labelled'}",
         f"Page:  {made.page}",
     ):
@@ -220,7 +235,7 @@ def _print_groups(console: Console, title: str, groups: Figures) -> None:
     from rich.table import Table
 
     first: Figures = next(iter(groups.values()), {})
-    wanted = ("pairs", "precision@0.5", "recall@0.5", "F1@0.5", "cgF1", "AP", "truth", "answers")
+    wanted = ("pairs", "precision@0.5", "recall@0.5", "F1@0.5", "cgF1", "HOTA", "AP", "truth", "answers")
     columns = [name for name in wanted if name in first]
     table = Table(f"by {title}", *columns)
     for name, figures in list(groups.items())[:MAX_ROWS]:
