@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,11 +76,45 @@ def _by_time(source: Iterable[Picture], fps: float) -> Iterator[Picture]:
 
 def frame_name(item: MediaItem, index: int) -> str:
     """The file name of a frame: its own in a folder of frames, else its number as a JPEG."""
-    folder = Path(item.path)
-    return media.numbered(folder)[index].name if folder.is_dir() else f"{index:06d}.jpg"
+    file = frame_source(item, index)
+    return file.name if file else f"{index:06d}.jpg"
+
+
+def frame_source(item: MediaItem, index: int) -> Path | None:
+    """The file that is a photo, or a frame of a folder of frames; None for a frame of a container file."""
+    path = Path(item.path)
+    if item.kind == "image":
+        return path
+    return _files(path)[index] if path.is_dir() else None
+
+
+class Film:
+    """Frames of one video by number, decoded once when asked for in rising order."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._rest, self._next = pictures(MediaItem(self.path, self.path, "video")), 0
+
+    def pixels(self, index: int) -> Pixels:
+        """Raises UndecodableError when the video has no such frame (any more)."""
+        if index < self._next:
+            self._open()
+        for one in self._rest:
+            self._next = one.index + 1
+            if one.index == index:
+                return one.pixels()
+        raise UndecodableError(f"it has no frame {index}")
 
 
 # ---- a folder of frames
+
+
+@lru_cache(maxsize=4)
+def _files(folder: Path) -> list[Path]:
+    return media.numbered(folder)
 
 
 def _folder_pictures(folder: Path) -> Iterator[Picture]:

@@ -28,6 +28,7 @@ from sam3label.splits import parse_splits
 from sam3label.store import Store
 
 runner = CliRunner()
+OF_PHOTOS = [name for name, form in FORMATS.items() if not form.videos]
 
 
 def half_way(images: list[LabeledImage], error: BaseException) -> Iterator[LabeledImage]:
@@ -38,7 +39,7 @@ def half_way(images: list[LabeledImage], error: BaseException) -> Iterator[Label
 # ---- whole or not at all
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", OF_PHOTOS)
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("any"), OSError(errno.ENOSPC, "No space left")])
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path, kind: str, error: BaseException) -> None:
     images = hard_collection(tmp_path / "photos")
@@ -159,7 +160,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("means", ["hardlink", "copy", "symlink", "none"])
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", OF_PHOTOS)
 def test_photos_keep_their_bytes(tmp_path: Path, means: Placement, kind: str) -> None:
     images = hard_collection(tmp_path / "photos")
     before = tree(tmp_path / "photos")
@@ -206,10 +207,10 @@ def test_a_photo_that_is_gone_is_named(tmp_path: Path, means: Placement) -> None
     assert write_dataset(concept_list(), [item], "coco", tmp_path / "set", Options(images="none")).images == 1
 
 
-def test_videos_are_refused(tmp_path: Path) -> None:
-    clip = LabeledImage(MediaItem("clip.mp4", "/clip.mp4", "video"), (60, 80))
-    with pytest.raises(OutputError, match=r"clip.mp4 is a video; this format holds photos"):
-        write_dataset(concept_list(), [clip], "coco", tmp_path / "set")
+@pytest.mark.parametrize("kind", [name for name, form in FORMATS.items() if form.videos])
+def test_photos_do_not_fit_into_formats_of_videos(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(OutputError, match=r"a.jpg is a photo; this format holds videos"):
+        write_dataset(concept_list(), [image(tmp_path / "photos", "a.jpg")], kind, tmp_path / "set")
 
 
 # ---- runs and the command line

@@ -26,6 +26,7 @@ from sam3label.cli.export import export
 from sam3label.cli.init import init
 from sam3label.cli.run import doctor, run, status
 from sam3label.cli.validate import validate
+from sam3label.cli.video import render
 from sam3label.errors import Sam3LabelError
 
 _debug = False
@@ -82,7 +83,7 @@ def _explain(error: Sam3LabelError) -> None:
     typer.echo(f"Error: {error}", err=True)
 
 
-for _verb in (init, run, demo, status, export, validate, preview, evaluate, calibrate, report, doctor):
+for _verb in (init, run, demo, status, export, validate, preview, evaluate, calibrate, report, render, doctor):
     app.command(_verb.__name__)(_boundary(_verb))
 
 for _command in review.app.registered_commands:

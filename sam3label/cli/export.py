@@ -23,7 +23,7 @@ def export(
             "--format",
             "-f",
             help="coco, coco-zero, coco-roboflow, yolo, yolo-detect, yolo-obb, voc, cvat, labelstudio, masks; "
-            "repeatable.",
+            "of tracked videos ytvis, mot, mots; repeatable.",
         ),
     ],
     out: Annotated[

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3label.errors import ConfigError, OutputError
-from sam3label.export import coco, cvat, labelstudio, maps, voc, yolo
+from sam3label.export import coco, cvat, labelstudio, maps, mot, mots, voc, yolo, ytvis
 from sam3label.export.dataset import Options, Outline, Sample, Segmentation, Summary, Tally, Target, samples
 from sam3label.export.folder import MARKER, read_marker, whole_folder
 from sam3label.export.images import Placer
@@ -42,6 +42,7 @@ class Format:
     first_id: int = 0
     classes: Callable[[Path], dict[int, str]] | None = None
     segmentation: Segmentation | None = None
+    videos: bool = False  # holds whole videos, not images
 
 
 def _coco(profile: coco.Profile, what: str) -> Format:
@@ -69,6 +70,9 @@ FORMATS: Mapping[str, Format] = {
     "cvat": Format(cvat.write_cvat, "CVAT for images 1.1, masks"),
     "labelstudio": Format(labelstudio.write_labelstudio, "Label Studio tasks with brush predictions"),
     "masks": Format(maps.write_maps, "PNG instance and semantic maps with a legend"),
+    "ytvis": Format(ytvis.write_ytvis, "YouTube-VIS JSON: masks of tracked objects", 1, videos=True),
+    "mot": Format(mot.write_mot, "MOTChallenge: boxes of tracked objects", 1, videos=True),
+    "mots": Format(mots.write_mots, "MOTS: masks of tracked objects, one object a pixel", 1, videos=True),
 }
 
 
@@ -132,7 +136,7 @@ def write_dataset(
             options.append,
         )
         class_ids = {c.id: ids[c.name] for c in concepts.concepts if c.name in kept}
-        chosen.write(target, samples(images, options, class_ids, tally))
+        chosen.write(target, samples(images, options, class_ids, tally, chosen.videos))
         summary = _summary(format, final, classes, tally, outline, placer, options, tuple(failed))
         _write_marker(folder, summary, options, info)
     return summary

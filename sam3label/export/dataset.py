@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sam3label import masks
-from sam3label.errors import OutputError
+from sam3label import clips, masks
 from sam3label.export.images import Placement, Placer
-from sam3label.records import Label, LabeledImage, Rle
+from sam3label.records import Label, LabeledImage, MediaItem, Rle
 from sam3label.splits import Splits
 
 Segmentation = Literal["rle", "polygon"]
@@ -135,20 +134,33 @@ class Tally:
 
 
 def samples(
-    images: Iterable[LabeledImage], options: Options, class_ids: Mapping[int, int], tally: Tally
+    images: Iterable[LabeledImage],
+    options: Options,
+    class_ids: Mapping[int, int],
+    tally: Tally,
+    whole_videos: bool = False,
 ) -> Iterator[Sample]:
-    """The images that belong into the dataset, with the labels that do. `class_ids`: concept id -> dataset id."""
+    """The images that belong into the dataset, with the labels that do. `class_ids`: concept id -> dataset id.
+
+    Frames of videos are images with an id of their own, unless the format holds `whole_videos`: those get every frame.
+    All frames of a video are in one split.
+    """
     for image in images:
-        if image.item.kind != "image":
-            raise OutputError(
-                f"{image.item.id} is a video; this format holds photos. Export photos only, or its frames."
-            )
+        split = options.splits.of(image.item.id)
+        if image.item.kind == "video" and not whole_videos:
+            image = replace(image, item=_frame_item(image))
         labels = tuple(_kept(image.labels, options.min_score, class_ids, tally))
-        if not labels and not options.keep_empty:
+        if not labels and not options.keep_empty and not whole_videos:
             continue
-        sample = Sample(replace(image, labels=labels), options.splits.of(image.item.id))
+        sample = Sample(replace(image, labels=labels), split)
         tally.count(sample)
         yield sample
+
+
+def _frame_item(image: LabeledImage) -> MediaItem:
+    """The frame of a video as an item: `clip.mp4/000120.jpg`."""
+    name = clips.frame_name(image.item, image.frame)
+    return replace(image.item, id=f"{image.item.id}/{name}")
 
 
 def _kept(labels: Iterable[Label], min_score: float, class_ids: Mapping[int, int], tally: Tally) -> Iterator[Label]:

@@ -1,4 +1,5 @@
-"""Photos into datasets: under which name, and by which means. Bytes are never re-encoded, originals never touched.
+"""Photos into datasets: under which name, and by which means. Originals are never touched and their bytes never encoded
+anew; frames of video files are written as JPEGs.
 
 Names come from the path relative to the source root, never from the base name alone, and depend on nothing else, so
 they stay the same however many images are added later.
@@ -11,11 +12,15 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from sam3label.errors import OutputError
+import cv2
+
+from sam3label import clips
+from sam3label.errors import OutputError, UndecodableError
 from sam3label.records import LabeledImage
 
 Placement = Literal["copy", "hardlink", "symlink", "none"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
+JPEG_QUALITY = 95
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 
 
@@ -50,12 +55,14 @@ class Placer:
     def __init__(self, means: Placement) -> None:
         self.means = means
         self.copied_instead = 0
+        self.written = 0  # frames of videos
+        self.film: clips.Film | None = None
 
     def place(self, image: LabeledImage, target: Path) -> None:
         """Raises `OutputError` when the photo is gone or `target` exists already."""
         if self.means == "none":
             return
-        source = Path(image.item.path)
+        source = clips.frame_source(image.item, image.frame)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() or target.is_symlink():
             raise OutputError(
@@ -63,7 +70,10 @@ class Placer:
                 "leave out --append to write the dataset anew, or append to another one."
             )
         try:
-            self._put(source, target)
+            if source is None:
+                self._write_frame(image, target)
+            else:
+                self._put(source, target)
         except FileNotFoundError as error:
             raise OutputError(
                 f"the photo {source} is gone since it was labelled. Put it back, label its folder again, "
@@ -77,6 +87,17 @@ class Placer:
             target.symlink_to(source.absolute())
         elif self.means == "copy" or not self._linked(source, target):
             shutil.copyfile(source, target)
+
+    def _write_frame(self, image: LabeledImage, target: Path) -> None:
+        """Frames come in order, so a video is decoded once. They are the only files here that are encoded anew."""
+        if self.film is None or self.film.path != image.item.path:
+            self.film = clips.Film(image.item.path)
+        try:
+            pixels = self.film.pixels(image.frame)
+        except UndecodableError as error:
+            raise OutputError(f"frame {image.frame} of {image.item.path} can no longer be decoded: {error}.") from error
+        self.written += 1
+        cv2.imwrite(str(target), pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
     def _linked(self, source: Path, target: Path) -> bool:
         """A hard link, where the file system and the file allow one."""
