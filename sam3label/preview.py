@@ -9,16 +9,20 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sam3label import media
-from sam3label.contact import contact_sheet
+import numpy as np
+
+from sam3label import canvas, masks, media
+from sam3label.contact import Pixels, contact_sheet
 from sam3label.errors import InputError, UndecodableError
+from sam3label.exemplars import Examples, read_examples
 from sam3label.files import write_whole
 from sam3label.loader import default_workers
-from sam3label.records import ConceptList, MediaItem
+from sam3label.prompts import crops
+from sam3label.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
 from sam3label.report import write_report
 from sam3label.run import Progress, RunOptions, run
 from sam3label.select import open_run
@@ -26,6 +30,8 @@ from sam3label.store import DATABASE
 
 BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed
 SHEET_IMAGES = 64
+SHOWN_EXAMPLES = 8  # per class, on the sheet of exemplars
+Cell = tuple[Pixels, Sequence[Label], str]
 AS_RUN_DOES = RunOptions()
 
 
@@ -45,6 +51,8 @@ class Preview:
     disk: int  # of the run folder for all images
     sheet: Path | None  # None when no image could be labelled
     page: Path
+    exemplars: Path | None  # the exemplars as they are used; None when there are none
+    messages: tuple[str, ...]  # what the run says of them: cost and trust
 
 
 def preview(
@@ -56,23 +64,28 @@ def preview(
 ) -> Preview:
     """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
 
-    Raises a `Sam3LabelError` as `run` does.
+    Classes with exemplars get a sheet that shows these as they are used, and are labelled by them whatever they are
+    worth: to see that is what a preview is for. Raises a `Sam3LabelError` as `run` does.
     """
     folder = Path(out).absolute()
     items = [i for i in media.discover(sources) if not Path(i.path).is_relative_to(folder)]
-    sample = spread(items, n)
+    examples = read_examples(concepts, items)
+    sample = _sample(items, examples, n)
     if not sample:
         raise InputError(f"{out} holds all the images that were found: choose another folder for the preview with -o.")
     write_whole(folder / "sample.txt", "".join(f"{item.path}\n" for item in sample))
+    exemplars = _write_exemplars(folder, examples, sample, concepts.names) if examples else None
     batch = options.batch_size or max(1, len(sample) // BATCHES)
     steps: list[Progress] = []
+    messages: list[str] = []
     start = time.perf_counter()
     summary = run(
         [f"@{folder / 'sample.txt'}"],
         concepts,
         folder / "run",
-        replace(options, batch_size=batch, fresh=True),
+        replace(options, batch_size=batch, fresh=True, accept_exemplars=True),
         on_progress=steps.append,
+        on_message=messages.append,
     )
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
@@ -91,6 +104,8 @@ def preview(
         disk=round((folder / "run" / DATABASE).stat().st_size / len(sample) * len(items)),
         sheet=_write_sheet(folder),
         page=_write_page(folder),
+        exemplars=exemplars,
+        messages=tuple(messages),
     )
 
 
@@ -99,6 +114,15 @@ def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:
     if len(items) <= n:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+
+
+def _sample(items: Sequence[MediaItem], examples: Sequence[Examples], n: int) -> list[MediaItem]:
+    """A spread sample; half of it has partial labels, where there are some."""
+    labelled = {item_id for one in examples for item_id in one.photos}
+    first = spread([item for item in items if item.id in labelled], (n + 1) // 2)
+    taken = {item.id for item in first}
+    rest = spread([item for item in items if item.id not in taken], n - len(first)) if len(first) < n else []
+    return sorted((*first, *rest), key=lambda item: item.id)
 
 
 def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
@@ -149,6 +173,60 @@ def _write_sheet(folder: Path) -> Path | None:
             return None
         contact_sheet(shown, labelled.concepts.names, folder / "contact.png")
         return folder / "contact.png"
+
+
+def _write_exemplars(
+    folder: Path, examples: Sequence[Examples], sample: Sequence[MediaItem], names: Sequence[str]
+) -> Path | None:
+    """Every class's exemplars with their boxes, and the canvas that the first photo becomes."""
+    cells = [cell for one in examples for cell in _example_cells(one, sample, len(names))]
+    if not cells:
+        return None
+    contact_sheet(cells, (*names, "not this"), folder / "exemplars.png")
+    return folder / "exemplars.png"
+
+
+def _example_cells(examples: Examples, sample: Sequence[MediaItem], no: int) -> Iterator[Cell]:
+    name, number, rules = examples.concept.name, examples.concept.id, examples.concept.exemplars
+    target = next(_decoded(sample), None)
+    if examples.references and target and rules is not None and rules.mode == "canvas":
+        chosen = canvas.choose([crops(reference) for reference in examples.references_for(target)])
+        if chosen:
+            made = canvas.compose(target.pixels, chosen, rules.share)
+            yield made.pixels, _boxed(made.boxes, made.pixels.shape[:2], number, no), f"{name}: as the model sees it"
+    for reference in examples.references[:SHOWN_EXAMPLES]:
+        title = f"{name}: {reference.name}"
+        yield reference.frame().pixels, _boxed(reference.boxes, reference.size_hw, number, no), title
+    for frame in _decoded([item for item in sample if item.id in examples.photos][:SHOWN_EXAMPLES]):
+        yield frame.pixels, _boxed(_boxes_on(examples, frame), frame.size_hw, number, no), f"{name}: {frame.item.id}"
+
+
+def _boxes_on(examples: Examples, frame: Frame) -> BoxPrompt | None:
+    try:
+        return examples.boxes_on(frame)
+    except InputError:  # the run lists the photo with the reason
+        return None
+
+
+def _decoded(sample: Sequence[MediaItem]) -> Iterator[Frame]:
+    for item in sample:
+        try:
+            yield Frame(item, 0, media.decode_image(item.path))
+        except UndecodableError:
+            continue
+
+
+def _boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
+    """Boxes as labels to draw; a negative one as of class `no`."""
+    height, width = size_hw[0], size_hw[1]
+    labels = []
+    for corners, positive in zip(boxes.boxes_xyxy, boxes.positive, strict=True) if boxes else ():
+        x, y, right, bottom = (round(float(v)) for v in corners * (width, height, width, height))
+        size = max(1, right - x), max(1, bottom - y)
+        rle = masks.paste(min(x, width - 1), min(y, height - 1), np.ones(size[::-1], np.bool_), (height, width))
+        number = class_id if positive else no
+        labels.append(Label("", number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "exemplar"))
+    return labels
 
 
 def _title(item_id: str, objects: int) -> str:

@@ -166,7 +166,7 @@ class Guide:
         ]
         for start in range(0, len(jobs), self.detector.image_batch):
             some = jobs[start : start + self.detector.image_batch]
-            made = [self.picture(examples, frames[i], questions[i], window) for i, _, window in some]
+            made = [self._picture(examples, frames[i], questions[i], window) for i, _, window in some]
             pictures = [replace(frames[i], pixels=m.pixels) for (i, _, _), m in zip(some, made, strict=True)]
             given = [{prompt.key: m.boxes for prompt in prompts} for m in made]
             found = self.detector.detect(pictures, prompts, floor, given)
@@ -174,25 +174,17 @@ class Guide:
                 mapped = _mapped(detection.candidates, picture.strip, window, number, frames[i].size_hw)
                 yield i, replace(detection, presence=self._spread(prompts, detection.presence), candidates=(*mapped,))
 
-    def picture(
-        self, examples: Examples, frame: Frame, question: Question, window: canvas.Window | None = None
-    ) -> canvas.Canvas:
-        """The picture that is shown for a photo and a class with references: its crops beside a window of it."""
+    def _picture(self, examples: Examples, frame: Frame, question: Question, view: canvas.Window) -> canvas.Canvas:
         assert examples.concept.exemplars is not None
         name, share = examples.concept.name, examples.concept.exemplars.share
-        view = window or canvas.windows(frame.size_hw, 1)[0]
         target = frame.pixels[view.y : view.y + view.height, view.x : view.x + view.width]
-        crops = [self._cut(name, reference) for reference in question.references[name]]
-        return canvas.compose(target, canvas.choose(crops), share)
+        cut = [self._cut(name, reference) for reference in question.references[name]]
+        return canvas.compose(target, canvas.choose(cut), share)
 
     def _cut(self, class_name: str, reference: Reference) -> list[canvas.Crop]:
         key = class_name, reference.digest
         if key not in self._crops:
-            self._crops[key] = []
-            if reference.boxes is not None:
-                pixels = reference.frame().pixels
-                boxes = zip(reference.boxes.boxes_xyxy, reference.boxes.positive, strict=True)
-                self._crops[key] = canvas.largest([canvas.cut(pixels, box, sign) for box, sign in boxes])
+            self._crops[key] = crops(reference)
         return self._crops[key]
 
     def _spread(self, prompts: Sequence[Prompt], presence: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -203,6 +195,15 @@ class Guide:
     def _joined(self, one: Detection, other: Detection) -> Detection:
         candidates = sorted((*one.candidates, *other.candidates), key=lambda c: self._position[c.prompt])
         return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates))
+
+
+def crops(reference: Reference) -> list[canvas.Crop]:
+    """What a canvas may show of a reference."""
+    if reference.boxes is None:
+        return []
+    pixels, boxes = reference.frame().pixels, reference.boxes
+    pairs = zip(boxes.boxes_xyxy, boxes.positive, strict=True)
+    return canvas.largest([canvas.cut(pixels, box, positive) for box, positive in pairs])
 
 
 def _described(examples: Examples) -> str:

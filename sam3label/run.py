@@ -188,7 +188,7 @@ def _trust(
     pending = [item for item in items if item.id not in done][: options.limit]
     for note in (note for examples in guide.examples for note in examples.notes):
         say(note)
-    say(trust.plan(guide, len(pending), known))
+    say(trust.plan(guide, sum(item.kind == "image" for item in pending), known))
     return trust.check(guide, options.floor, options.accept_exemplars, known, say)
 
 

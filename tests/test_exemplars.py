@@ -620,3 +620,24 @@ def test_reference_tokens_are_cut_to_the_boxes_of_each_image(detector: Detector,
     for one, boxes, tokens in zip(frames, prompts, together, strict=True):
         assert torch.allclose(detector.encode_references([one], [boxes])[0], tokens, atol=1e-5)
     assert ReferenceTokens(tuple(together)).tokens[0].shape[1] == together[1].shape[1]
+
+
+def test_preview_shows_the_exemplars_as_they_are_used(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    from PIL import Image
+
+    for seed in range(12):
+        photo(tmp_path / "photos" / f"{seed:02}.jpg", 100 + seed)
+    references(tmp_path / "refs")
+    write_coco(tmp_path / "p.json", {"07.jpg": [("vest", (10, 5, 20, 30))]})
+    (tmp_path / "c.yaml").write_text(
+        "names: [helmet, vest, hat]\nconcepts:\n"
+        "  helmet: {not: [cap], exemplars: refs}\n"
+        "  vest: {exemplars: {labels: p.json}}\n"
+    )
+    command = ["preview", tmp_path / "photos", "-c", tmp_path / "c.yaml", "-o", tmp_path / "out", "-n", 3]
+    code, output = invoke(*command, "--model", tiny_checkpoint, "--workers", 0, "--device", "cpu")
+    assert code == 0, output
+    assert "F1 " in output and "3 photos take " in output and "exemplars.png" in output
+    with Image.open(tmp_path / "out" / "exemplars.png") as sheet:  # the canvas, two references, a labelled photo
+        assert sheet.width > 800 and sheet.height > 600
+    assert "07.jpg" in (tmp_path / "out" / "sample.txt").read_text()  # one in twelve has labels, and it is shown
