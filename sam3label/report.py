@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.contact import class_color, draw_labels
+from sam3label import clips
+from sam3label.contact import Pixels, class_color, draw_labels
 from sam3label.errors import UndecodableError
 from sam3label.files import write_whole
 from sam3label.media import decode_image
-from sam3label.records import ConceptList, Label, LabeledImage
+from sam3label.records import Candidate, ConceptList, Label, LabeledImage, MediaItem
 from sam3label.select import Decision, Run, decide, open_run
-from sam3label.store import Unit
 from sam3label.suspects import Suspect, find_suspects
 
 GALLERY = 48  # pictures
@@ -69,8 +69,7 @@ def collect(run: Run, title: str) -> dict[str, Any]:
         "sizes": [f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g}+" for low, high in pairwise(SIZE_EDGES)],
         "embedded": tally.embedded.to_json(len(run.concepts.concepts)),
         "together": _together(run.concepts, tally),
-        "cases": [_case(run.concepts, case) for case in tally.worst()],
-        "gallery": [_picture(run, image) for image in _gallery(run, tally)],
+        **_pictures(run, tally),
         "failures": run.failures()[:MAX_FAILURES],
     }
 
@@ -131,15 +130,24 @@ def _tally(run: Run) -> _Tally:
     everything = replace(run.concepts, concepts=relaxed)
     edited = run.store.edited_ids()
     for unit in run.store.units():
-        if unit.error is None and unit.item.kind == "image":
-            (image,) = run.unit_images(unit, edited=unit.item.id in edited)
-            _add(tally, run, unit, image, everything)
+        if unit.error is None:
+            candidates, presences = run.store.candidates(unit), run.store.presence(unit)
+            for image in run.unit_images(unit, edited=unit.item.id in edited):
+                seen = presences[image.frame - unit.frame_start].tolist()
+                presence = dict(zip((p.key for p in run.store.prompts), seen, strict=True))
+                own = [c for c in candidates if c.frame == image.frame]
+                _add(tally, run, image, own, presence, everything)
     return tally
 
 
-def _add(tally: _Tally, run: Run, unit: Unit, image: LabeledImage, everything: ConceptList) -> None:
-    candidates = run.store.candidates(unit)
-    presence = dict(zip((p.key for p in run.store.prompts), run.store.presence(unit)[0].tolist(), strict=True))
+def _add(
+    tally: _Tally,
+    run: Run,
+    image: LabeledImage,
+    candidates: Sequence[Candidate],
+    presence: Mapping[str, float],
+    everything: ConceptList,
+) -> None:
     standing = [d.label for d in decide(candidates, everything) if d.outcome == "label"]
     _add_counts(tally, image)
     _add_histograms(tally, run.concepts, image, standing, presence)
@@ -245,32 +253,75 @@ def _together(concepts: ConceptList, tally: _Tally) -> dict[str, Any]:
     return {"classes": classes, "table": table, "left_out": len(concepts.concepts) - len(classes)}
 
 
+def _pictures(run: Run, tally: _Tally) -> dict[str, Any]:
+    """The suspicious cases and the gallery, all pictures drawn in one go: a video is read once."""
+    cases, gallery = tally.worst(), list(_gallery(run, tally))
+    wanted = [*((case.image, case.labels) for case in cases), *((image, image.labels) for image in gallery)]
+    drawn = draw_all(wanted, run.concepts.names)
+    return {
+        "cases": [
+            {"item": _name(case.image), "kind": case.kind, "reason": case.reason, "picture": picture}
+            for case, picture in zip(cases, drawn[: len(cases)], strict=True)
+        ],
+        "gallery": [
+            {
+                "item": _name(image),
+                "classes": sorted({label.class_id for label in image.labels}),
+                "objects": len(image.labels),
+                "picture": picture,
+            }
+            for image, picture in zip(gallery, drawn[len(cases) :], strict=True)
+        ],
+    }
+
+
+def _name(image: LabeledImage) -> str:
+    return image.item.id if image.item.kind == "image" else f"{image.item.id}, frame {image.frame}"
+
+
 def _gallery(run: Run, tally: _Tally) -> Iterator[LabeledImage]:
-    """Images spread evenly over the run."""
+    """Images and frames spread evenly over the run."""
     wanted = set(np.linspace(0, max(tally.images - 1, 0), min(GALLERY, tally.images)).round().astype(int).tolist())
-    done = (unit for unit in run.store.units() if unit.error is None and unit.item.kind == "image")
-    for index, unit in enumerate(done):
-        if index in wanted:
-            yield from run.unit_images(unit)
+    first = 0
+    for unit in run.store.units():
+        if unit.error is not None:
+            continue
+        numbers = range(first, first + unit.frame_stop - unit.frame_start)
+        first = numbers.stop
+        if not wanted.isdisjoint(numbers):
+            yield from (image for n, image in zip(numbers, run.unit_images(unit), strict=True) if n in wanted)
 
 
-def _picture(run: Run, image: LabeledImage) -> dict[str, Any]:
-    classes = sorted({label.class_id for label in image.labels})
-    source = picture(image.item.path, image.labels, run.concepts.names)
-    return {"item": image.item.id, "classes": classes, "objects": len(image.labels), "picture": source}
+def draw_all(wanted: Sequence[tuple[LabeledImage, Sequence[Label]]], names: Sequence[str]) -> list[str | None]:
+    """A small JPEG with its labels for each, as a data URI; None where the photo is not what it was any more."""
+    drawn: dict[int, str | None] = {}
+    of_item: dict[MediaItem, list[int]] = defaultdict(list)
+    for number, (image, _) in enumerate(wanted):
+        of_item[image.item].append(number)
+    for item, numbers in of_item.items():
+        frames = {wanted[number][0].frame for number in numbers}
+        for index, pixels in _read(item, frames):
+            for number in (n for n in numbers if wanted[n][0].frame == index):
+                drawn[number] = _jpeg(pixels, wanted[number][1], names)
+    return [drawn.get(number) for number in range(len(wanted))]
 
 
-def _case(concepts: ConceptList, case: Suspect) -> dict[str, Any]:
-    source = picture(case.path, case.labels, concepts.names)
-    return {"item": case.item_id, "kind": case.kind, "reason": case.reason, "picture": source}
-
-
-def picture(path: str, labels: Sequence[Label], names: Sequence[str]) -> str | None:
-    """A small JPEG of a photo with labels drawn on it as a data URI; None when the photo is not there any more."""
+def _read(item: MediaItem, frames: set[int]) -> Iterator[tuple[int, Pixels]]:
+    """(number, pixels) of the wanted frames of a video, or the one of a photo; fewer where the file has gone."""
     try:
-        pixels = decode_image(path)
+        if item.kind == "image":
+            yield 0, decode_image(item.path)
+            return
+        for picture in clips.pictures(item):
+            if picture.index in frames:
+                yield picture.index, picture.pixels()
+            if picture.index >= max(frames):
+                return
     except (UndecodableError, OSError):
-        return None
+        return
+
+
+def _jpeg(pixels: Pixels, labels: Sequence[Label], names: Sequence[str]) -> str | None:
     if any(label.rle.size_hw != pixels.shape[:2] for label in labels):
         return None  # the file is another picture now
     jpeg = io.BytesIO()

@@ -29,8 +29,7 @@ NEARLY_FULL = 0.75
 class Suspect:
     """One case. `kind` groups cases, `reason` is this one's sentence, `weight` sorts: larger is more suspicious."""
 
-    item_id: str
-    path: str
+    image: LabeledImage
     kind: str
     reason: str
     weight: float
@@ -52,7 +51,7 @@ def find_suspects(
         *_too_many(image, concepts),
     )
     for kind, reason, weight, labels in found:
-        yield Suspect(image.item.id, image.item.path, kind, reason, weight, tuple(labels))
+        yield Suspect(image, kind, reason, weight, tuple(labels))
 
 
 _Case = tuple[str, str, float, Sequence[Label]]

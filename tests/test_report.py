@@ -120,7 +120,7 @@ def test_counts_are_those_of_select(page: Page, run_folder: Path) -> None:
     assert live_counts(page) == expected
     tiles = page.locator("#tiles .tile").all_inner_texts()
     assert f"{sum(expected)}\nobjects" in tiles
-    assert "60\nimages" in tiles and "1\nfailed" in tiles
+    assert "60\nimages and frames" in tiles and "1\nfailed" in tiles
     assert "sha256:1" in page.locator("#info").inner_text() and "a & b" in page.locator("#info").inner_text()
 
 
@@ -274,6 +274,23 @@ def test_a_run_without_a_single_label(browser: Browser, tmp_path: Path) -> None:
     assert "No label in the whole run." in opened.locator("#together-table").inner_text()
     assert "truncated" in opened.locator("#failure-table").inner_text()
     opened.close()
+
+
+def test_frames_of_a_video_are_images_too(tmp_path: Path) -> None:
+    """A video as a folder of frames: counted frame by frame, read once, shown with its frame number."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for n in range(10):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 20 * n, np.uint8)).save(folder / f"{n:05d}.png")
+    found = [candidate("cat", 0.9, rectangle(n, 5, 20, 20), item_id="clip", frame=n) for n in range(0, 10, 2)]
+    item, presence = MediaItem("clip", str(folder), "video"), np.full((10, 1), 0.9, np.float32)
+    run_folder = make_run(tmp_path / "run", concepts("cat"), [UnitResult(item, 0, 10, SIZE_HW, tuple(found), presence)])
+    with open_run(run_folder) as run:
+        data = collect(run, "x")
+    assert (data["totals"]["images"], data["totals"]["objects"], data["totals"]["empty"]) == (10, 5, 5)
+    assert [g["item"] for g in data["gallery"]] == [f"clip, frame {n}" for n in range(10)]
+    assert all(g["picture"] for g in data["gallery"])
+    assert sum(data["classes"][0]["presence_bins"][0]) == 10
 
 
 def test_corrections_count(tmp_path: Path) -> None:
