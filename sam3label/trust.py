@@ -5,7 +5,7 @@ its own labels. What comes out is the same labels as a run's, by the same rules,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Trust:
             f"precision {self.precision:.2f}, recall {self.recall:.2f}, F1 {self.f1:.2f}"
         )
 
+    @classmethod
+    def from_json(cls, figures: Mapping[str, Any]) -> Trust:
+        """The inverse of `to_json`."""
+        return cls(**{one.name: figures[one.name] for one in fields(cls)})
+
     def to_json(self) -> dict[str, Any]:
         figures = {"precision": self.precision, "recall": self.recall, "f1": self.f1} if self.measured else {}
         return {**asdict(self), **{key: round(value, 4) for key, value in figures.items()}}
@@ -103,7 +108,7 @@ def check(
     for examples in (e for e in guide.examples if e.references):
         before = known.get(examples.concept.name)
         if before and before["conf"] == examples.concept.conf:
-            figures.append(Trust(**{name: before[name] for name in Trust.__slots__}))
+            figures.append(Trust.from_json(before))
         else:
             figures.append(measure(guide, examples, floor))
         say(figures[-1].sentence())

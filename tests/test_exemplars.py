@@ -567,6 +567,8 @@ def test_a_run_by_references_is_planned_measured_refused_accepted_and_resumed(
     assert sources == {"both", "phrase"}  # `cap` is asked in words
     with open_run(out) as run:
         assert len(run) == 3
+    said = " ".join(invoke("status", out)[1].split())
+    assert "helmet: 2 references, each labelled from the others: precision 0" in said
     code, output = invoke(*command, "--accept-exemplars")
     assert code == 0, output
     assert "0 photos take 0 image encodes" in output  # measured before: not again

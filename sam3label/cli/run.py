@@ -284,6 +284,7 @@ def status(run_folder: RunFolder) -> None:
     from rich.table import Table
 
     from sam3label.select import count_objects, open_run
+    from sam3label.trust import Trust
 
     console = Console()
     with open_run(run_folder) as labelled:
@@ -298,6 +299,8 @@ def status(run_folder: RunFolder) -> None:
         for name, (objects, images) in count_objects(labelled).items():
             table.add_row(name, str(objects), str(images))
         console.print(table)
+        for figures in (labelled.store.meta("trust") or {}).values():
+            console.print(Trust.from_json(figures).sentence(), markup=False, highlight=False)
         for item_id, reason in labelled.failures():
             console.print(f"failed  {item_id}: {reason}", markup=False, highlight=False)
 
