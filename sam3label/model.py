@@ -271,7 +271,8 @@ class Detector:
         def encode(part: slice) -> list[Tensor]:
             coarse, own = self.encode_images(self.preprocess(frames[part])).coarse, boxes[part]
             counts = [len(prompt.positive) for prompt in own]
-            encoded, _ = self.head.encode_boxes(coarse, *_padded_boxes(own, max(counts), self.device))
+            with self.precision():
+                encoded, _ = self.head.encode_boxes(coarse, *_padded_boxes(own, max(counts), self.device))
             # the boxes come first, then the image's own token, then padding
             return [row[:count].float() for row, count in zip(encoded, counts, strict=True)]
 
