@@ -337,8 +337,14 @@ def frame(name: str, seed: int) -> Frame:
 def spied(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> list[PairScores]:
     """The answers of the real head, as they come."""
     answers: list[PairScores] = []
-    score = detector.head.score
-    monkeypatch.setattr(detector.head, "score", lambda *args: (answers.append(score(*args)), answers[-1])[1])
+    score = detector._score
+
+    def listened(*args: Any) -> Any:
+        scored = score(*args)
+        answers.append(scored.answer)
+        return scored
+
+    monkeypatch.setattr(detector, "_score", listened)
     return answers
 
 
