@@ -33,6 +33,12 @@ class ImageState:
     fine: Tensor  # [B, D, 4h, 4w]
     summary: Tensor | None  # [B, 1, D] the geometry encoder's token for an image without boxes; None: not used
 
+    def used_in(self, stream: torch.cuda.Stream) -> None:
+        """Keep this memory, made in another stream, until `stream` is done with it."""
+        for tensor in (self.tokens, self.coarse, self.middle, self.fine, self.summary):
+            if tensor is not None:
+                tensor.record_stream(stream)
+
 
 @dataclass(frozen=True, slots=True)
 class PairScores:

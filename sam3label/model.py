@@ -26,7 +26,8 @@ from sam3label.checkpoint import Checkpoint
 from sam3label.device import Stage, batch_sizes, is_out_of_memory, pick_device, pick_dtype
 from sam3label.errors import ConfigError
 from sam3label.head import Head, ImageState, PairScores
-from sam3label.records import BoxPrompt, Candidate, Frame, Prompt, Source, candidate_id
+from sam3label.pace import Ahead, StageClock
+from sam3label.records import BoxPrompt, Candidate, Frame, MediaItem, Prompt, Source, candidate_id
 from sam3label.weights import fix_rotary_tables, load_model, load_tokenizer
 
 PREPROCESSING = "bilinear antialiased, rounded to 8 bits, mean 0.5, std 0.5"
@@ -94,7 +95,10 @@ class Detector:
         self.device, self.dtype, self.prompt_style = device, dtype, prompt_style
         self.image_size: int = model.config.vision_config.image_size
         self.head = Head(model)
+        self.clock = StageClock(device)  # of `detect`: encode, heads, post
         self._phrases: dict[str, Tensor] = {}  # phrase -> [T, D], its valid tokens only
+        self._backbone, self._scorer = model.vision_encoder.backbone, self.head.score
+        self._ahead = Ahead(device, self._encoded)
         self._sizes = batch_sizes(model.config, device, dtype, vram_gb)
 
     @classmethod
@@ -105,18 +109,42 @@ class Detector:
         dtype: str = "auto",
         prompt_style: PromptStyle = "official",
         vram_gb: float | None = None,
+        compiled: bool = False,
     ) -> Detector:
         """Load the detector's weights, all of them or none.
 
         `dtype`: "fp32", "bf16" (image encoder in bf16, head in mixed precision on CUDA) or "auto" (bf16 on CUDA).
-        `vram_gb` bounds the memory that batch sizes are chosen for. Raises CheckpointError, ConfigError.
+        `vram_gb` bounds the memory that batch sizes are chosen for. `compiled`: see `compile`. Raises CheckpointError,
+        ConfigError.
         """
         where = pick_device(device)
         precision = pick_dtype(dtype, where)
         model = load_model(checkpoint).to(where)
         model.vision_encoder.to(precision)
         fix_rotary_tables(model)
-        return cls(model, load_tokenizer(checkpoint), checkpoint.identity, where, precision, prompt_style, vram_gb)
+        detector = cls(model, load_tokenizer(checkpoint), checkpoint.identity, where, precision, prompt_style, vram_gb)
+        if compiled:
+            detector.compile()
+        return detector
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Have torch compile the image encoder and the scoring of pairs, and try both. Same answers, to rounding.
+
+        Takes a minute or more; worth it for thousands of images. Raises ConfigError where torch cannot compile.
+        """
+        self._backbone, self._scorer = torch.compile(self._backbone), torch.compile(self.head.score, fullgraph=True)
+        grey = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
+        frames = [Frame(MediaItem(id="", path=""), 0, grey)] * self.image_batch
+        try:
+            self.detect(frames, [Prompt(VISUAL, VISUAL)], floor=1.0)
+        except ConfigError:
+            raise
+        except Exception as error:  # the compilers it calls fail in their own ways
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                f"torch cannot compile the model here ({reason}). Leave out --compile, or install a C++ compiler."
+            ) from error
 
     @property
     def image_batch(self) -> int:
@@ -188,7 +216,7 @@ class Detector:
         """Encode preprocessed images [B, 3, X, X] once, for any number of prompts."""
         encoder = self.model.vision_encoder
         with self.precision():
-            features = encoder.backbone(pixels.to(self.dtype)).last_hidden_state
+            features = self._backbone(pixels.to(self.dtype)).last_hidden_state
             grid = features.transpose(1, 2).unflatten(2, (self.head.grid, self.head.grid))
             return self.state_of([layer(grid) for layer in encoder.neck.fpn_layers[:3]])
 
@@ -240,11 +268,20 @@ class Detector:
         detections: list[Detection] = []
 
         def encode(part: slice) -> tuple[slice, ImageState]:
-            return part, self.encode_images(self.preprocess(frames[part]))
+            return part, self._ahead.take(frames[part]) or self._encoded(frames[part])
 
         for part, state in self._halving(len(frames), "images", encode):
             detections += self._answer(frames[part], state, prompts, texts, exemplars[part], floor)
         return detections
+
+    @torch.inference_mode()
+    def encode_ahead(self, frames: Sequence[Frame]) -> None:
+        """Encode what `detect` will be given later, on CUDA beside its other work. Answers do not depend on it."""
+        self._ahead.begin(frames[: self.image_batch])
+
+    def _encoded(self, frames: Sequence[Frame]) -> ImageState:
+        with self.clock("encode"):
+            return self.encode_images(self.preprocess(frames))
 
     @torch.inference_mode()
     def look(self, state: ImageState, prompts: Sequence[Prompt], threshold: float) -> list[Seen]:
@@ -297,7 +334,8 @@ class Detector:
         candidates: list[list[Candidate]] = [[] for _ in frames]
 
         def score(part: slice) -> tuple[Sequence[_Pair], _Scored]:
-            return pairs[part], self._score(state, pairs[part], texts)
+            with self.clock("heads"):
+                return pairs[part], self._score(state, pairs[part], texts)
 
         skips = _Skips(self.head, state)
         for chunk, scored in self._halving(len(pairs), "pairs", score):
@@ -317,7 +355,7 @@ class Detector:
             geometry = self._geometry(state, images, pairs)
             if geometry is not None:
                 prompt, valid = torch.cat((prompt, geometry[0]), 1), torch.cat((valid, geometry[1]), 1)
-            answer = self.head.score(state.tokens[images], prompt, valid)
+            answer = self._scorer(state.tokens[images], prompt, valid)
         host = torch.cat((answer.scores, answer.presence_logits.sigmoid()[:, None]), 1).cpu().numpy()
         return _Scored(answer, prompt, valid, host[:, :-1], host[:, -1])
 
@@ -352,8 +390,10 @@ class Detector:
         def masks(part: slice) -> list[tuple[int, int, postprocess.Instance]]:
             row, query = np.nonzero(scored.scores[rows[part]] >= floor)
             row = np.asarray(rows[part])[row]
-            logits = self._masks(scored, row, query, skips, image)
-            instances = postprocess.instances(logits, size_hw)
+            with self.clock("heads"):
+                logits = self._masks(scored, row, query, skips, image)
+            with self.clock("post"):
+                instances = postprocess.instances(logits, size_hw)
             return [(int(r), int(q), i) for r, q, i in zip(row, query, instances, strict=True) if i is not None]
 
         for part in self._halving(len(rows), "masks", masks):

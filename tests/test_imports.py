@@ -22,6 +22,7 @@ TORCH_ROOMS = {
     "model",
     "head",
     "device",
+    "pace",
     "weights",
     "video",
     "postprocess",
