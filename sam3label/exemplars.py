@@ -69,7 +69,7 @@ class Labelled:
         slack = _OUTSIDE_SHARE if self.relative else _OUTSIDE_PX
         for mark in self.marks:
             x1, y1, x2, y2 = mark.corners
-            if x2 <= x1 or y2 <= y1:
+            if not (x2 > x1 and y2 > y1):  # so that NaN counts too
                 yield f"{mark.where}: the box {_shown(mark.corners)} has no area: draw it again or remove it"
             elif limit and (min(x1, y1) < -slack or x2 > limit[0] + slack or y2 > limit[1] + slack):
                 size = "" if self.relative or size_hw is None else f" of {_size(size_hw)} pixels"
@@ -145,6 +145,9 @@ def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Ex
             labelled = _read(Path(concept.exemplars.path))
         except InputError as error:
             problems.append(f"exemplars of {concept.name}: {error}")
+            continue
+        except OSError as error:
+            problems.append(f"exemplars of {concept.name}: {error.filename} cannot be read: {error.strerror}")
             continue
         _refuse_unknown_classes(labelled, concepts, concept.exemplars.path, problems)
         read = _photos if concept.exemplars.kind == "labels" else _references
@@ -411,7 +414,7 @@ def _yolo_marks(path: Path, names: Mapping[int, str]) -> Iterator[Mark]:
         where = f"{path}, line {number}"
         try:
             values = [float(word) for word in line.split()]
-            name = names.get(int(values[0])) if values else None
+            name = names.get(int(values[0])) if values and values[0].is_integer() else None
         except ValueError:
             raise InputError(f"{where}: '{line[:40]}' is not a row of numbers") from None
         if not values:

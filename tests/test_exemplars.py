@@ -199,6 +199,7 @@ BAD = {
         r"a.jpg, helmet: the box \[70, 10, 20, 20\] \(x, y, width, height\) is not inside the image of 80 x 60 pixels",
     ),
     "no area": (boxes((10, 10, 0, 20)), r"a.jpg, helmet: the box \[10, 10, 0, 20\] .* has no area: draw it again"),
+    "not a number": (boxes((10, 10, float("nan"), 20)), r"\[10, 10, nan, 20\] .* has no area"),
     "negative area": (boxes((30, 10, -5, 20)), r"\[30, 10, -5, 20\] .* has no area"),
     "unknown class": (
         boxes((1, 1, 9, 9), "helmt"),
@@ -247,6 +248,8 @@ def test_bad_references_are_refused_with_a_sentence(case: str, tmp_path: Path) -
     [
         ("1 0.5 0.5 0.1", r"a.txt, line 1: 4 numbers; allowed: class and box \(5\), or class and polygon"),
         ("7 0.5 0.5 0.1 0.1", r"a.txt, line 1: class 7 has no name: the classes are cap, helmet"),
+        ("inf 0.5 0.5 0.1 0.1", r"a.txt, line 1: class inf has no name: the classes are cap, helmet"),
+        ("1.5 0.5 0.5 0.1 0.1", r"a.txt, line 1: class 1.5 has no name"),
         ("1 half 0.5 0.1 0.1", r"a.txt, line 1: '1 half 0.5 0.1 0.1' is not a row of numbers"),
         ("1 0.5 0.5 1.2 0.1", r"a.txt, line 1: the box .* is not inside the image"),
         ("1 0.5 0.5 0 0.1", r"a.txt, line 1: the box .* has no area"),
