@@ -57,8 +57,8 @@ class _Reel:
 
 def tracked(
     track: Track, item: MediaItem, prompts: Sequence[Prompt], clip_frames: int, start: int = 0, past: Past = BEGINNING
-) -> Iterator[UnitResult | None]:
-    """Label a video from frame `start` on, `clip_frames` of it at a time. None comes after each frame of it.
+) -> Iterator[list[UnitResult]]:
+    """Label a video from frame `start` on, `clip_frames` of it at a time. An empty list comes after each frame of it.
 
     A video that ends early in an error ends in a failed unit; what is before it is labelled.
     """
@@ -70,12 +70,12 @@ def tracked(
         for one in track(_through(shared, reel.until(stop)), prompts):
             clip.add(one)
             if one.frame.index >= start:
-                yield None
+                yield []
         last = reel.next is None and reel.error is None
-        yield clip.result(last)
+        yield [clip.result(last)]
         start, past = clip.stop, clip.past()
     if reel.error is not None:
-        yield UnitResult(item, start, start + 1, None, error=reel.error)
+        yield [UnitResult(item, start, start + 1, None, error=reel.error)]
 
 
 def _through(shared: deque[Frame], frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -154,16 +154,28 @@ def sampled(
     frames: Iterator[Frame],
     batch_size: int,
     done: int = 0,
-) -> Iterator[UnitResult]:
-    """Label `frames` of a video like photos, one unit each. Frames before number `done` are labelled already."""
+) -> Iterator[list[UnitResult]]:
+    """Label `frames` of a video like photos, one unit each. Frames before number `done` are labelled already.
+
+    Units that were computed together come together, and belong into one transaction: so a resumed run computes the
+    same frames together, and gets the same numbers to the last bit.
+    """
     reel, stop = _Reel(frames), done
     while reel.next is not None:
         batch = list(islice(reel.until(1 << 62), batch_size))
         last = reel.next is None and reel.error is None
-        for frame, found in zip(batch, detect(batch), strict=True):
-            stop = frame.index + 1
-            ends = last and frame is batch[-1]
-            presence = np.asarray(found.presence, np.float32)[None]
-            yield UnitResult(item, frame.index, stop, frame.size_hw, found.candidates, presence, last=ends)
+        yield [
+            UnitResult(
+                item,
+                frame.index,
+                frame.index + 1,
+                frame.size_hw,
+                found.candidates,
+                np.asarray(found.presence, np.float32)[None],
+                last=last and frame is batch[-1],
+            )
+            for frame, found in zip(batch, detect(batch), strict=True)
+        ]
+        stop = batch[-1].index + 1
     if reel.error is not None:
-        yield UnitResult(item, stop, stop + 1, None, error=reel.error)
+        yield [UnitResult(item, stop, stop + 1, None, error=reel.error)]

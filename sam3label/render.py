@@ -76,6 +76,9 @@ def _write(target: Path, first: LabeledImage, rest: Iterator[LabeledImage], name
     partial = target.with_name(f".{target.stem}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(_unwritable(target, error)) from error
+    try:
         with av.open(str(partial), "w", format=target.suffix[1:].lower()) as container:
             stream = _stream(container, first)
             for seconds, picture in _drawn(first, rest, names):
@@ -86,9 +89,15 @@ def _write(target: Path, first: LabeledImage, rest: Iterator[LabeledImage], name
             container.mux(stream.encode(None))
         partial.replace(target)
     except (OSError, av.FFmpegError) as error:
-        raise OutputError(f"{target} cannot be written: {error}. Give another place with -o.") from error
+        raise OutputError(_unwritable(target, error)) from error
+    except UndecodableError as error:
+        raise OutputError(f"{first.item.path} can no longer be decoded as it was labelled: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _unwritable(target: Path, error: Exception) -> str:
+    return f"{target} cannot be written ({getattr(error, 'strerror', None) or error}). Give another place with -o."
 
 
 def _stream(container: Any, first: LabeledImage) -> Any:
@@ -117,9 +126,9 @@ def _chosen(first: LabeledImage, rest: Iterator[LabeledImage]) -> Iterator[tuple
             if picture.index == labelled.frame:
                 yield picture, picture.pixels(), labelled
                 labelled = next(rest, None)
-    except UndecodableError as error:
-        if labelled is not None:
-            raise OutputError(f"{first.item.path} can no longer be decoded as it was labelled: {error}.") from error
+    except UndecodableError:
+        if labelled is not None:  # it is in the part that could be decoded when it was labelled
+            raise
 
 
 def _even(picture: Pixels) -> Pixels:

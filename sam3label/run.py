@@ -275,7 +275,7 @@ class _Job:
         return self._watched(videos, self._sampled)
 
     def _watched(
-        self, videos: Sequence[MediaItem], units_of: Callable[[MediaItem], Iterator[UnitResult | None]]
+        self, videos: Sequence[MediaItem], units_of: Callable[[MediaItem], Iterator[list[UnitResult]]]
     ) -> Iterator[list[UnitResult]]:
         """Each step's units, none after most frames. A stop gives up the unit in flight."""
         for item in videos:
@@ -283,20 +283,20 @@ class _Job:
             units = units_of(item)
             while True:
                 with _stage(self.tally.stages, "video"):
-                    step = next(units, _END)
-                if isinstance(step, _End) or self.stop.is_set():
+                    step = next(units, None)
+                if step is None or self.stop.is_set():
                     break
-                yield [] if step is None else [step]
+                yield step
 
-    def _tracked(self, tracker: Tracker, item: MediaItem) -> Iterator[UnitResult | None]:
+    def _tracked(self, tracker: Tracker, item: MediaItem) -> Iterator[list[UnitResult]]:
         start, track_id = self.store.progress(item.id)
         before = self.store.unit(item.id, start - 1) if start else None
         past = footage.past_of(self.store.candidates(before) if before else (), start, track_id + 1)
         for step in footage.tracked(tracker.track, item, self.store.prompts, self.options.clip_frames, start, past):
-            self.tally.frames += step is None
+            self.tally.frames += not step
             yield step
 
-    def _sampled(self, item: MediaItem) -> Iterator[UnitResult]:
+    def _sampled(self, item: MediaItem) -> Iterator[list[UnitResult]]:
         start, _ = self.store.progress(item.id)
         frames = clips.sampled(item, self.options.every, self.options.fps, start)
         batch_size = self.options.batch_size or self.detector.image_batch
@@ -305,7 +305,7 @@ class _Job:
             return self.guide.detect(batch, self.options.floor)
 
         for step in footage.sampled(detect, item, frames, batch_size, start):
-            self.tally.frames += step.error is None
+            self.tally.frames += sum(result.error is None for result in step)
             yield step
 
     # ---- counting
@@ -330,13 +330,6 @@ class _Job:
                 if label.track_id is None or key not in self.tally.tracks:
                     self.tally.tracks.add(key)
                     yield label
-
-
-class _End:
-    """What comes after the last unit."""
-
-
-_END = _End()
 
 
 def _video_settings(options: RunOptions) -> str:

@@ -209,7 +209,7 @@ def test_a_photo_that_is_gone_is_named(tmp_path: Path, means: Placement) -> None
 
 @pytest.mark.parametrize("kind", [name for name, form in FORMATS.items() if form.videos])
 def test_photos_do_not_fit_into_formats_of_videos(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(OutputError, match=r"a.jpg is a photo; this format holds videos"):
+    with pytest.raises(OutputError, match=rf"there are photos only, and {kind} holds videos"):
         write_dataset(concept_list(), [image(tmp_path / "photos", "a.jpg")], kind, tmp_path / "set")
 
 

@@ -8,11 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 from sam3label.demo.shapes import make_clip
 
-CODECS = {".mp4": "libx264", ".mov": "mpeg4", ".avi": "mjpeg", ".mkv": "libx264", ".webm": "libvpx-vp9"}
+CODECS = {".mp4": "libx264", ".mov": "mjpeg", ".avi": "mjpeg", ".mkv": "libx264", ".webm": "libvpx-vp9"}
 
 
 def clip_pixels(n: int, seed: int = 5, size_hw: tuple[int, int] = (64, 80)) -> list[np.ndarray]:
@@ -27,7 +28,7 @@ def write_video(
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS[path.suffix], rate=fps)
         stream.height, stream.width = pixels[0].shape[:2]
-        stream.pix_fmt = "yuvj420p" if path.suffix == ".avi" else "yuv420p"
+        stream.pix_fmt = "yuvj420p" if CODECS[path.suffix] == "mjpeg" else "yuv420p"
         stream.codec_context.gop_size = gop
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -50,3 +51,11 @@ def turn(path: Path, degrees: int) -> Path:
     data[start : start + 36] = matrix
     path.write_bytes(data)
     return path
+
+
+def write_frames(folder: Path, pixels: Iterable[np.ndarray], suffix: str = ".jpg") -> Path:
+    """A folder of numbered frames."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(pixels):
+        cv2.imwrite(str(folder / f"{number:05d}{suffix}"), one[..., ::-1])
+    return folder

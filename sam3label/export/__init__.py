@@ -137,6 +137,10 @@ def write_dataset(
         )
         class_ids = {c.id: ids[c.name] for c in concepts.concepts if c.name in kept}
         chosen.write(target, samples(images, options, class_ids, tally, chosen.videos))
+        if tally.photos_left_out and not any(split.images for split in tally.splits.values()):
+            raise OutputError(
+                f"there are photos only, and {format} holds videos. Photos go into coco, yolo and others."
+            )
         summary = _summary(format, final, classes, tally, outline, placer, options, tuple(failed))
         _write_marker(folder, summary, options, info)
     return summary
@@ -234,6 +238,8 @@ def _summary(
         notes.append(f"{placer.copied_instead} photos were copied: the file system did not allow hard links.")
     if tally.hollow:
         notes.append(f"{tally.hollow} labels without a single pixel were left out.")
+    if tally.photos_left_out:
+        notes.append(f"{tally.photos_left_out} photos were left out: this format holds videos.")
     for name in [s for s, count in tally.splits.items() if not count.images]:
         notes.append(f"The split {name} is empty.")
     cost = (outline.iou_sum / outline.drawn, outline.iou_min) if outline.drawn else None

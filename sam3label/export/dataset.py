@@ -123,6 +123,7 @@ class Tally:
 
     def __init__(self, splits: Iterable[str]) -> None:
         self.splits = {name: SplitCount() for name in splits}
+        self.photos_left_out = 0  # of formats that hold videos
         self.hollow = 0  # labels without a single pixel, left out
 
     def count(self, sample: Sample) -> None:
@@ -146,6 +147,9 @@ def samples(
     All frames of a video are in one split.
     """
     for image in images:
+        if image.item.kind == "image" and whole_videos:
+            tally.photos_left_out += 1
+            continue
         split = options.splits.of(image.item.id)
         if image.item.kind == "video" and not whole_videos:
             image = replace(image, item=_frame_item(image))

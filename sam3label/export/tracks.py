@@ -13,13 +13,10 @@ from sam3label.records import Label, MediaItem
 
 
 def by_video(samples: Iterable[Sample]) -> Iterator[tuple[MediaItem, str, Iterator[Sample]]]:
-    """(video, split, its labelled frames in order), one video after the other. Raises OutputError for a photo."""
+    """(video, split, its labelled frames in order), one video after the other."""
     for _, group in groupby(samples, key=lambda sample: sample.image.item.id):
         first = next(group)
-        item = first.image.item
-        if item.kind != "video":
-            raise OutputError(f"{item.id} is a photo; this format holds videos. Photos go into coco, yolo and others.")
-        yield item, first.split, chain((first,), group)  # noqa: B031 - its first was taken out
+        yield first.image.item, first.split, chain((first,), group)  # noqa: B031 - its first was taken out
 
 
 class Numbers:
