@@ -652,3 +652,35 @@ def test_preview_shows_the_exemplars_as_they_are_used(tmp_path: Path, tiny_check
     with Image.open(tmp_path / "out" / "exemplars.png") as sheet:  # the canvas, two references, a labelled photo
         assert sheet.width > 800 and sheet.height > 600
     assert "07.jpg" in (tmp_path / "out" / "sample.txt").read_text()  # one in twelve has labels, and it is shown
+
+
+def test_after_the_model_it_does_not_matter_what_found_a_candidate() -> None:
+    from builders import candidate, rectangle
+
+    from sam3label.select import decide
+
+    concepts = parse_concepts(
+        "names: [helmet, hat]\nexclusive: [[helmet, hat]]\n"
+        "concepts: {helmet: {not: [cap], prompts: [hard hat], exemplars: refs}}"
+    )
+    alone, both = exemplar_key("helmet"), exemplar_key("helmet", "hard hat")
+    found = [
+        candidate("hard hat", 0.7, rectangle(1, 1, 10, 10), query=1),
+        candidate(alone, 0.9, rectangle(1, 1, 10, 11), query=2, source="exemplar"),
+        candidate(both, 0.8, rectangle(1, 1, 11, 10), query=3, source="both"),
+        candidate(both, 0.6, rectangle(30, 1, 10, 10), query=4, source="both"),
+        candidate("cap", 0.7, rectangle(30, 1, 10, 10), query=5),
+        candidate(alone, 0.6, rectangle(50, 1, 10, 10), query=6, source="exemplar"),
+        candidate("hat", 0.8, rectangle(50, 1, 10, 10), query=7),
+        candidate(both, 0.4, rectangle(1, 30, 10, 10), query=8, source="both"),
+    ]
+    outcomes = {(d.label.prompt, d.label.score): d.outcome for d in decide(found, concepts)}
+    assert outcomes == {
+        (alone, 0.9): "label",
+        (both, 0.8): "duplicate",
+        ("hard hat", 0.7): "duplicate",
+        (both, 0.6): "hard negative",
+        (alone, 0.6): "exclusive",
+        (both, 0.4): "low score",
+        ("hat", 0.8): "label",
+    }
