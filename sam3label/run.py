@@ -2,6 +2,7 @@
 
     loader workers decode -> this thread runs the model -> one writer thread commits, a few times a second
 
+On CUDA the images of the next batch are encoded while the masks of the one before it are read off.
 Queues are bounded, so a slow disk slows the run and never fills the memory. What the writer has committed is safe
 whatever happens next; what it has not is simply labelled again by the next run.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from sam3label.model import Detection, Detector
     from sam3label.video import Tracker
 
+_Batch = list[Frame | Undecodable]
+
 COMMIT_SECONDS = 0.5
 QUEUED_BATCHES = 4
 
@@ -59,6 +62,7 @@ class RunOptions:
     floor: float = 0.1  # candidates under this score are not kept; no class may have a lower threshold
     batch_size: int | None = None  # images per batch; None: from free memory
     vram_gb: float | None = None
+    compiled: bool = False  # torch.compile: a slow start, then faster; the same labels, to rounding
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
     accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images and videos now
@@ -81,7 +85,7 @@ class Progress:
     failed: int
     objects: Mapping[str, int]
     seconds: float
-    stages: Mapping[str, float]  # seconds spent waiting for the decoder, in the model, and waiting for the writer
+    stages: Mapping[str, float]  # seconds: waiting to decode, encode, heads, post, waiting to write; video
     frames: int = 0
 
 
@@ -103,7 +107,7 @@ class _Tally:
     done: int = 0
     failed: int = 0
     objects: Counter[str] = field(default_factory=Counter)
-    stages: Counter[str] = field(default_factory=Counter)
+    stages: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     frames: int = 0
     tracks: set[tuple[int, int | None]] = field(default_factory=set)  # of the video at hand: (class, track)
 
@@ -143,6 +147,7 @@ def run(
         dtype=options.dtype,
         prompt_style=options.prompt_style,
         vram_gb=options.vram_gb,
+        compiled=options.compiled,
     )
     fingerprint = {
         "phrases": sorted(concepts.phrases),
@@ -253,15 +258,30 @@ class _Job:
         options, detector = self.options, self.detector
         batch_size = options.batch_size or detector.image_batch
         workers = loader.default_workers(len(photos)) if options.workers is None else options.workers
-        batches = loader.batches(photos, batch_size, workers, pin=detector.device.type == "cuda")
+        on_gpu = detector.device.type == "cuda"
+        batches = loader.batches(photos, batch_size, workers, pin=on_gpu)
+        if on_gpu and self.guide.encodes(1)["photos"]:
+            batches = self._begun(batches)
+        before = detector.clock.seconds()
         while True:
             with _stage(self.tally.stages, "decode"):
                 batch = next(batches, None) if photos else None
             if batch is None or self.stop.is_set():
                 return
-            with _stage(self.tally.stages, "model"):
-                results = _label_batch(self.guide, batch, options.floor)
+            results = _label_batch(self.guide, batch, options.floor)
+            self.tally.stages |= {name: s - before.get(name, 0.0) for name, s in detector.clock.seconds().items()}
             yield results
+
+    def _begun(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
+        """The batches, each handed on once the device has begun with the one after it."""
+        last = None
+        for batch in batches:
+            self.detector.encode_ahead([entry for entry in batch if isinstance(entry, Frame)])
+            if last is not None:
+                yield last
+            last = batch
+        if last is not None:
+            yield last
 
     # ---- videos
 
@@ -368,14 +388,14 @@ def _question(guide: Guide, entry: Frame | Undecodable) -> Question | str:
 class _stage:
     """Adds the time of a `with` block to a stage."""
 
-    def __init__(self, stages: Counter[str], name: str) -> None:
+    def __init__(self, stages: defaultdict[str, float], name: str) -> None:
         self.stages, self.name = stages, name
 
     def __enter__(self) -> None:
         self.start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.stages[self.name] += time.perf_counter() - self.start  # type: ignore[assignment]
+        self.stages[self.name] += time.perf_counter() - self.start
 
 
 class _Writer:

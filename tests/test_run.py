@@ -85,7 +85,7 @@ def test_a_run_labels_everything_once_and_says_how_it_goes(few: Path, tiny_check
     assert summary.found == 40
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert seen[-1].total == 20
-    assert set(seen[-1].stages) == {"decode", "model", "write"}
+    assert set(seen[-1].stages) == {"decode", "encode", "heads", "post", "write"}
     with open_run(tmp_path / "run") as labelled:
         counted = dict.fromkeys(labelled.concepts.names, 0)
         for image in labelled.images():

@@ -54,6 +54,9 @@ def run(
     floor: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep candidates with at least this score.")] = 0.1,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
     vram: Annotated[float | None, typer.Option(help="Use at most this many GB of GPU memory.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model with torch: minutes to start, then faster.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
     accept_exemplars: Annotated[
         bool, typer.Option("--accept-exemplars", help="Label by reference images whatever the figures say of them.")
@@ -82,7 +85,7 @@ def run(
     concept_list = read_concepts(concepts, ontology, settings or [])
     options = RunOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
-        batch_size=batch_size, vram_gb=vram, workers=workers, limit=limit, fresh=fresh,
+        batch_size=batch_size, vram_gb=vram, compiled=compiled, workers=workers, limit=limit, fresh=fresh,
         accept_exemplars=accept_exemplars,
         video=video, clip_frames=clip_frames, every=every, fps=fps,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -215,11 +218,18 @@ def _panel(progress: Progress) -> Group:
     )
 
 
+_ADVICE = {
+    "decode": "decoding is the bottleneck: try more --workers",
+    "post": "reading off masks is the bottleneck: a higher --floor keeps fewer",
+    "write": "writing is the bottleneck: try -o on a faster disk",
+}
+
+
 def _advice(progress: Progress) -> str:
-    """The run waits for the decoder when that takes most of the time: more processes help."""
-    decode = progress.stages.get("decode", 0.0)
-    waiting = progress.done > 50 and decode > 0.5 * sum(progress.stages.values())
-    return "  (decoding is the bottleneck: try more --workers)" if waiting else ""
+    """What to change when a stage other than the model takes most of the time."""
+    slowest = max(progress.stages, key=lambda stage: progress.stages[stage], default="")
+    most = progress.stages.get(slowest, 0.0) > 0.5 * sum(progress.stages.values())
+    return f"  ({_ADVICE[slowest]})" if progress.done > 50 and most and slowest in _ADVICE else ""
 
 
 def print_summary(summary: RunSummary, out: Path) -> None:
