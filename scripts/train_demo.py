@@ -25,7 +25,7 @@ from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Mode
 
 from sam3label.demo import exam, lessons
 from sam3label.demo.shapes import ANYTHING, COLOURS, SHAPES, SYNONYMS
-from sam3label.finetune import Batch, LossWeights, Recipe, Trainer
+from sam3label.finetune import Batch, Recipe, Trainer
 
 SIDE, PATCH, WIDTH, QUERIES_PER_SIDE = 128, 8, 64, 5
 GRID = SIDE // PATCH
@@ -241,8 +241,6 @@ def train(args: argparse.Namespace) -> None:
         learning_rate=args.rate,
         look_until=args.look,
         fusion_until=args.fusion,
-        weights=LossWeights(one_to_many=0.5),
-        one_to_many_copies=3,
     )
     trainer = new_trainer(words, recipe)
     last, spent = work / "last.pt", 0.0
@@ -374,9 +372,9 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=6.0, help="minutes between saves and tests")
     parser.add_argument("--work", default="build/demo", help="where the state of the training is kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=8e-4, help="highest learning rate")
-    parser.add_argument("--look", type=float, default=0.15, help="share of the time up to which only seeing is learned")
-    parser.add_argument("--fusion", type=float, default=0.25, help="share up to which queries wait for fusion")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
+    parser.add_argument("--look", type=float, default=0.2, help="share of the time up to which only seeing is learned")
+    parser.add_argument("--fusion", type=float, default=0.45, help="share up to which queries wait for fusion")
     parser.add_argument("--window", type=int, default=2400, help="scenes kept in memory")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
