@@ -116,7 +116,8 @@ def _image_document(values: SampleValues, folder: Path, placer: Placer) -> Json:
 def _sample(values: SampleValues, folder: Path, placer: Placer) -> Json:
     filepath = values.item.path
     if placer.means != "none":
-        filepath = f"data/{values.item.id}"
+        # a folder of frames is a film here, whose name says so
+        filepath = f"data/{values.item.id}" + ("" if Path(filepath).suffix == Path(values.item.id).suffix else ".mp4")
         placer.place(LabeledImage(values.item, values.size_hw), folder / filepath)
     return {
         "_id": _oid(values.item.id),
@@ -124,19 +125,12 @@ def _sample(values: SampleValues, folder: Path, placer: Placer) -> Json:
         "_rand": int(_digest(values.item.id)[:13], 16) / 16**13,
         "filepath": filepath,
         "tags": values.tags,
-        "metadata": _media_metadata(values),
+        "metadata": {"_cls": "ImageMetadata" if values.item.kind == "image" else "VideoMetadata", **values.metadata},
         "item_id": values.item.id,
         schema.STATUS: schema.REVIEWED if values.reviewed else schema.UNREVIEWED,
         "reasons": values.words,
         "gain": {"_cls": "DynamicEmbeddedDocument", **values.gains},
     }
-
-
-def _media_metadata(values: SampleValues) -> Json:
-    height, width = values.size_hw
-    if values.item.kind == "image":
-        return {"_cls": "ImageMetadata", "width": width, "height": height, "num_channels": 3}
-    return {"_cls": "VideoMetadata", "frame_width": width, "frame_height": height}
 
 
 def _frame_fields(item: MediaItem, frame: FrameValues) -> Json:

@@ -164,25 +164,15 @@ def track_object_id(item_id: str, track: int) -> str:
 
 
 def _metadata(fo: Any, values: SampleValues) -> Any:
-    """From the run, not the file: the size is that of the image as it is seen, EXIF orientation applied."""
-    height, width = values.size_hw
-    if values.item.kind == "image":
-        return fo.ImageMetadata(width=width, height=height, num_channels=3)
-    import cv2
-
-    clip = cv2.VideoCapture(values.item.path)
-    rate = clip.get(cv2.CAP_PROP_FPS) or 30.0
-    count = int(clip.get(cv2.CAP_PROP_FRAME_COUNT)) or len(values.frames)
-    clip.release()
-    return fo.VideoMetadata(
-        frame_width=width, frame_height=height, frame_rate=rate, total_frame_count=count, duration=count / rate
-    )
+    kind = fo.ImageMetadata if values.item.kind == "image" else fo.VideoMetadata
+    return kind(**values.metadata)
 
 
 def _add_frames(fo: Any, sample: Any, values: SampleValues) -> None:
     """FiftyOne counts frames from 1."""
     for frame in values.frames:
         sample.frames[frame.frame + 1] = fo.Frame(**_frame_fields(fo, values.item, frame))
+    sample.metadata = _metadata(fo, values)
     sample.save()
 
 

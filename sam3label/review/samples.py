@@ -9,6 +9,7 @@ from typing import Any
 
 from sam3label.records import Label, LabeledImage, MediaItem
 from sam3label.review import labels, queue
+from sam3label.review.film import frame_rate, playable
 from sam3label.select import Run
 from sam3label.store import Unit
 
@@ -45,10 +46,11 @@ class FrameValues:
 
 @dataclass(frozen=True, slots=True)
 class SampleValues:
-    """One photo or one video."""
+    """One photo or one video. `metadata` is by the names FiftyOne has for it."""
 
     item: MediaItem
     size_hw: tuple[int, int]
+    metadata: Mapping[str, Any]
     frames: tuple[FrameValues, ...]
     reasons: tuple[queue.Reason, ...]
 
@@ -87,7 +89,7 @@ def done_items(run: Run) -> Iterator[tuple[MediaItem, list[Unit]]]:
 def sample_values(
     run: Run, item: MediaItem, units: Sequence[Unit], whole: queue.Survey, frames_done: Iterable[int] = ()
 ) -> SampleValues:
-    """Everything there is to say about one item, less the frames in `frames_done`."""
+    """Everything there is to say about one item, less the frames in `frames_done`. Its path is one that plays."""
     skip = set(frames_done)
     frames: list[FrameValues] = []
     found: list[queue.Reason] = []
@@ -101,7 +103,21 @@ def sample_values(
                 frames.append(_frame_values(image, seen, reasons, run.concepts.names))
     size_hw = units[0].size_hw
     assert size_hw is not None
-    return SampleValues(item, size_hw, tuple(frames), _best_of_each(found) if item.kind == "video" else tuple(found))
+    item = replace(item, path=playable(item, run.store.folder))
+    metadata = _metadata(item, size_hw, units[-1].frame_stop)
+    return SampleValues(
+        item, size_hw, metadata, tuple(frames), _best_of_each(found) if item.kind == "video" else tuple(found)
+    )
+
+
+def _metadata(item: MediaItem, size_hw: tuple[int, int], n_frames: int) -> dict[str, Any]:
+    """From the run, not the file: the size is that of the image as it is seen, EXIF orientation applied."""
+    height, width = size_hw
+    if item.kind == "image":
+        return {"width": width, "height": height, "num_channels": 3}
+    rate = frame_rate(item)
+    return {"frame_width": width, "frame_height": height, "frame_rate": rate,
+            "total_frame_count": n_frames, "duration": n_frames / rate}  # fmt: skip
 
 
 def _best_of_each(found: Iterable[queue.Reason]) -> tuple[queue.Reason, ...]:
