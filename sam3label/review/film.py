@@ -50,7 +50,8 @@ def _film(item: MediaItem, target: Path) -> None:
                 pixels = picture.pixels()
                 # H.264 wants even sides: the last row or column is repeated
                 pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
-                stream.height, stream.width = pixels.shape[:2]
+                if picture.index == 0:
+                    stream.height, stream.width = pixels.shape[:2]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
             container.mux(stream.encode(None))
         partial.replace(target)

@@ -16,6 +16,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def _sample(values: SampleValues, folder: Path, placer: Placer) -> Json:
     if placer.means != "none":
         # a folder of frames is a film here, whose name says so
         filepath = f"data/{values.item.id}" + ("" if Path(filepath).suffix == Path(values.item.id).suffix else ".mp4")
-        placer.place(LabeledImage(values.item, values.size_hw), folder / filepath)
+        whole_file = replace(values.item, kind="image")  # a film goes whole, not frame by frame
+        placer.place(LabeledImage(whole_file, values.size_hw), folder / filepath)
     return {
         "_id": _oid(values.item.id),
         "_media_type": values.item.kind,

@@ -16,7 +16,7 @@ from PIL import Image
 from reviewing import bar, candidate, disc, make_run, photo, point_fiftyone_at, three_shapes
 from typer.testing import CliRunner, Result
 
-from sam3label import masks
+from sam3label import clips, masks
 from sam3label.cli import app
 from sam3label.errors import InputError, StoreError
 from sam3label.export import Options, export
@@ -425,6 +425,31 @@ def test_summary_of_the_audit(pushed: Any, run: Path) -> None:
 
 
 # ---- video
+
+
+def test_a_folder_of_frames_becomes_a_film(fo: Any, tmp_path: Path, name: str) -> None:
+    """FiftyOne plays files. Odd sides grow by one pixel, and labels stay where they are within a pixel's share."""
+    size, folder = (61, 81), tmp_path / "walk"
+    masks_ = [bar(size, 5 * t, 10, 20, 20) for t in range(9)]
+    for t, mask in enumerate(masks_):
+        photo(folder, f"{t:05d}.jpg", size, [candidate("x", 0, "bar", 0.9, mask)])
+    item = MediaItem("walk", str(folder), "video")
+    found = tuple(candidate("walk", 1, "bar", 0.9, m, frame=t, track_id=1) for t, m in enumerate(masks_))
+    unit = UnitResult(item, 0, 9, size, found, np.full((9, 5), 0.9, np.float32))
+    with open_run(make_run(tmp_path / "run", [unit])) as opened:
+        push(opened, name)
+        s = fo.load_dataset(f"{name} videos").first()
+        assert Path(s.filepath) == (tmp_path / "run/review/walk.mp4").resolve()
+        frames = list(clips.pictures(MediaItem("walk", s.filepath, "video")))
+        assert len(frames) == s.metadata.total_frame_count == 9
+        assert [p.name for p in write_folder(opened, tmp_path / "out")] == ["out videos"]
+    assert (tmp_path / "out videos/data/walk.mp4").is_file()
+
+
+def test_media_that_are_gone_are_named(fo: Any, run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "photos/sub/2.png").unlink()
+    with open_run(run) as opened, pytest.raises(InputError, match="2.png is gone since it was labelled. Put it back"):
+        push(opened, name)
 
 
 @pytest.fixture
