@@ -107,9 +107,10 @@ def _pushed_names(fo: Any, run: Run) -> list[str | None]:
 
 def _pull_one(run: Run, dataset: Any, who: str) -> Pulled:
     found = _Found(f"{dataset.name} {datetime.now(UTC).isoformat(timespec='milliseconds')}", who)
+    book = _Book(run)
     for sample in _slim(dataset).iter_samples(progress=False):
         for view in _views(sample):
-            _read(run, view, found)
+            _read(book, view, found)
     _keep_conflicts(run, found.conflicts)
     if found.edits:
         run.store.add_edits(found.edits)
@@ -172,30 +173,46 @@ def _by_id(detections: Any) -> dict[str, Any]:
 # ---- the run
 
 
-def _known(run: Run, item_id: str, frame: int) -> _Known | None:
-    unit = run.store.unit(item_id, frame)
-    if unit is None or unit.error is not None or unit.size_hw is None:
-        return None
-    names = run.concepts.names
-    seen = next(s for s in queue.look(run, unit) if s.frame == frame)
+@dataclass(slots=True)
+class _Book:
+    """The run, read a unit at a time: the frames of a clip come one after the other and share one reading."""
+
+    run: Run
+    unit_id: int | None = None
+    frames: dict[int, _Known] = field(default_factory=dict)
+
+    def known(self, item_id: str, frame: int) -> _Known | None:
+        """None when the run does not have the image (any more)."""
+        unit = self.run.store.unit(item_id, frame)
+        if unit is None or unit.error is not None or unit.size_hw is None:
+            return None
+        if unit.id != self.unit_id:
+            edits = self.run.store.edits(item_id)
+            names = self.run.concepts.names
+            seen = queue.look(self.run, unit)
+            self.frames = {s.frame: _known(s, names, [e for e in edits if e.frame == s.frame]) for s in seen}
+            self.unit_id = unit.id
+        return self.frames[frame]
+
+
+def _known(seen: queue.Seen, names: Sequence[str], own: Sequence[Edit]) -> _Known:
     base = {
         d.label.id: State(names[d.label.class_id], labels.shape_digest(d.label.rle))
         for d in seen.decisions
         if d.label.area > 0
     }
     edits: dict[str, list[Edit]] = {}
-    own = [e for e in run.store.edits(item_id) if e.frame == frame]
     for edit in own:
         if edit.label_id is not None:
             edits.setdefault(edit.label_id, []).append(edit)
     ids = {labels.object_id(id_): id_ for id_ in (*base, *edits)}
-    return _Known(unit.size_hw, base, edits, any(e.action == "reviewed" for e in own), ids)
+    return _Known(seen.size_hw, base, edits, any(e.action == "reviewed" for e in own), ids)
 
 
 # ---- what changed
 
 
-def _read(run: Run, view: _View, found: _Found) -> None:
+def _read(book: _Book, view: _View, found: _Found) -> None:
     """Gather the decisions of one image. Reads the run only where the dataset says something new."""
     if view.sync.reviewed and not view.reviewed:
         found.notes[f"{COUNT} image(s) are 'unreviewed' again in FiftyOne; the run keeps them as reviewed"] += 1
@@ -204,11 +221,11 @@ def _read(run: Run, view: _View, found: _Found) -> None:
     taken = {id_ for id_, d in view.maybe.items() if labels.APPROVED in d.tags} - view.sync.taken
     if not vouches and not taken and _unchanged(view, held):
         return
-    known = _known(run, view.item_id, view.frame)
+    known = book.known(view.item_id, view.frame)
     if known is None:
         found.notes[f"{COUNT} image(s) are not in the run any more; their corrections stay in FiftyOne alone"] += 1
         return
-    reader = _Reader(view, known, found, held, run.concepts.names)
+    reader = _Reader(view, known, found, held, book.run.concepts.names)
     marks = {id_: reader.label(id_, vouches) for id_ in sorted(view.sync.marks.keys() | view.truth.keys())}
     for id_ in sorted(taken):
         reader.take(id_)
