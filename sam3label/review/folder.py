@@ -216,7 +216,7 @@ def _sample_fields(video: bool) -> list[Json]:
         _field("metadata", "EmbeddedDocumentField", document=f"fiftyone.core.metadata.{kind}", fields=metadata),
         _field("item_id", "StringField"),
         _field(schema.STATUS, "StringField"),
-        _strings("reasons"),
+        _field("reasons", "StringField"),
         _field(
             "gain", "EmbeddedDocumentField", fields=gain,
             document="fiftyone.core.odm.embedded_document.DynamicEmbeddedDocument",

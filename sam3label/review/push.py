@@ -194,7 +194,7 @@ def _refresh(fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: queue
         values = sample_values(run, item, units, whole, done)
         if item.kind == "video" and values.frames:
             _add_frames(fo, dataset[id_], values)
-        if status != schema.REVIEWED and values.words != (words or []):
+        if status != schema.REVIEWED and values.words != words:
             changed[id_] = values
     if changed:
         _set_reasons(fo, dataset, changed)

@@ -13,6 +13,8 @@ from sam3label.review.film import frame_rate, playable
 from sam3label.select import Run
 from sam3label.store import Unit
 
+SPOKEN = 3  # reasons of one kind that are put in words
+
 
 @dataclass(frozen=True, slots=True)
 class Detection:
@@ -55,8 +57,14 @@ class SampleValues:
     reasons: tuple[queue.Reason, ...]
 
     @property
-    def words(self) -> list[str]:
-        return [f"{r.kind}: {r.words}" for r in self.reasons]
+    def words(self) -> str | None:
+        """All reasons in one text, at most `SPOKEN` of each kind, the strongest first."""
+        parts = []
+        for kind, group in groupby(self.reasons, key=lambda r: r.kind):
+            said = [r.words for r in group]
+            more = [f"{len(said) - SPOKEN} more"] if len(said) > SPOKEN else []
+            parts.append(f"{kind}: " + "; ".join(said[:SPOKEN] + more))
+        return ". ".join(parts) or None
 
     @property
     def gains(self) -> dict[str, float]:

@@ -121,7 +121,7 @@ def _declare(fo: Any, dataset: Any, video: bool, classes: Sequence[str]) -> None
 def _declare_sample_fields(fo: Any, dataset: Any) -> None:
     dataset.add_sample_field("item_id", fo.StringField, description="the run's name for this file")
     dataset.add_sample_field(STATUS, fo.StringField, description="'reviewed' vouches for every label of the image")
-    dataset.add_sample_field("reasons", fo.ListField, subfield=fo.StringField, description="why it is worth a look")
+    dataset.add_sample_field("reasons", fo.StringField, description="why it is worth a look")
     dataset.add_sample_field("gain", fo.EmbeddedDocumentField, embedded_doc_type=fo.DynamicEmbeddedDocument)
     for kind in (*KINDS, "total"):
         dataset.add_sample_field(f"gain.{gain_field(kind)}", fo.FloatField)

@@ -89,10 +89,23 @@ def test_a_pushed_image_carries_everything(pushed: Any, run: Path) -> None:
     )  # fmt: skip
     x, y, w, h = (int(v) for v in model.box_xywh)
     assert np.array_equal(ring.mask, masks.decode(model.rle)[y : y + h, x : x + w])
-    assert s.reasons[0] == "synonyms disagree: disc found by 'disc' (0.90) but not by 'round plate'"
+    assert s.reasons.startswith(
+        "synonyms disagree: disc found by 'disc' (0.90) but not by 'round plate'. audit: random audit sample: number"
+    )
     assert "synonyms disagree" in s.tags
     assert s.ground_truth.detections[0].tags == ["synonyms disagree"]
     assert sample(pushed, "blank.png").ground_truth.detections == []
+
+
+def test_reasons_of_one_kind_are_not_all_spoken(fo: Any, tmp_path: Path, name: str) -> None:
+    item = "many.png"
+    near = [candidate(item, k, "bar", 0.5 + k / 100, bar((96, 128), 12 * k, 3, 9, 9)) for k in range(5)]
+    with open_run(make_run(tmp_path / "run", [photo(tmp_path, item, (96, 128), near)])) as opened:
+        push(opened, name, audit=0)
+    assert fo.load_dataset(name).first().reasons == (
+        "near threshold: bar 0.50 is a label, just over the threshold 0.50; "
+        "bar 0.51 is a label, just over the threshold 0.50; bar 0.52 is a label, just over the threshold 0.50; 2 more"
+    )
 
 
 def test_the_app_can_annotate_at_once(pushed: Any) -> None:
