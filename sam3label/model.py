@@ -128,12 +128,13 @@ class Detector:
         return detector
 
     @torch.inference_mode()
-    def compile(self) -> None:
+    def compile(self, backend: str = "inductor") -> None:
         """Have torch compile the image encoder and the scoring of pairs, and try both. Same answers, to rounding.
 
-        Takes a minute or more; worth it for thousands of images. Raises ConfigError where torch cannot compile.
+        Takes minutes; worth it for thousands of images. Raises ConfigError where torch cannot compile.
         """
-        self._backbone, self._scorer = torch.compile(self._backbone), torch.compile(self.head.score, fullgraph=True)
+        self._backbone = torch.compile(self._backbone, backend=backend)
+        self._scorer = torch.compile(self.head.score, backend=backend, fullgraph=True)
         grey = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
         frames = [Frame(MediaItem(id="", path=""), 0, grey)] * self.image_batch
         try:

@@ -89,7 +89,7 @@ def checkpoint_folder(size: str, cache: Path) -> Path:
     noise = torch.Generator().manual_seed(0)
     for name in sorted(filter(LIVENED.fullmatch, weights)):
         if weights[name].is_floating_point():
-            weights[name] += 0.04 * torch.randn(weights[name].shape, generator=noise)
+            weights[name] += 0.045 * torch.randn(weights[name].shape, generator=noise)
     head = "detector_model."
     weights[head + "detr_decoder.query_embed.weight"].normal_(0.0, 3.0, generator=noise)
     weights[head + "detr_decoder.reference_points.weight"].normal_(0.0, 1.5, generator=noise)
@@ -110,7 +110,7 @@ def synthetic_photos(folder: Path, count: int, megapixels: float) -> Path:
     for number in range(count):
         coarse = cv2.resize(random.integers(0, 255, (12, 16, 3), dtype=np.uint8), size, interpolation=cv2.INTER_CUBIC)
         grain = cv2.resize(random.integers(0, 40, (height // 3, size[0] // 3, 3), dtype=np.uint8), size)
-        cv2.imwrite(str(folder / f"{number:05d}.jpg"), cv2.add(coarse, grain))
+        cv2.imwrite(str(folder / f"{number}-photo.jpg"), cv2.add(coarse, grain))
     return folder
 
 
@@ -134,8 +134,9 @@ def floor_for(detector: Detector, frames: Sequence[Frame], prompts: Sequence[Pro
                 scored = detector._score(state, [_Pair(0, number, None)], detector._texts(prompts))
                 best.append(float(scored.scores.max()))
     best.sort(reverse=True)
-    kept = min(max(round(present * len(best)), 1), len(best) - 1)
-    return (best[kept - 1] + best[kept]) / 2
+    kept = max(round(present * len(best)), 1)
+    below = best[kept] if kept < len(best) else 0.98 * best[-1]
+    return (best[kept - 1] + below) / 2
 
 
 # ---- the variants: each labels all frames and returns what it found
