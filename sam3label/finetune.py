@@ -82,6 +82,7 @@ class Outputs:
     fused: Fused
     logits: Tensor  # [L, P, Q]
     boxes: Tensor  # [L, P, Q, 4] cxcywh
+    anchors: Tensor  # [P, Q, 2], the centres that the queries start from
     presence: Tensor  # [L, P]
     masks: Tensor  # [S, Q, H, W] logits of the pairs that went through the mask head
     semantic: Tensor  # [S, H, W] logits
@@ -124,6 +125,7 @@ def forward(model: Sam3Model, batch: Batch, masked: Tensor) -> Outputs:
         fused=fused,
         logits=logits.float(),
         boxes=(torch.logit(decoded.reference_boxes.float(), eps=1e-3) + offsets).sigmoid(),
+        anchors=decoded.reference_boxes[0, ..., :2].float(),
         presence=decoded.presence_logits.squeeze(-1).float(),
         masks=masks.float(),
         semantic=semantic.float(),
@@ -201,6 +203,9 @@ class LossWeights:
     semantic_dice: float = 2.0
     fused: float = 6.0  # the same question asked of the encoder's tokens, for every pair
     one_to_many: float = 0.0
+    anchor: float = (
+        0.0  # in the matching: how far a target is from where the query starts; settles ties alike every time
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +246,9 @@ def loss_parts(outputs: Outputs, batch: Batch, masked: Tensor, weights: LossWeig
     rows = layers * pairs  # every decoder layer answers for itself
     logits, boxes = outputs.logits.reshape(rows, queries), outputs.boxes.reshape(rows, queries, 4)
     cost = losses.matching_cost(logits.detach(), boxes.detach(), truth.repeat(layers, 1, 1))
+    if weights.anchor:
+        away = torch.cdist(outputs.anchors.detach(), truth[..., :2], p=1)
+        cost = cost + weights.anchor * away.repeat(layers, 1, 1)
     matches = losses.hungarian(cost, counts.repeat(layers))
     wanted = truth[matches.row % max(pairs, 1), matches.target]
     distance, giou, iou = losses.box_losses(boxes[matches.row, matches.query], wanted)

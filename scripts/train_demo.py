@@ -25,7 +25,7 @@ from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Mode
 
 from sam3label.demo import exam, lessons
 from sam3label.demo.shapes import ANYTHING, COLOURS, SHAPES, SYNONYMS
-from sam3label.finetune import Batch, Recipe, Trainer
+from sam3label.finetune import Batch, LossWeights, Recipe, Trainer
 
 SIDE, PATCH, WIDTH, QUERIES_PER_SIDE = 128, 8, 64, 5
 GRID = SIDE // PATCH
@@ -241,6 +241,7 @@ def train(args: argparse.Namespace) -> None:
         learning_rate=args.rate,
         look_until=args.look,
         fusion_until=args.fusion,
+        weights=LossWeights(anchor=5.0),
     )
     trainer = new_trainer(words, recipe)
     last, spent = work / "last.pt", 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from sam3label.demo.shapes import COLOURS, SHAPES, SYNONYMS, make_scene
 from sam3label.finetune import (
     PAD,
     Batch,
+    LossWeights,
     Recipe,
     Trainer,
     autocast,
@@ -309,10 +311,27 @@ def test_a_batch_without_any_object_trains_presence_and_scores_alone() -> None:
 def test_one_to_many_adds_box_losses_of_further_queries() -> None:
     model, batch = small_detector(), batch_of(sheets(2))
     masked = pick_masked(batch, 4, torch.Generator().manual_seed(0))
-    from sam3label.finetune import LossWeights
-
     parts = loss_parts(forward(model, batch, masked), batch, masked, LossWeights(one_to_many=1.0), copies=3)
     assert float(parts["one_to_many"].detach()) > float((parts["box"] + parts["giou"]).detach())
+
+
+def test_anchors_settle_which_of_two_equal_queries_answers() -> None:
+    model, batch = small_detector(), batch_of(sheets(1))
+    masked = pick_masked(batch, 4, torch.Generator().manual_seed(0))
+    outputs = forward(model, batch, masked)
+    grid = outputs.anchors[0]
+    assert torch.allclose(grid[:, 0].unique(), torch.tensor([1 / 6, 1 / 2, 5 / 6]), atol=1e-5)
+    pair = next(p for p, target in enumerate(batch.targets) if len(target) == 1)
+    centre = batch.instance_boxes[0][batch.targets[pair][0], :2]
+    alike = replace(
+        outputs,
+        boxes=torch.full_like(outputs.boxes, 0.5),
+        logits=torch.zeros_like(outputs.logits).requires_grad_(),
+    )
+    loss_parts(alike, batch, masked, LossWeights(anchor=5.0), copies=1)["classification"].backward()
+    assert alike.logits.grad is not None
+    pulled_up = int(alike.logits.grad[-1, pair].argmin())  # the one query that is told to answer
+    assert pulled_up == int((grid - centre).abs().sum(-1).argmin())
 
 
 @pytest.mark.skipif(not fast_bf16(torch.device("cpu")), reason="this processor has no AMX")
