@@ -98,6 +98,7 @@ class Tracker:
         video.fill_hole_area = 0  # ours does it
         video.detector_model = detector.model
         video.tracker_neck.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
+        widen_pointers(video)
         video.run_detection = self._detect
         video.run_tracker_propagation = self._propagate
         video.build_outputs = self._outputs
@@ -278,6 +279,21 @@ def _forget(session: Any, now: int, config: Any) -> None:
     for by_frame in session.mask_inputs_per_obj.values():
         by_frame.clear()
     session.obj_id_to_tracker_score_frame_wise.clear()
+
+
+def widen_pointers(video: Any) -> None:
+    """Let a tracker run that is as narrow as its memory (64), as small ones are.
+
+    The library splits object pointers into pieces as wide as the memory, and forgets to drop an axis where one piece is
+    the whole. Pointers [S, B, 1, D] become [S, B, D].
+    """
+    process = video.tracker_model._process_object_pointers
+
+    def pointers(*args: Any, **kwargs: Any) -> Any:
+        tokens, places = process(*args, **kwargs)
+        return (tokens.squeeze(2) if tokens is not None and tokens.dim() == 4 else tokens), places
+
+    video.tracker_model._process_object_pointers = pointers
 
 
 # ---- duplicates and holes

@@ -28,6 +28,7 @@ TORCH_ROOMS = {
     "postprocess",
     "loader",
     "finetune",
+    "finetune_tracker",
     "losses",
     "distributed",
 }

@@ -1,0 +1,121 @@
+"""Training the tracker: losses, a clip learned by heart, the detector untouched, a checkpoint that then tracks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from make_checkpoint import SIZES, make_checkpoint
+from safetensors.torch import load_file
+from train_demo_tracker import FRAMES, HELD_OUT, examine, lesson, load, overlap, save
+
+from sam3label.checkpoint import resolve
+from sam3label.finetune_tracker import Clip, Tracked, TrackerTrainer, follow, loss, trained_parts
+from sam3label.model import Detector
+from sam3label.records import Frame, MediaItem, Prompt
+from sam3label.video import Tracker
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose neck is 64 wide, like the demo's, at a quarter of the tiny one's pixels."""
+    import dataclasses
+
+    SIZES["narrow"] = dataclasses.replace(SIZES["tiny"], image=112, window=4, width=64)
+    return make_checkpoint(tmp_path_factory.mktemp("narrow") / "checkpoint", "narrow")
+
+
+@pytest.fixture(scope="module")
+def bare(narrow: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a tracker."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("bare") / "checkpoint"
+    shutil.copytree(narrow, folder)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if name.startswith("detector_model.")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_lessons_are_the_same_again_and_hold_what_they_promise() -> None:
+    one, again = lesson(3, 112), lesson(3, 112)
+    assert torch.equal(one.pixels, again.pixels) and torch.equal(one.masks, again.masks)
+    assert one.pixels.shape == (FRAMES, 3, 112, 112) and one.masks.shape[0] == FRAMES
+    assert not torch.equal(lesson(HELD_OUT, 112).pixels, one.pixels)
+    assert one.masks[0].flatten(1).any(1).all()
+    assert set(one.masks.unique().tolist()) == {0.0, 1.0}
+
+
+def test_clips_that_cannot_be_learned_from_are_refused() -> None:
+    pixels = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"masks must be \(2, N > 0, X, X\), got \(3, 1, 8, 8\)"):
+        Clip(pixels, torch.ones(3, 1, 8, 8))
+    with pytest.raises(ValueError, match="every object must be seen in the first frame"):
+        Clip(pixels, torch.zeros(2, 1, 8, 8))
+
+
+def test_the_loss_asks_for_masks_of_what_is_seen_and_for_nothing_else() -> None:
+    masks = torch.zeros(2, 2, 8, 8)
+    masks[0, :, :4], masks[1, 0, 4:] = 1.0, 1.0  # the second object is hidden in frame 1
+    clip = Clip(torch.zeros(2, 3, 8, 8), masks)
+    right = torch.full((2, 8, 8), -20.0)
+    right[0, 4:] = 20.0
+    seen = torch.tensor([20.0, -20.0])
+    assert float(loss(clip, [Tracked(right, seen)])) < 1e-4
+    wild = right.clone()
+    wild[1] = 20.0
+    assert float(loss(clip, [Tracked(wild, seen)])) < 1e-4  # of the hidden one nothing is asked
+    assert float(loss(clip, [Tracked(-right, seen)])) > 5
+    assert float(loss(clip, [Tracked(right, -seen)])) > 5
+
+
+def test_training_moves_the_tracker_and_only_it(bare: Path, tmp_path: Path) -> None:
+    video = load(bare, bare, seed=0)
+    before = {name: value.clone() for name, value in video.state_dict().items()}
+    trainer, clip = TrackerTrainer(video), lesson(1, 112)
+    losses = [trainer.step([clip], 2e-3, own=0.0) for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]  # one clip, by heart
+    moved = {name.split(".")[0] for name, value in video.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"tracker_model", "tracker_neck"}
+    assert len(list(trained_parts(video))) == len(trainer.weights)
+    found = follow(video, clip, torch.ones(FRAMES, dtype=torch.bool))
+    assert len(found) == FRAMES - 1
+    assert found[0].masks.shape == (clip.masks.shape[1], 32, 32) and found[0].seen.shape == (clip.masks.shape[1],)
+    save(video, bare, tmp_path / "out")
+    assert_it_tracks(tmp_path / "out", bare)
+
+
+def assert_it_tracks(folder: Path, bare: Path) -> None:
+    """The saved checkpoint loads whole, its detector unchanged to the bit, and tracks."""
+    old, new = load_file(bare / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    checkpoint = resolve(str(folder))
+    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"))
+    tracker._video.score_threshold_detection = tracker._video.new_det_thresh = 0.0
+    item, pixels = MediaItem("clip", "clip", "video"), np.zeros((60, 80, 3), np.uint8)
+    frames: list[Any] = list(tracker.track([Frame(item, i, pixels) for i in range(3)], [Prompt("car", "car")]))
+    assert len(frames) == 3
+
+
+def test_what_is_remembered_matters(bare: Path) -> None:
+    video, clip = load(bare, bare, seed=0), lesson(2, 112)
+    TrackerTrainer(video)
+    truth = follow(video, clip, torch.zeros(FRAMES, dtype=torch.bool))
+    own = follow(video, clip, torch.ones(FRAMES, dtype=torch.bool))
+    assert torch.equal(truth[0].masks, own[0].masks)  # up to here only the first frame is remembered
+    assert not torch.equal(truth[-1].masks, own[-1].masks)
+
+
+def test_the_examination_measures_overlap(bare: Path) -> None:
+    a = torch.zeros(1, 4, 4, dtype=torch.bool)
+    b = a.clone()
+    a[0, :2], b[0, 1:3] = True, True
+    assert overlap(a, b).tolist() == pytest.approx([1 / 3])
+    ours, still = examine(load(bare, bare, seed=0), 2)
+    assert 0 <= ours <= 1 and 0 < still < 1
