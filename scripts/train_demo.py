@@ -362,6 +362,8 @@ def _table(scores: dict[str, dict[str, float]]) -> str:
     lines = [f"| question | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for kind, row in scores.items():
         cells = [f"{row[name]:.0f}" if name == "questions" else f"{row[name]:.3f}" for name in columns]
+        if not row["negative_share"]:
+            cells[columns.index("presence_mcc")] = "n/a"
         lines.append(f"| {KINDS[kind]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
