@@ -135,7 +135,7 @@ def test_a_run_begins_each_batch_before_it_hands_on_the_one_before(
 def test_a_compiled_model_finds_the_same(checkpoint: Checkpoint, detector: Detector, frames: list[Frame]) -> None:
     """Both parts captured whole. The code that torch then generates is left out: minutes of a C++ compiler."""
     compiled = Detector.load(checkpoint, device="cpu")
-    compiled.compile(backend="aot_eager")
+    compiled.compile(backend="eager")
     expected = detector.detect(frames, PROMPTS, FLOOR)
     assert sum(len(detection.candidates) for detection in expected) > 20
     assert_same(compiled.detect(frames, PROMPTS, FLOOR), expected, 1e-4)
