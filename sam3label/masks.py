@@ -249,6 +249,10 @@ def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     A minimum spanning tree (Prim) over rings, so seams are as short as they can be and none is longer than needed.
     """
     points = np.concatenate(rings).astype(np.float64)
+    if len(rings) == 1:
+        return points
+    from scipy.spatial import KDTree  # slow to import, and most masks have one ring
+
     owner = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
     walk = np.flatnonzero(owner == 0)
     distance, anchor = np.full(len(points), np.inf), np.zeros(len(points), dtype=np.int64)
@@ -256,7 +260,7 @@ def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     for _ in range(len(rings) - 1):
         distance[new] = np.nan  # joined: out of the race
         waiting = np.flatnonzero(~np.isnan(distance))
-        far, near = _nearest(points[waiting], points[new])
+        far, near = (np.asarray(v) for v in KDTree(points[new]).query(points[waiting]))
         closer = far < distance[waiting]
         distance[waiting[closer]], anchor[waiting[closer]] = far[closer], new[near[closer]]
         entry = waiting[int(np.argmin(distance[waiting]))]
@@ -267,28 +271,26 @@ def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     return points[walk]
 
 
-def _nearest(a: Ring, b: Ring) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """(squared distance, index) of the point of `b` nearest to each point of `a`."""
-    best, index = np.full(len(a), np.inf), np.zeros(len(a), dtype=np.int64)
-    for start in range(0, len(b), 256):  # blocks keep the distance table small
-        block = ((a[:, None, :] - b[None, start : start + 256, :]) ** 2).sum(axis=2)
-        local = block.argmin(axis=1)
-        value = block[np.arange(len(a)), local]
-        closer = value < best
-        best[closer], index[closer] = value[closer], local[closer] + start
-    return best, index
-
-
 def _corners(ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Leave out repeated vertices and those in the middle of a straight run; turning points of a line stay."""
-    ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)] if len(ring) > 1 else ring
+    before = _steps(ring)
+    moves = before.any(axis=1)
+    if not moves.all():
+        ring = ring[moves] if moves.any() else ring[:1]
+        before = _steps(ring)
     if len(ring) < 3:
-        return np.unique(ring, axis=0) if len(ring) else ring
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+        return ring
+    after = np.concatenate((before[1:], before[:1]))
     turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
     onward = (before * after).sum(axis=1) > 0
     kept: npt.NDArray[Any] = ring[(turn != 0) | ~onward]
     return kept
+
+
+def _steps(ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """From each vertex's predecessor to it, [V, 2]."""
+    steps: npt.NDArray[Any] = ring - np.concatenate((ring[-1:], ring[:-1]))
+    return steps
 
 
 # ---------------------------------------------------------------------------------------------------- rotated rectangle

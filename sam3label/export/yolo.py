@@ -81,8 +81,8 @@ def _shares(points: Any, label: Label) -> list[float]:
     return shares
 
 
-def _text(numbers: Iterable[float]) -> str:
-    return " ".join(f"{n:.7g}" for n in numbers)
+def _text(numbers: list[float]) -> str:
+    return " ".join(["%.7g"] * len(numbers)) % tuple(numbers)
 
 
 def _write_rows(path: Path, rows: list[str]) -> None:
