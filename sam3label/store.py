@@ -210,9 +210,12 @@ class Store:
             ),
         )  # fmt: skip
 
-    def add_edits(self, edits: Sequence[Edit]) -> None:
-        """Append human decisions, all or none. Never touches candidates."""
+    def add_edits(self, edits: Sequence[Edit], meta: Mapping[str, Any] | None = None) -> None:
+        """Append human decisions, all or none, and with them JSON values by key. Never touches candidates."""
         with _sqlite_errors(self.folder), self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in (meta or {}).items()]
+            )
             self._db.executemany(
                 f"INSERT INTO edits ({_EDIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [_edit_row(e) for e in edits],

@@ -1,7 +1,7 @@
 """FiftyOne -> run: what people changed becomes human rows in the store, beside the model's candidates.
 
-All rows of a pull are committed in one transaction, and only then is the dataset told what was agreed on. A crash
-between the two is harmless: the next pull finds the run holding just what the dataset says, and records nothing twice.
+All rows of a pull are committed in one transaction, together with what run and dataset then agree on, and only then is
+the dataset told. A pull that dies in between is finished by the next one, before it reads anything.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sam3label.review.push import VIDEO_SUFFIX
 from sam3label.select import Run
 
 CONFLICTS = "review_conflicts"  # where the store keeps them, in words
+PENDING = "review_pending"  # agreed and committed, the dataset not yet told: dataset -> sample -> frame -> packed
 COUNT = "{n}"  # stands for the number in a note that is counted
 
 
@@ -107,14 +108,16 @@ def _pushed_names(fo: Any, run: Run) -> list[str | None]:
 
 def _pull_one(run: Run, dataset: Any, who: str) -> Pulled:
     found = _Found(f"{dataset.name} {datetime.now(UTC).isoformat(timespec='milliseconds')}", who)
+    _finish(run, dataset)
     book = _Book(run)
     for sample in _slim(dataset).iter_samples(progress=False):
         for view in _views(sample):
             _read(book, view, found)
     _keep_conflicts(run, found.conflicts)
-    if found.edits:
-        run.store.add_edits(found.edits)
-    _agree(dataset, found.agreed)
+    agreed = {id_: {str(f): sync.packed() for f, sync in frames.items()} for id_, frames in found.agreed.items()}
+    if agreed:
+        run.store.add_edits(found.edits, {PENDING: {**(run.store.meta(PENDING) or {}), dataset.name: agreed}})
+    _finish(run, dataset)
     actions = Counter[str](edit.action for edit in found.edits)
     notes = tuple(sorted(text.replace(COUNT, str(n)) for text, n in found.notes.items()))
     return Pulled(dataset.name, dict(actions), tuple(found.conflicts), notes)
@@ -126,17 +129,27 @@ def _keep_conflicts(run: Run, new: Sequence[str]) -> None:
         run.store.set_meta(CONFLICTS, known + added)
 
 
-def _agree(dataset: Any, agreed: Mapping[str, Mapping[int, Sync]]) -> None:
-    """Tell the dataset what both sides hold now. Touches nothing a person edits."""
+def _finish(run: Run, dataset: Any) -> None:
+    """Tell the dataset what the last committed pull agreed on, if that is still to be done."""
+    pending = dict(run.store.meta(PENDING) or {})
+    if agreed := pending.pop(dataset.name, None):
+        _agree(dataset, agreed)
+        run.store.set_meta(PENDING, pending)
+
+
+def _agree(dataset: Any, agreed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what both sides hold, by sample and frame. Touches nothing a person edits; samples may have gone."""
+    there = set(dataset.values("id"))
+    agreed = {id_: frames for id_, frames in agreed.items() if id_ in there}
     if dataset.media_type != "video":
-        values = {id_: frames[0].packed() for id_, frames in agreed.items()}
+        values = {id_: frames["0"] for id_, frames in agreed.items()}
         if values:
             dataset.set_values(schema.SYNC, values, key_field="id", progress=False)
         return
     for id_, frames in agreed.items():
         sample = dataset[id_]
-        for frame, sync in frames.items():
-            sample.frames[frame + 1][schema.SYNC] = sync.packed()
+        for frame, packed in frames.items():
+            sample.frames[int(frame) + 1][schema.SYNC] = packed
         sample.save()
 
 
