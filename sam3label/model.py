@@ -287,6 +287,8 @@ class Detector:
     @torch.inference_mode()
     def look(self, state: ImageState, prompts: Sequence[Prompt], threshold: float) -> list[Seen]:
         """Ask every prompt of one encoded image; one entry per prompt, of its queries scoring over `threshold`."""
+        if not prompts:
+            return []
         self.encode_phrases([prompt.text or VISUAL for prompt in prompts])
         texts, skips, seen = self._texts(prompts), _Skips(self.head, state), list[Seen]()
         pairs = [_Pair(0, number, None) for number in range(len(prompts))]
