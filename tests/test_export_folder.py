@@ -264,10 +264,23 @@ def test_command_line_writes_several_formats_and_reports_splits(tmp_path: Path) 
 def test_command_line_takes_every_option(tmp_path: Path) -> None:
     make_run(tmp_path / "run", tmp_path / "photos")
     narrow = tmp_path / "strict.yaml"
-    narrow.write_text("names: [cat, dog]\ndefaults: {conf: 0.8}\n")
+    narrow.write_text("names: [cat, dog]\n")
     run, out = str(tmp_path / "run"), str(tmp_path / "set")
     options = [
-        *("--format", "coco-zero", "-o", out, "--concepts", str(narrow), "--images", "copy", "--classes", "dog, cat"),
+        *(
+            "--format",
+            "coco-zero",
+            "-o",
+            out,
+            "--concepts",
+            str(narrow),
+            "--set",
+            "defaults.conf=0.8",
+            "--images",
+            "copy",
+            "--classes",
+            "dog, cat",
+        ),
         *("--min-score", "0.1", "--no-empty", "--segmentation", "polygon", "--simplify", "1"),
         *("--split", "train=0.5,val=0.5", "--group", "folder"),
     ]
@@ -290,6 +303,7 @@ def test_command_line_takes_every_option(tmp_path: Path) -> None:
         (["--format", "coco", "--classes", "cats"], 1, "'cats' not in cat, dog. Did you mean 'cat'?"),
         (["--format", "coco", "--images", "links"], 2, "'links' is not one of hardlink, copy, symlink, none"),
         (["--format", "coco", "--segmentation", "png"], 2, "'png' is not one of rle, polygon"),
+        (["--format", "coco", "--set", "defaults.conf=0.8"], 2, "give that with --concepts"),
         ([], 2, "Missing option"),
     ],
 )

@@ -34,6 +34,10 @@ def export(
         Path | None,
         typer.Option("--concepts", "-c", help="Other thresholds and classes over the same phrases. [the run's own]"),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --concepts: override, e.g. concepts.helmet.conf=0.7. Repeatable."),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="For example train=0.8,val=0.1,test=0.1. [everything in train]")
     ] = None,
@@ -69,6 +73,8 @@ def export(
     from sam3label.splits import parse_splits
 
     refuse_unknown_formats(formats)
+    if settings and concepts is None:
+        raise typer.BadParameter("changes a concept list: give that with --concepts", param_hint="--set")
     _one_of("--images", images, ("hardlink", "copy", "symlink", "none"))
     _one_of("--segmentation", segmentation, (None, "rle", "polygon"))
     options = Options(
@@ -81,7 +87,7 @@ def export(
         simplify_px=simplify,
         append=append,
     )
-    with open_run(run, load_concepts(concepts) if concepts else None) as labelled:
+    with open_run(run, load_concepts(concepts, settings or []) if concepts else None) as labelled:
         for name in dict.fromkeys(formats):
             target = _target(run, out, name, several=len(set(formats)) > 1)
             with _progress(labelled, name, quiet) as step:
