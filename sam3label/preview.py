@@ -40,6 +40,7 @@ class Preview:
     """What the sample came to, and estimates for all `total` images. Bytes and seconds."""
 
     total: int
+    videos: int  # that a run would label too; not in the sample and not in the estimates
     labelled: int
     failures: tuple[tuple[str, str], ...]
     objects: dict[str, int]  # by class name
@@ -68,11 +69,9 @@ def preview(
     worth: to see that is what a preview is for. Raises a `Sam3LabelError` as `run` does.
     """
     folder = Path(out).absolute()
-    items = [i for i in media.discover(sources) if not Path(i.path).is_relative_to(folder)]
+    items, videos = _photos(sources, options, folder)
     examples = read_examples(concepts, items)
     sample = _sample(items, examples, n)
-    if not sample:
-        raise InputError(f"{out} holds all the images that were found: choose another folder for the preview with -o.")
     write_whole(folder / "sample.txt", "".join(f"{item.path}\n" for item in sample))
     exemplars = _write_exemplars(folder, examples, sample, concepts.names) if examples else None
     batch = options.batch_size or max(1, len(sample) // BATCHES)
@@ -93,6 +92,7 @@ def preview(
     memory, kind = _peak_memory()
     return Preview(
         total=len(items),
+        videos=videos,
         labelled=summary.progress.done,
         failures=summary.failures,
         objects={name: summary.progress.objects.get(name, 0) for name in concepts.names},
@@ -107,6 +107,21 @@ def preview(
         exemplars=exemplars,
         messages=tuple(messages),
     )
+
+
+def _photos(sources: Sequence[str | Path], options: RunOptions, out: Path) -> tuple[list[MediaItem], int]:
+    """The photos that `run` would label, without earlier previews, and how many videos it would label beside them."""
+    found = media.find_media(sources, videos=options.video != "off").items
+    photos = [item for item in found if item.kind == "image" and not Path(item.path).is_relative_to(out)]
+    videos = sum(item.kind == "video" for item in found)
+    if not photos and videos:
+        raise InputError(
+            f"there are {videos} videos (or folders of numbered frames) and no photos. A preview shows photos: "
+            "label one short video with sam3label run, or take numbered frames as photos with --video off."
+        )
+    if not photos:
+        raise InputError(f"{out} holds all the images that were found: choose another folder for the preview with -o.")
+    return photos, videos
 
 
 def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:

@@ -101,6 +101,9 @@ def preview(
     ] = None,
     model: Annotated[str, typer.Option(help="Hub id, local folder in hub layout, or 'demo'.")] = "facebook/sam3",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    video: Annotated[
+        str, typer.Option(help="off takes folders of numbered frames as photos; as of `run`, otherwise.")
+    ] = "track",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
@@ -110,7 +113,12 @@ def preview(
     from sam3label.preview import preview as make_preview
     from sam3label.run import RunOptions
 
-    options = RunOptions(model=model, revision=revision, device=device, batch_size=batch_size, workers=workers)
+    if video not in ("track", "frames", "off"):
+        raise typer.BadParameter(f"{video!r} is not one of track, frames, off", param_hint="--video")
+    options = RunOptions(
+        model=model, revision=revision, device=device, batch_size=batch_size, workers=workers,
+        video=video,  # type: ignore[arg-type]
+    )  # fmt: skip
     made = make_preview(photos, read_concepts(concepts, ontology, settings or []), out, n, options)
     _print_preview(_console(), made)
 
@@ -218,6 +226,7 @@ def _print_preview(console: Console, made: Preview) -> None:
         *(f"failed  {item_id}: {reason}" for item_id, reason in made.failures),
         f"{made.images_per_s:.2f} images/s; all {made.total} images: about {whole} (h:mm:ss), "
         f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
+        *([f"{made.videos} videos are not part of this preview."] if made.videos else []),
         *made.messages,
         *([f"Exemplars as they are used: {made.exemplars}"] if made.exemplars else []),
         f"Sheet: {made.sheet or 'none, no image could be labelled'}",
