@@ -71,12 +71,29 @@ def score(predicted: Masks, truth: Masks, threshold: float = 0.5) -> tuple[int, 
     """How many predictions find a target of their own (mask IoU >= threshold), and the IoUs of those."""
     if not len(predicted) or not len(truth):
         return 0, []
-    a, b = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (predicted, truth))
-    shared = a @ b.T
-    iou = shared / np.maximum(a.sum(1)[:, None] + b.sum(1)[None] - shared, 1)
+    iou = _iou(predicted, truth)
     rows, columns = linear_sum_assignment(-iou)
     good = [float(value) for value in iou[rows, columns] if value >= threshold]
     return len(good), good
+
+
+def _iou(a: Masks, b: Masks) -> npt.NDArray[np.float32]:
+    flat, other = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (a, b))
+    shared = flat @ other.T
+    overlap: npt.NDArray[np.float32] = shared / np.maximum(flat.sum(1)[:, None] + other.sum(1)[None] - shared, 1)
+    return overlap
+
+
+def _without_doubles(masks: Masks, nms: float) -> Masks:
+    """Masks, best first, without those that overlap a better one by more than `nms`."""
+    if nms >= 1 or len(masks) < 2:
+        return masks
+    overlap = _iou(masks, masks)
+    kept: list[int] = []
+    for i in range(len(masks)):
+        if all(overlap[i, j] <= nms for j in kept):
+            kept.append(i)
+    return masks[kept]
 
 
 def sheets(kind: str, count: int, side: int, cells: int, seed: int = EXAM_SEEDS) -> list[Sheet]:
@@ -135,8 +152,14 @@ def _canvas_sheet(rng: np.random.Generator, target: Scene, seed: int, side: int,
     return Sheet(canvas, sample, (question,), start=canvas.size_hw[1] - target.size_hw[1])
 
 
-def examine(model: Sam3Model, tokenize: Tokenize, paper: Sequence[Sheet], threshold: float = 0.5) -> dict[str, float]:
-    """Ask the model every question of the sheets and summarise its answers."""
+def examine(
+    model: Sam3Model, tokenize: Tokenize, paper: Sequence[Sheet], threshold: float = 0.5, nms: float = 1.0
+) -> dict[str, float]:
+    """Ask the model every question of the sheets and summarise its answers.
+
+    With `nms` below 1, an answer whose mask overlaps a better one's by more (IoU) is left out, as when labels are
+    selected; the model itself is meant to do without.
+    """
     import torch
 
     from sam3label.finetune import forward
@@ -151,8 +174,9 @@ def examine(model: Sam3Model, tokenize: Tokenize, paper: Sequence[Sheet], thresh
         scores = outputs.logits[-1].sigmoid() * presence[:, None]
         asked = [(sheet, question) for sheet in some for question in sheet.questions]
         for pair, (sheet, question) in enumerate(asked):
-            masks = _full_size(outputs.masks[pair, scores[pair] >= threshold], sheet)
-            _mark(tally, sheet, question, masks, bool(presence[pair] >= 0.5))
+            order = scores[pair].argsort(descending=True)
+            masks = _full_size(outputs.masks[pair, order[scores[pair, order] >= threshold]], sheet)
+            _mark(tally, sheet, question, _without_doubles(masks, nms), bool(presence[pair] >= 0.5))
     return tally.summary()
 
 
