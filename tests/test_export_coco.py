@@ -165,6 +165,8 @@ def test_append_to_a_dataset_of_others(tmp_path: Path) -> None:
     assert doc["categories"][0] == theirs["categories"][0] and doc["info"]["year"] == 2020
     added = doc["annotations"][1]
     assert (added["id"], added["image_id"], added["category_id"]) == (41, 8, 2)
+    with pytest.raises(OutputError, match="theirs exists and was not written by sam3label export"):
+        write_dataset(concept_list(("dog",)), [new], "coco", out)  # still theirs
 
 
 def test_append_needs_a_readable_dataset(tmp_path: Path) -> None:

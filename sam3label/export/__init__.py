@@ -142,7 +142,8 @@ def write_dataset(
                 f"there are photos only, and {format} holds videos. Photos go into coco, yolo and others."
             )
         summary = _summary(format, final, classes, tally, outline, placer, options, tuple(failed))
-        _write_marker(folder, summary, options, info)
+        if not options.append or read_marker(folder):  # another tool's dataset never becomes ours to replace
+            _write_marker(folder, summary, options, info)
     return summary
 
 
