@@ -59,8 +59,10 @@ def discover(sources: Sequence[str | Path], videos: bool = False) -> list[MediaI
     return find_media(sources, videos).items
 
 
-def find_media(sources: Sequence[str | Path], videos: bool = False) -> Found:
+def find_media(sources: Sequence[str | Path], videos: bool = False, numbered_folders: bool = True) -> Found:
     """Every image (and video, if asked) under the sources: files, folders, glob patterns or `@list.txt`.
+
+    With `videos`, folders of numbered frames are videos too, unless `numbered_folders` says that they are photos.
 
     Raises InputError naming every source that is missing, unreadable or in conflict with another, and when there is
     nothing to label.
@@ -73,7 +75,7 @@ def find_media(sources: Sequence[str | Path], videos: bool = False) -> Found:
         raise InputError(_listed(scan.problems))
     if not scan.paths:
         raise InputError(_nothing_found(sources, scan))
-    if videos:
+    if videos and numbered_folders:
         _join_frames(scan)
     return Found([_item(key, scan.paths[key]) for key in sorted(scan.paths)], scan.skipped)
 

@@ -24,7 +24,7 @@ from sam3label.loader import default_workers
 from sam3label.prompts import crops
 from sam3label.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
 from sam3label.report import write_report
-from sam3label.run import Progress, RunOptions, run
+from sam3label.run import Progress, RunOptions, find_media, run
 from sam3label.select import open_run
 from sam3label.store import DATABASE
 
@@ -111,7 +111,7 @@ def preview(
 
 def _photos(sources: Sequence[str | Path], options: RunOptions, out: Path) -> tuple[list[MediaItem], int]:
     """The photos that `run` would label, without earlier previews, and how many videos it would label beside them."""
-    found = media.find_media(sources, videos=options.video != "off").items
+    found = find_media(sources, options).items
     photos = [item for item in found if item.kind == "image" and not Path(item.path).is_relative_to(out)]
     videos = sum(item.kind == "video" for item in found)
     if not photos and videos:

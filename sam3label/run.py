@@ -66,7 +66,8 @@ class RunOptions:
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
     accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images and videos now
-    video: Literal["track", "frames", "off"] = "track"
+    # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
+    video: Literal["auto", "track", "frames", "off"] = "auto"
     clip_frames: int = 600  # of a video that are tracked, and committed, as one
     every: int = 30  # with video "frames": label every so many frames,
     fps: float | None = None  # or so many a second
@@ -133,9 +134,9 @@ def run(
     from sam3label.model import Detector
 
     refuse_below_floor(concepts, options.floor)
-    found = media.find_media(sources, videos=options.video != "off")
+    found = find_media(sources, options)
     examples = read_examples(concepts, found.items)
-    if examples and options.video == "track" and any(item.kind == "video" for item in found.items):
+    if examples and _tracks(options) and any(item.kind == "video" for item in found.items):
         raise ConfigError(
             "exemplars are for photos and sampled frames, and there are videos to track: "
             "--video frames samples them, --video off leaves them out."
@@ -287,7 +288,7 @@ class _Job:
 
     def _units_of(self, videos: Sequence[MediaItem], checkpoint: Checkpoint) -> Iterator[list[UnitResult]]:
         """The units of the videos. What is needed to track is loaded at once: before hours of photos, not after."""
-        if videos and self.options.video == "track":
+        if videos and _tracks(self.options):
             from sam3label.video import Tracker
 
             tracker = Tracker.load(checkpoint, self.detector)
@@ -352,9 +353,18 @@ class _Job:
                     yield label
 
 
+def find_media(sources: Sequence[str | Path], options: RunOptions) -> media.Found:
+    """What a run with these options labels. Numbered photos are a video only for those who ask for videos."""
+    return media.find_media(sources, options.video != "off", numbered_folders=options.video != "auto")
+
+
+def _tracks(options: RunOptions) -> bool:
+    return options.video in ("auto", "track")
+
+
 def _video_settings(options: RunOptions) -> str:
     """How videos are labelled, in words: a field of the fingerprint."""
-    if options.video == "track":
+    if _tracks(options):
         return f"track, clips of {options.clip_frames} frames"
     rate = f"{options.fps:g} a second" if options.fps else f"every {options.every}"
     return f"frames, {rate}" if options.video == "frames" else "off"

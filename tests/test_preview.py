@@ -98,18 +98,18 @@ def test_previewing_again_replaces_and_never_labels_its_own_sheet(tiny_checkpoin
 
 
 def test_videos_are_counted_and_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """A folder of numbered frames is a video to `run`, so it must not be in the sample or in the estimate."""
+    """With --video track a folder of numbered frames is a video, so it is not in the sample or in the estimate."""
+    track = replace(options(tiny_checkpoint), video="track")
     (tmp_path / "clip").mkdir()
     for n in range(8):
         Image.fromarray(make_scene(n, (60, 80)).image).save(tmp_path / "clip" / f"{n:05d}.jpg")
     with pytest.raises(InputError, match="there are 1 videos .* and no photos. A preview shows photos"):
-        preview([tmp_path], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+        preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
     Image.fromarray(make_scene(0, (60, 80)).image).save(tmp_path / "photo.jpg")
-    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
     assert (made.total, made.videos, made.labelled) == (1, 1, 1)
-    off = replace(options(tiny_checkpoint), video="off")
-    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, off)
-    assert (made.total, made.videos, made.labelled) == (9, 0, 4)
+    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+    assert (made.total, made.videos, made.labelled) == (9, 0, 4), "numbered photos are photos unless asked otherwise"
 
 
 def test_a_sample_without_a_single_photo(tiny_checkpoint: Path, tmp_path: Path) -> None:

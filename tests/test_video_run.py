@@ -77,7 +77,7 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def label(sources: list[Path], out: Path, checkpoint: Path, **options: Any) -> tuple[Any, list[Progress]]:
     seen: list[Progress] = []
-    chosen = RunOptions(**{"model": str(checkpoint), "workers": 0, "clip_frames": 16, **options})
+    chosen = RunOptions(**{"model": str(checkpoint), "workers": 0, "clip_frames": 16, "video": "track", **options})
     return run(sources, CONCEPTS, out, chosen, on_progress=seen.append), seen
 
 
@@ -143,7 +143,7 @@ def test_kill_nine_in_mid_video_and_resume_gives_the_uninterrupted_store(
     footage: Path, tracked: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     out, kills, expected = tmp_path / "run", 0, rows(tracked)
-    command = [sys.executable, "-m", "sam3label", "run", str(footage), "--ontology", ONTOLOGY]
+    command = [sys.executable, "-m", "sam3label", "run", str(footage), "--ontology", ONTOLOGY, "--video", "track"]
     command += ["--set", "defaults.conf=0.3", "--model", str(checkpoint), "--clip-frames", "16", "--workers", "0"]
     for wanted in (3,):  # rows committed before the kill: the photo, the folder, a clip
         with subprocess.Popen([*command, "-o", str(out), "-q"]) as process:

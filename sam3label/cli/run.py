@@ -63,8 +63,12 @@ def run(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many images and videos now.")] = None,
     video: Annotated[
-        str, typer.Option(help="track objects through videos; frames: label samples as photos; or off.")
-    ] = "track",
+        str,
+        typer.Option(
+            help="auto: track objects through video files; track: through folders of numbered frames too; "
+            "frames: label samples as photos; off."
+        ),
+    ] = "auto",
     clip_frames: Annotated[int, typer.Option(min=16, help="Frames of a video tracked, and committed, as one.")] = 600,
     every: Annotated[int, typer.Option(min=1, help="With --video frames: label every N-th frame,")] = 30,
     fps: Annotated[float | None, typer.Option(min=0.001, help="or this many frames a second.")] = None,
@@ -81,7 +85,7 @@ def run(
     refuse_unknown_formats(export or [])
     _one_of("--dtype", dtype, ("auto", "fp32", "bf16"))
     _one_of("--prompt-style", prompt_style, ("official", "transformers"))
-    _one_of("--video", video, ("track", "frames", "off"))
+    _one_of("--video", video, ("auto", "track", "frames", "off"))
     concept_list = read_concepts(concepts, ontology, settings or [])
     options = RunOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
