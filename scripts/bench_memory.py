@@ -34,7 +34,7 @@ def make_photos(folder: Path, n: int) -> None:
     rng = np.random.default_rng(0)
     for i in range(n):
         pixels = cv2.resize(rng.integers(0, 255, (8, 10, 3), dtype=np.uint8), (200, 160))
-        cv2.imwrite(str(folder / f"{i:06d}.jpg"), pixels)
+        cv2.imwrite(str(folder / f"photo-{i:06d}.jpg"), pixels)
 
 
 def measure(n: int, model: str, workers: int) -> dict[str, float]:

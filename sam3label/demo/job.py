@@ -38,7 +38,7 @@ CONCEPTS = """\
 #   sam3label run {photos} -c {here} --model demo -o {runs}
 names: {{0: disc, 1: ring, 2: red star, 3: blue square, 4: triangle}} # class ids, as in a YOLO data.yaml
 
-defaults: {{conf: 0.5}} # the lowest score that becomes a label
+defaults: {{conf: 0.4}} # the lowest score that becomes a label; this small model is modest
 
 concepts:
   disc:
