@@ -4,8 +4,8 @@
 
 Each way runs in a process of its own. Three phrases are tracked; the thresholds are set so that objects found in the
 first frame (at most four) live on, which random weights would not grant them. "The library's own way" is what its
-manual shows: the whole video given to `init_video_session`, `propagate_in_video_iterator`, `postprocess_outputs`; without its
-optional kernels, so duplicates and holes stay. It asks the detector once per phrase, as ours does with
+manual shows: the whole video given to `init_video_session`, `propagate_in_video_iterator`, `postprocess_outputs`;
+without its optional kernels, so duplicates and holes stay. It asks the detector once per phrase, as ours does with
 `prompt_style="transformers"`.
 """
 
