@@ -26,7 +26,7 @@ def test_the_layout_is_the_one_the_demo_model_learned(count: int) -> None:
     target = make_scene(100 + count, (120, 160))
     library = [make_scene(seed, (100, 130)) for seed in range(200, 215)]
     references = [(scene, 1) for scene in library if scene.things][:count]
-    learned = compose_canvas(target, references, share=0.3, margin=canvas.MARGIN)
+    learned, _ = compose_canvas(target, references, share=0.3, margin=canvas.MARGIN)
     crops = [canvas.cut(scene.image, fractions(scene, number)) for scene, number in references]
     made = canvas.compose(target.image, crops, share=0.7)
     assert np.array_equal(made.pixels, learned.image)
@@ -43,7 +43,7 @@ def test_the_layout_is_the_one_the_demo_model_learned(count: int) -> None:
 
 def test_the_boxes_of_the_crops_lie_on_the_examples() -> None:
     scene = next(s for s in (make_scene(seed, (100, 130)) for seed in range(300, 320)) if len(s.things) > 1)
-    learned = compose_canvas(make_scene(1, (120, 160)), [(scene, 1)], share=0.3, margin=0.25)
+    learned, _ = compose_canvas(make_scene(1, (120, 160)), [(scene, 1)], share=0.3, margin=0.25)
     made = canvas.compose(make_scene(1, (120, 160)).image, [canvas.cut(scene.image, fractions(scene, 1))], 0.7)
     shown = np.flatnonzero((learned.index == 1).any(0))
     height, width = made.pixels.shape[:2]
