@@ -71,7 +71,7 @@ def _checkpoint(model: str, what: str) -> Check:
     try:
         return Check(what, check_access(model))
     except CheckpointError as error:
-        return Check(what, f"{model}: not available", str(error), needed=model == "demo")
+        return Check(what, f"{model}: unavailable", str(error), needed=model == "demo")
 
 
 def _extra(module: str, extra: str, purpose: str) -> Check:

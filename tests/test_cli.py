@@ -175,6 +175,6 @@ def test_doctor_fits_one_screen_and_names_what_is_missing() -> None:
     code, output = invoke("doctor", "--model", "nobody/nothing")
     for what in ("Python", "torch", "device", "memory", "demo checkpoint", "checkpoint", "OpenCV", "review"):
         assert what in output, what
-    assert "not available" in output
+    assert "unavailable" in output
     assert code == 0, "what only the full model needs is advice, not a failure"
     assert len(output.splitlines()) < 60

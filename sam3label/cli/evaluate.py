@@ -102,8 +102,8 @@ def preview(
     model: Annotated[str, typer.Option(help="Hub id, local folder in hub layout, or 'demo'.")] = "facebook/sam3",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     video: Annotated[
-        str, typer.Option(help="off takes folders of numbered frames as photos; as of `run`, otherwise.")
-    ] = "track",
+        str, typer.Option(help="As of `run`: track and frames take folders of numbered frames as videos.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
@@ -113,8 +113,8 @@ def preview(
     from sam3label.preview import preview as make_preview
     from sam3label.run import RunOptions
 
-    if video not in ("track", "frames", "off"):
-        raise typer.BadParameter(f"{video!r} is not one of track, frames, off", param_hint="--video")
+    if video not in ("auto", "track", "frames", "off"):
+        raise typer.BadParameter(f"{video!r} is not one of auto, track, frames, off", param_hint="--video")
     options = RunOptions(
         model=model, revision=revision, device=device, batch_size=batch_size, workers=workers,
         video=video,  # type: ignore[arg-type]

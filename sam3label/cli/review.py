@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -53,6 +54,7 @@ def open_app(
     fo = connect.fiftyone()
     with Store.open(run) as store:
         chosen = connect.load_dataset(fo, store, dataset)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start deaf to it
     address = "127.0.0.1"
     session = fo.launch_app(chosen, port=port, address=address, remote=remote)
     typer.echo(f"FiftyOne shows '{chosen.name}' at http://{address}:{port}/datasets/{chosen.slug}")
