@@ -27,6 +27,8 @@ Mask = npt.NDArray[np.bool_]
 Ring = npt.NDArray[np.float64]
 Points = npt.NDArray[np.int32]
 
+_FARTHEST_PX = 1e6  # pycocotools walks every edge of a polygon: one from a broken file could take all memory
+
 # ---------------------------------------------------------------------------------------------------- run-length code
 
 
@@ -181,6 +183,8 @@ def from_polygons(rings: Sequence[npt.ArrayLike], size_hw: tuple[int, int]) -> R
         return from_runs([size_hw[0] * size_hw[1]], size_hw)
     if short := [len(ring) // 2 for ring in flat if len(ring) < 6]:
         raise ValueError(f"a polygon needs at least 3 points, got {short[0]}")
+    if not all((np.abs(ring) <= _FARTHEST_PX).all() for ring in flat):  # so that NaN counts too
+        raise ValueError("a polygon has a point that is no number, or beyond all pictures")
     packed = coco_mask.frPyObjects([ring.tolist() for ring in flat], *size_hw)
     return Rle(size_hw=size_hw, counts=coco_mask.merge(packed)["counts"])
 

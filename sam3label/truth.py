@@ -9,6 +9,7 @@ file each "image" is one pair already, of a photo and its `text_input`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from sam3label.records import Box, Rle
 
 Pair = tuple[int, int]  # (image id, category id)
 PHRASE_CATEGORY = 1  # the one category of an SA-Co file
+
+_SIDES = ("height", "width")
+_LARGEST = 1e6  # pixels of a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ def read_truth(path: str | Path) -> Truth:
         raise InputError(
             f"{path} is a video truth (YouTube-VIS). Truth of images is expected here: COCO or SA-Co JSON."
         )
-    if not isinstance(data, dict) or not isinstance(data.get("images"), list) or "annotations" not in data:
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise InputError(f"{path} is not a truth file: COCO or SA-Co JSON with 'images' and 'annotations' is expected.")
-    images = {field_of(image, "id", path, "image"): _image(image) for image in data["images"]}
+    images = {field_of(image, "id", path, "image"): _image(image, path) for image in data["images"]}
     by_phrase = any(image.phrase is not None for image in images.values())
     categories = {PHRASE_CATEGORY: "phrase"} if by_phrase else _categories(data, path)
     objects: dict[Pair, list[Instance]] = {}
@@ -89,8 +93,9 @@ def read_truth(path: str | Path) -> Truth:
         if image_id not in images or category_id not in categories:
             unknown = f"image {image_id}" if image_id not in images else f"category {category_id}"
             raise InputError(f"{path}: annotation {annotation.get('id')} belongs to {unknown}, which is not listed.")
-        instance = _instance(annotation, images[image_id], f"{path}: annotation {annotation.get('id')}")
-        area = float(annotation.get("area") or instance.area)
+        where = f"{path}: annotation {annotation.get('id')}"
+        instance = _instance(annotation, images[image_id], where)
+        area = _number(annotation.get("area") or instance.area, f"{where}: area")
         instance = replace(instance, area=area, box_area=area, crowd=bool(annotation.get("iscrowd", 0)))
         objects.setdefault((image_id, category_id), []).append(instance)
     pairs, unsure = judged_pairs(data["images"], categories, objects, by_phrase)
@@ -157,17 +162,36 @@ def field_of(record: Any, key: str, path: str | Path, what: str) -> Any:
     """A field that every record must have; `what` names the record in the `InputError`."""
     if not isinstance(record, dict) or key not in record:
         raise InputError(f"{path}: an entry of kind '{what.split()[0]}' has no '{key}' ({what}).")
+    if isinstance(record[key], dict | list):
+        raise InputError(
+            f"{path}: an entry of kind '{what.split()[0]}' has a '{key}' that is no single value ({what})."
+        )
     return record[key]
 
 
-def _image(image: Mapping[str, Any]) -> TruthImage:
-    height, width = image.get("height"), image.get("width")
-    size_hw = (int(height), int(width)) if height and width else None
+def _number(value: Any, where: str, most: float = math.inf) -> float:
+    """A number from 0 to `most`, not NaN. `where` names it in the `InputError`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= most:
+        raise InputError(
+            f"{where}: got {value!r}; allowed: a number from 0{f' to {most:g}' if most < math.inf else ''}."
+        )
+    return number
+
+
+def _image(image: Mapping[str, Any], path: str | Path) -> TruthImage:
+    sides = [_number(image.get(key) or 0, f"{path}: image {image['id']}: {key}", _LARGEST) for key in _SIDES]
+    size_hw = (int(sides[0]), int(sides[1])) if all(sides) else None
     return TruthImage(str(image.get("file_name", image["id"])), size_hw, image.get("text_input"))
 
 
 def _categories(data: Mapping[str, Any], path: str | Path) -> dict[int, str]:
-    listed = data.get("categories") or ()
+    listed = data.get("categories") or []
+    if not isinstance(listed, list):
+        raise InputError(f"{path}: 'categories' is not a list.")
     categories = {field_of(c, "id", path, "category"): str(field_of(c, "name", path, "category")) for c in listed}
     if not categories:
         raise InputError(f"{path} lists no 'categories', and its images have no 'text_input': neither COCO nor SA-Co.")

@@ -298,6 +298,18 @@ def test_attributes_of_images_break_the_figures_down(tmp_path: Path) -> None:
             '[{"id": 7, "image_id": 1, "category_id": 1, "segmentation": {"size": [4, 4], "counts": "0Q1"}}]}',
             "its run-length code is of a larger mask than 4 x 4 pixels",
         ),
+        ('{"images": [], "annotations": null}', "is not a truth file"),
+        ('{"images": [], "annotations": [], "categories": {"1": "a"}}', "'categories' is not a list"),
+        ('{"images": [{"id": [1]}], "annotations": []}', "an entry of kind 'image' has a 'id' that is no single value"),
+        (
+            '{"images": [{"id": 1, "height": "tall", "width": 4}], "annotations": []}',
+            "image 1: height: got 'tall'; allowed: a number from 0 to 1e",
+        ),
+        (
+            '{"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": '
+            '[{"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "area": "large"}]}',
+            "annotation 7: area: got 'large'; allowed: a number from 0",
+        ),
     ],
 )
 def test_a_truth_file_that_cannot_be_used_is_refused_in_words(content: str, message: str, tmp_path: Path) -> None:

@@ -161,6 +161,12 @@ def test_empty_mask_and_short_polygon() -> None:
         masks.from_polygons([[0, 0, 1, 1]], (4, 5))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_a_polygon_from_a_broken_file_is_refused_before_it_takes_all_memory(value: float) -> None:
+    with pytest.raises(ValueError, match="no number, or beyond all pictures"):
+        masks.from_polygons([[0, 0, 3, 0, 3, 3], [value, 1, 4, 1, 4, 4]], (4, 5))
+
+
 def test_encode_wants_two_dimensions() -> None:
     with pytest.raises(ValueError, match=r"mask must be \(H, W\), got \(2, 2, 1\)"):
         masks.encode(np.ones((2, 2, 1)))
