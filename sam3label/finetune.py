@@ -84,8 +84,9 @@ class Outputs:
     boxes: Tensor  # [L, P, Q, 4] cxcywh
     anchors: Tensor  # [P, Q, 2], the centres that the queries start from
     presence: Tensor  # [L, P]
-    masks: Tensor  # [S, Q, H, W] logits of the pairs that went through the mask head
+    masks: Tensor  # [S, M, Q, H, W] logits of the pairs that went through the mask head, by the last M layers' queries
     semantic: Tensor  # [S, H, W] logits
+    cells: Tensor  # [S, C, H, W], what the mask head tells mask cells apart by
 
 
 def fuse(model: Sam3Model, batch: Batch) -> Fused:
@@ -107,8 +108,11 @@ def fuse(model: Sam3Model, batch: Batch) -> Fused:
     )  # fmt: skip
 
 
-def forward(model: Sam3Model, batch: Batch, masked: Tensor) -> Outputs:
-    """Run the detector by its parts, the mask head only for the pairs `masked` (int64 [S])."""
+def forward(model: Sam3Model, batch: Batch, masked: Tensor, mask_layers: int = 1) -> Outputs:
+    """Run the detector by its parts, the mask head only for the pairs `masked` (int64 [S]).
+
+    Masks are drawn for the queries of the last `mask_layers` decoder layers; only the last counts outside training.
+    """
     fused = fuse(model, batch)
     decoded = model.detr_decoder(
         vision_features=fused.tokens,
@@ -120,7 +124,7 @@ def forward(model: Sam3Model, batch: Batch, masked: Tensor) -> Outputs:
     queries = decoded.intermediate_hidden_states
     logits = model.dot_product_scoring(queries, fused.prompt, fused.prompt_mask).squeeze(-1)
     offsets = model.detr_decoder.box_head(queries).float()
-    masks, semantic = _mask_head(model, fused, queries[-1], batch.image_of, masked)
+    masks, semantic, cells = _mask_head(model, fused, queries[-mask_layers:], batch.image_of, masked)
     return Outputs(
         fused=fused,
         logits=logits.float(),
@@ -129,6 +133,7 @@ def forward(model: Sam3Model, batch: Batch, masked: Tensor) -> Outputs:
         presence=decoded.presence_logits.squeeze(-1).float(),
         masks=masks.float(),
         semantic=semantic.float(),
+        cells=cells.float(),
     )
 
 
@@ -168,20 +173,25 @@ def _prompt_tokens(model: Sam3Model, batch: Batch, features: Tensor, place: Tens
 
 def _mask_head(
     model: Sam3Model, fused: Fused, queries: Tensor, image_of: Tensor, masked: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Instance and semantic logits of S pairs; the fine levels are made only for the images that these pairs need."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Instance and semantic logits of S pairs, and their cells' embedding; fine levels only of the images needed."""
+    layers, _, count, _ = queries.shape
     if not len(masked):
-        return queries.new_zeros(0, queries.shape[1], 1, 1), queries.new_zeros(0, 1, 1)
+        none = queries.new_zeros(0, 1, 1, 1)
+        return none[..., None].expand(0, layers, count, 1, 1), none[:, 0], none
     images, place = torch.unique(image_of[masked], return_inverse=True)
     levels = [layer(fused.grid[images])[place] for layer in model.vision_encoder.neck.fpn_layers[:-2]]
+    seen: list[Tensor] = []
+    hook = model.mask_decoder.instance_projection.register_forward_hook(lambda *call: seen.append(call[-1]))
     head = model.mask_decoder(
-        decoder_queries=queries[masked],
+        decoder_queries=queries[:, masked].transpose(0, 1).flatten(1, 2),  # a mask is one product per query
         backbone_features=[*levels, fused.features[image_of[masked]]],
         encoder_hidden_states=fused.tokens[masked],
         prompt_features=fused.prompt[masked],
         prompt_mask=fused.prompt_mask[masked],
     )
-    return head.pred_masks, head.semantic_seg.squeeze(1)
+    hook.remove()
+    return head.pred_masks.unflatten(1, (layers, count)), head.semantic_seg.squeeze(1), seen[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +209,8 @@ class LossWeights:
     giou: float = 2.0
     mask_focal: float = 20.0
     mask_dice: float = 3.0
+    mask_apart: float = 2.0  # the cells of the prompt's other instances: few, and what keeps two instances apart
+    cells: float = 1.0  # each cell's embedding is nearest to the mean of its own instance
     semantic_entropy: float = 4.0
     semantic_dice: float = 2.0
     fused: float = 6.0  # the same question asked of the encoder's tokens, for every pair
@@ -227,9 +239,14 @@ class Recipe:
 
 
 def pick_masked(batch: Batch, limit: int, generator: torch.Generator) -> Tensor:
-    """At most `limit` pairs that have something to find, by chance, from at most half as many images: int64 [S]."""
+    """At most `limit` pairs that have something to find, from at most half as many images: int64 [S].
+
+    By chance, the more instances the likelier: to tell instances apart is what masks take longest to learn.
+    """
     positive = torch.tensor([i for i, target in enumerate(batch.targets) if len(target)], dtype=torch.long)
-    positive = positive[torch.randperm(len(positive), generator=generator)]
+    if len(positive):
+        odds = torch.tensor([float(len(batch.targets[i])) for i in positive.tolist()])
+        positive = positive[torch.multinomial(odds, len(positive), generator=generator)]
     images: dict[int, None] = {}
     for pair in positive.tolist():
         images.setdefault(int(batch.image_of[pair]))
@@ -284,22 +301,25 @@ def _mask_parts(
     if not len(masked):
         return {}
     layers, pairs = outputs.presence.shape
-    place = {layers * pairs - pairs + pair: s for s, pair in enumerate(masked.tolist())}  # rows of the last layer
-    mine = [m for m, row in enumerate(matches.row.tolist()) if row in place]
-    slots = [place[int(matches.row[m])] for m in mine]
-    truth = [batch.instance_masks[int(batch.image_of[masked[s]])] for s in slots]
-    wanted = torch.stack(
-        [
-            masks[batch.targets[int(masked[s])][matches.target[m]]]
-            for masks, s, m in zip(truth, slots, mine, strict=True)
-        ]
-    )
-    predicted = outputs.masks[slots, matches.query[mine]]
+    drawn = outputs.masks.shape[1]
+    first = (layers - drawn) * pairs  # rows of the layers whose queries have masks
+    slot_of = {pair: s for s, pair in enumerate(masked.tolist())}
+    mine = [m for m, row in enumerate(matches.row.tolist()) if row >= first and row % pairs in slot_of]
+    slots = [slot_of[int(matches.row[m]) % pairs] for m in mine]
+    layer = [(int(matches.row[m]) - first) // pairs for m in mine]
+    asked = [batch.instance_masks[int(batch.image_of[pair])][batch.targets[int(pair)]] for pair in masked]
+    truth = [asked[s] for s in slots]
+    wanted = torch.stack([masks[matches.target[m]] for masks, m in zip(truth, mine, strict=True)])
+    others = torch.stack([masks.sum(0).clamp(max=1) for masks in truth]) - wanted
+    predicted = outputs.masks[slots, layer, matches.query[mine]]
+    nearest = [losses.nearest_mean_loss(cells, masks) for cells, masks in zip(outputs.cells, asked, strict=True)]
     union = torch.stack([_union(batch, int(pair), outputs.semantic.shape[-2:]) for pair in masked])
     entropy, dice = losses.semantic_loss(outputs.semantic, union)
     return {
         "mask_focal": weights.mask_focal * losses.mask_focal_loss(predicted, wanted).mean(),
         "mask_dice": weights.mask_dice * losses.dice_loss(predicted, wanted).mean(),
+        "mask_apart": weights.mask_apart * losses.apart_loss(predicted, others).mean(),
+        "cells": weights.cells * torch.stack(nearest).mean(),
         "semantic": weights.semantic_entropy * entropy + weights.semantic_dice * dice,
     }
 
@@ -387,7 +407,8 @@ class Trainer:
             elif progress < recipe.fusion_until:
                 fused = fuse(self.model, batch)
             else:
-                outputs = forward(self.model, batch, masked)
+                layers = self.model.config.detr_decoder_config.num_layers
+                outputs = forward(self.model, batch, masked, mask_layers=layers)
                 fused = outputs.fused
         if progress >= recipe.look_until:
             features = fused.features

@@ -128,6 +128,34 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (shared + 1) / (probability.sum(1) + truth.sum(1) + 1)
 
 
+def apart_loss(logits: Tensor, others: Tensor) -> Tensor:
+    """Cross-entropy of each mask with nothing on the cells of other instances, the mean over these cells.
+
+    [M] from logits [M, h, w] and `others` [M, h, w] in [0, 1], what instances other than the mask's own cover. 0 where
+    there is no other.
+    """
+    entropy = F.softplus(logits) * others
+    return entropy.flatten(1).sum(1) / others.flatten(1).sum(1).clamp(min=1)
+
+
+def nearest_mean_loss(embedding: Tensor, masks: Tensor) -> Tensor:
+    """How sure each cell is of its own instance among those of one prompt, by the distance to their mean embeddings.
+
+    Cross-entropy with logits of -distance**2 / (2 sqrt(C)), the mean over cells that an instance covers by more than
+    half; 0 with fewer than two such instances. Args: embedding [C, h, w]; masks [N, h, w] in [0, 1].
+    """
+    covered = masks > 0.5
+    covered = covered[covered.flatten(1).any(1)]
+    if len(covered) < 2:
+        return embedding.sum() * 0
+    weight = covered.flatten(1).to(embedding.dtype)
+    flat = embedding.flatten(1)
+    means = weight @ flat.T / weight.sum(1, keepdim=True)  # [N, C]
+    inside = covered.flatten(1).any(0)
+    logits = -torch.cdist(flat[:, inside].T, means).square() / (2 * len(flat) ** 0.5)
+    return F.cross_entropy(logits, covered.flatten(1)[:, inside].float().argmax(0))
+
+
 def semantic_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and mean dice loss of "any instance of the prompt here": logits and targets [R, h, w].
 

@@ -132,6 +132,20 @@ def test_dice_loss_of_two_cells() -> None:
     assert float(value[0]) == pytest.approx(1 - (2 * 0.9 + 1) / (1.3 + 1 + 1))
 
 
+def test_apart_loss_counts_only_the_cells_of_other_instances() -> None:
+    logits = torch.tensor([[[logit(0.9), logit(0.5), logit(0.2)]]]).expand(2, -1, -1)
+    value = losses.apart_loss(logits, torch.tensor([[[0.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]]]))
+    assert value.tolist() == pytest.approx([-(math.log(0.5) + math.log(0.8)) / 2, 0.0])
+
+
+def test_cells_are_sure_of_their_instance_by_the_distance_to_its_mean() -> None:
+    embedding = torch.tensor([[[0.0, 2.0, 9.0]], [[0.0, 0.0, 9.0]], [[0.0, 0.0, 9.0]], [[0.0, 0.0, 9.0]]])
+    masks = torch.tensor([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 0.0, 0.4]]])  # the last covers no cell by half
+    # the two means lie 2 apart in 4 channels: logits 0 and -4 / (2 * 2)
+    assert float(losses.nearest_mean_loss(embedding, masks)) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert float(losses.nearest_mean_loss(embedding, masks[:1])) == 0
+
+
 def test_semantic_loss_measures_overlap_only_where_there_is_something() -> None:
     logits = torch.tensor([[[logit(0.9), logit(0.4)]], [[logit(0.5), logit(0.5)]]])
     entropy, dice = losses.semantic_loss(logits, torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]]))
@@ -235,7 +249,7 @@ def test_forward_by_parts_is_the_library_with_the_geometry_token() -> None:
     torch.testing.assert_close(mine.logits[-1], theirs.pred_logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses.corners(mine.boxes[-1]), theirs.pred_boxes, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mine.presence[-1], theirs.presence_logits[:, 0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mine.masks, theirs.pred_masks, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mine.masks[:, 0], theirs.pred_masks, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(mine.semantic, theirs.semantic_seg[:, 0], atol=1e-4, rtol=1e-4)
 
 
@@ -246,7 +260,7 @@ def test_only_pairs_with_objects_go_through_the_mask_head() -> None:
     assert all(len(batch.targets[int(pair)]) for pair in masked)
     assert len({int(batch.image_of[pair]) for pair in masked}) <= 2
     outputs = forward(small_detector(), batch, masked)
-    assert outputs.masks.shape == (len(masked), 9, CELLS, CELLS)
+    assert outputs.masks.shape == (len(masked), 1, 9, CELLS, CELLS)
     assert outputs.logits.shape == (2, len(batch), 9)
 
 
@@ -258,7 +272,8 @@ def test_every_loss_reaches_the_weights_it_should_teach() -> None:
     numbers = trainer.step(batch, 0.0)
     trainer.step(batch, 0.0)  # the box head's last layer starts at zero: what is below it moves from the second step
     assert set(numbers) == {
-        "classification", "presence", "box", "giou", "mask_focal", "mask_dice", "semantic", "fused", "total",
+        "classification", "presence", "box", "giou", "mask_focal", "mask_dice", "mask_apart", "cells",
+        "semantic", "fused", "total",
     }  # fmt: skip
     assert numbers["total"] == pytest.approx(sum(v for k, v in numbers.items() if k != "total"), rel=1e-5)
     still = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}

@@ -175,7 +175,7 @@ def examine(
         asked = [(sheet, question) for sheet in some for question in sheet.questions]
         for pair, (sheet, question) in enumerate(asked):
             order = scores[pair].argsort(descending=True)
-            masks = _full_size(outputs.masks[pair, order[scores[pair, order] >= threshold]], sheet)
+            masks = _full_size(outputs.masks[pair, -1, order[scores[pair, order] >= threshold]], sheet)
             _mark(tally, sheet, question, _without_doubles(masks, nms), bool(presence[pair] >= 0.5))
     return tally.summary()
 

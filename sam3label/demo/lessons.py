@@ -140,17 +140,18 @@ def _crop(
 
 
 def canvas_sample(rng: Rng, target: Scene, library: Sequence[Scene], side: int, cells: int) -> Sample:
-    """A canvas with 1 to 4 references from the library, mostly of a kind that the target has, at times of another."""
+    """A canvas with 1 to 4 references of a kind from the library, at times one more of another kind.
+
+    A third of the kinds are drawn without looking at the target: most photos show nothing of a class that is sought.
+    """
     kinds = sorted({thing.name for thing in target.things})
-    found: list[tuple[Scene, int]] = []
-    if kinds and rng.random() < 0.85:
-        found = _instances(rng, library, str(rng.choice(kinds)))
-    if not found:
-        scene = library[int(rng.integers(len(library)))]
-        found = [(scene, int(rng.integers(len(scene.things))) + 1)]
-    chosen = found[: int(rng.integers(1, 5))]
-    if len(kinds) > 1 and len(chosen) < 4 and rng.random() < 0.4:
-        chosen += _instances(rng, library, str(rng.choice(kinds)))[:1]
+    anywhere = sorted({thing.name for scene in library for thing in scene.things})
+    there = bool(kinds) and rng.random() < 0.65
+    chosen = _instances(rng, library, str(rng.choice(kinds if there else anywhere)))[: int(rng.integers(1, 5))]
+    if not chosen:  # a kind that only the target has
+        chosen = _instances(rng, library, str(rng.choice(anywhere)))[:1]
+    if len(chosen) < 4 and rng.random() < 0.4:
+        chosen += _instances(rng, library, str(rng.choice(kinds if kinds and rng.random() < 0.5 else anywhere)))[:1]
     canvas, wanted = compose_canvas(target, chosen, float(rng.uniform(0.25, 0.4)), float(rng.uniform(0.08, 0.5)))
     return to_sample(canvas, side, cells, wanted)
 
@@ -218,7 +219,10 @@ def _is_never_named(phrase: str) -> bool:
 
 
 def ask_boxes(rng: Rng, things: Sequence[Thing], allowed: Sequence[int] | None = None) -> Question:
-    """Boxes alone: one to three objects of a kind, at times with counter-examples; the answer is the whole kind."""
+    """Boxes alone: one to three objects of a kind, at times with counter-examples; the answer is the whole kind.
+
+    Of the references of a canvas (`allowed`) mostly all are shown, as when labelling: other kinds as counter-examples.
+    """
     pool = list(allowed) if allowed is not None else list(range(len(things)))
     chosen = pool[int(rng.integers(len(pool)))]
     same = tuple(i for i, thing in enumerate(things) if thing.name == things[chosen].name)
@@ -227,6 +231,8 @@ def ask_boxes(rng: Rng, things: Sequence[Thing], allowed: Sequence[int] | None =
     positive = [chosen, *shown[: int(rng.integers(3))]] if rng.random() < 0.5 else [chosen]
     others = [i for i in pool if i not in same]
     negative = [int(i) for i in rng.permutation(others)[: int(rng.integers(1, 3))]] if rng.random() < 0.3 else []
+    if allowed is not None and rng.random() < 0.6:
+        positive, negative = [i for i in pool if i in same], others
     return Question(VISUAL, (*((i, 1) for i in positive), *((i, 0) for i in negative)), same)
 
 
@@ -242,6 +248,8 @@ def ask_both(rng: Rng, things: Sequence[Thing], allowed: Sequence[int] | None = 
     kinds = {things[i].name for i in answer}
     if len(kinds) > 1 and rng.random() < 0.5:
         return Question(named.phrase, ((chosen, 0),), tuple(i for i in answer if things[i].name != thing.name))
+    if allowed is not None and rng.random() < 0.6:
+        return Question(named.phrase, tuple((i, int(i in answer)) for i in pool), answer)
     return Question(named.phrase, ((chosen, 1),), answer)
 
 
@@ -252,7 +260,7 @@ def lesson(rng: Rng, sample: Sample, words: int, boxes: int) -> list[Question]:
     allowed = sample.references or None
     questions = [ask_words(rng, sample.things, bool(rng.random() < 0.55)) for _ in range(words)]
     for _ in range(boxes):
-        questions.append((ask_boxes if rng.random() < 0.65 else ask_both)(rng, sample.things, allowed))
+        questions.append((ask_boxes if rng.random() < 0.6 else ask_both)(rng, sample.things, allowed))
     return questions
 
 
@@ -328,18 +336,18 @@ class Classroom:
         self.scenes: dict[int, Scene] = {}
         self.samples: dict[int, Sample] = {}
 
-    def batch(self, number: int, plain: int = 6, canvases: int = 2) -> Batch:
-        """Batch `number`: `plain` scenes with seven questions each and `canvases` with five."""
+    def batch(self, number: int, plain: int = 5, canvases: int = 3) -> Batch:
+        """Batch `number`: `plain` scenes with seven questions each and `canvases` with six."""
         rng = np.random.default_rng((self.seed, number))
         self._slide(number)
         picks = number + rng.integers(self.window, size=plain + canvases)
         samples = [self.samples[int(i)] for i in picks[:plain]]
-        taught = [(sample, lesson(rng, sample, 5, 2)) for sample in samples]
+        taught = [(sample, lesson(rng, sample, 4, 3)) for sample in samples]
         for i in picks[plain:]:
             library = [self.scenes[int(k)] for k in number + rng.integers(self.window, size=60)]
             library = [scene for scene in library if scene.things]
             sample = canvas_sample(rng, self.scenes[int(i)], library, self.side, self.cells)
-            taught.append((sample, lesson(rng, sample, 1, 4)))
+            taught.append((sample, lesson(rng, sample, 1, 5)))
         return collate(taught, self.tokenize, rng)
 
     def pictures(self, number: int, count: int = 16) -> Batch:
