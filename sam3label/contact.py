@@ -100,7 +100,8 @@ def _write_names(picture: Image.Image, labels: Sequence[Label], names: Sequence[
     taken: list[Rectangle] = []
     for label in labels:
         color = class_color(label.class_id)
-        text = f"{class_name(label.class_id, names)} {label.score:.2f}"
+        score = "" if label.source == "human" else f" {label.score:.2f}"  # a person's label has none
+        text = class_name(label.class_id, names) + score
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
         box = tuple(value * scale for value in label.box_xywh)
         chip = _free_place((box[0], box[1], box[2], box[3]), (right + 6, bottom + 5), picture.size, taken)

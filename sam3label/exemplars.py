@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from sam3label import media
-from sam3label.errors import InputError, UndecodableError
+from sam3label.errors import ConfigError, InputError, UndecodableError
 from sam3label.records import Box, BoxPrompt, Concept, ConceptList, Frame, MediaItem
 from sam3label.truth import read_truth
+from sam3label.yamlnodes import Node, read_nodes, short
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -126,11 +126,12 @@ class Examples:
         prompt = labelled.prompt(self.concept, frame.size_hw) if labelled else None
         return prompt if prompt and (any(prompt.positive) or self.concept.prompts) else None
 
-    def references_for(self, frame: Frame) -> tuple[Reference, ...]:
-        """The references for a photo: an image is never its own exemplar. Empty if none of them shows the class."""
-        own = [reference for reference in self.references if reference.size_hw == frame.size_hw]
-        digest = pixel_digest(frame.pixels) if own else ""
-        others = tuple(r for r in self.references if r.size_hw != frame.size_hw or r.digest != digest)
+    def references_for(self, digest: str) -> tuple[Reference, ...]:
+        """The references for a photo of that `pixel_digest`, "" for one that is certainly none of them.
+
+        An image is never its own exemplar. Empty if none of the others shows the class.
+        """
+        others = tuple(reference for reference in self.references if reference.digest != digest)
         return others if any(reference.shows_class for reference in others) else ()
 
 
@@ -167,7 +168,10 @@ def listed(problems: Iterable[str]) -> str:
 
 
 def pixel_digest(pixels: npt.NDArray[np.uint8]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
+    """Equal for two images exactly if their pixels and sizes are."""
+    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 # ---- partial labels of the photos
@@ -181,23 +185,21 @@ def _photos(
     used = [entry for entry in labelled if any(_sign(m.class_name, concept) is not None for m in entry.marks)]
     for entry in used:
         problems += entry.problems(None)
-    photos: dict[str, Labelled] = {}
-    lost = []
-    for entry, ids in zip(used, _match(used, [item.id for item in items]), strict=True):
-        if len(ids) > 1:
-            problems.append(f"{path}: '{entry.name}' may be {_some(ids)}: write its path as in the folder of photos")
-        elif ids:
-            photos[ids[0]] = entry
-        else:
-            lost.append(entry.name)
+    photos, lost = _assigned(used, [item.id for item in items], path, problems)
+    notes = []
     if not used:
         problems.append(f"{path} has no box of class '{concept.name}'{_others(labelled)}")
-    elif not photos and len(lost) == len(used):
+    elif lost and len(lost) == len(used):
         problems.append(f"{path} has labels of {_some(lost)}, and none of these is among the photos")
     elif lost:
-        note = f"{path} has labels of {len(lost)} images that are not among the photos: {_some(lost)}"
-        return Examples(concept, (), photos, _digest(used, concept), (note,))
-    return Examples(concept, (), photos, _digest(used, concept))
+        notes.append(f"{path} has labels of {len(lost)} images that are not among the photos: {_some(lost)}")
+    without = len(items) - len(photos)
+    if without and not concept.prompts:
+        notes.append(
+            f"{concept.name} has boxes on {len(photos)} of {len(items)} photos and no phrases: on the other {without} "
+            "it is not looked for. Give it a phrase or references, or label only the photos with boxes."
+        )
+    return Examples(concept, (), photos, _digest(used, concept), tuple(notes))
 
 
 def _digest(labelled: Sequence[Labelled], concept: Concept) -> str:
@@ -218,14 +220,9 @@ def _references(
     path = Path(concept.exemplars.path)
     folder = path if path.is_dir() else path.parent
     images = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if _is_image(p)}
-    found: dict[str, Labelled] = {}
-    for entry, ids in zip(labelled, _match(labelled, list(images)), strict=True):
-        if len(ids) == 1:
-            found[ids[0]] = entry
-        elif ids:
-            problems.append(f"{path}: '{entry.name}' may be {_some(ids)}: write its path as in the folder")
-        elif entry.marks:
-            problems.append(f"{path}: '{entry.name}' has labels, and there is no such image in {folder}")
+    found, lost = _assigned(labelled, list(images), path, problems)
+    for name in lost:
+        problems.append(f"{path}: '{name}' has labels, and there is no such image in {folder}")
     for name in images.keys() - found.keys():
         problems.append(f"{images[name]} has no labels: label every object of the class in it, or take it out")
     references = [r for name in sorted(found) if (r := _reference(concept, name, images[name], found[name], problems))]
@@ -290,6 +287,24 @@ def _others(labelled: Sequence[Labelled]) -> str:
     return f" (its boxes are of {_some(names)})" if names else ""
 
 
+def _assigned(
+    labelled: Sequence[Labelled], ids: Sequence[str], path: str | Path, problems: list[str]
+) -> tuple[dict[str, Labelled], list[str]]:
+    """(what is said about each image, names with boxes that none of the images has)."""
+    found: dict[str, Labelled] = {}
+    lost = []
+    for entry, own in zip(labelled, _match(labelled, ids), strict=True):
+        if len(own) > 1:
+            problems.append(f"{path}: '{entry.name}' may be {_some(own)}: write its path as in the folder")
+        elif own and own[0] in found:
+            problems.append(f"{path}: '{found[own[0]].name}' and '{entry.name}' both label {own[0]}: make them one")
+        elif own:
+            found[own[0]] = entry
+        elif entry.marks:
+            lost.append(entry.name)
+    return found, lost
+
+
 def _match(labelled: Sequence[Labelled], ids: Sequence[str]) -> list[list[str]]:
     """For each entry the images that it may be about: the one of that name, else those whose path ends alike."""
     wanted = {_key(entry.name, entry.relative).rsplit("/", 1)[-1] for entry in labelled}
@@ -344,7 +359,7 @@ def _read(path: Path) -> list[Labelled]:
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"{path} is no label file: a COCO .json, a .yaml of boxes or a YOLO folder is expected")
     content = _load_yaml(path)
-    return _read_yolo(path.parent, _yolo_names(content, path)) if "names" in content else _read_boxes(content, path)
+    return _read_yolo(path.parent, _yolo_names(content["names"])) if "names" in content else _read_boxes(content)
 
 
 def _read_folder(folder: Path) -> list[Labelled]:
@@ -381,23 +396,29 @@ def _corners(box_xywh: Box) -> Corners:
     return x, y, x + width, y + height
 
 
-def _read_boxes(content: Mapping[Any, Any], path: Path) -> list[Labelled]:
-    where = ((str(name), value, f"{path}: {name}") for name, value in content.items())
-    return [Labelled(name, tuple(_marks(value, place)), place) for name, value, place in where]
+def _read_boxes(content: Mapping[Any, Node]) -> list[Labelled]:
+    where = ((str(name), node, f"{node.where}: {name}") for name, node in content.items())
+    return [Labelled(name, tuple(_marks(node, place)), place) for name, node, place in where]
 
 
-def _marks(value: Any, where: str) -> Iterator[Mark]:
+def _marks(node: Node, where: str) -> Iterator[Mark]:
     """The boxes of one image: a list, or a mapping of class names to lists."""
-    for name, boxes in value.items() if isinstance(value, dict) else [(None, value)]:
-        for number, box in enumerate(boxes if isinstance(boxes, list) else [boxes], start=1):
-            place = f"{where}, {'' if name is None else f'{name}, '}box {number}"
-            if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-                raise InputError(f"{place}: got {box!r}; allowed: [x, y, width, height] in pixels")
-            yield Mark(None if name is None else str(name), _corners((box[0], box[1], box[2], box[3])), place)
+    for name, boxes in node.value.items() if isinstance(node.value, dict) else [(None, node)]:
+        place = where if name is None else f"{where}, {name}"
+        for number, box in enumerate(boxes.value if isinstance(boxes.value, list) else [boxes], start=1):
+            values = [child.value for child in box.value] if isinstance(box.value, list) else []
+            if len(values) != 4 or not all(_is_number(value) for value in values):
+                got = f"[{', '.join(child.text for child in box.value)}]" if isinstance(box.value, list) else box.text
+                raise InputError(
+                    f"{place}, box {number}: got {short(got)}; allowed: a list of boxes such as [[40, 30, 120, 90]], "
+                    "each x, y, width, height in pixels"
+                )
+            corners = _corners((values[0], values[1], values[2], values[3]))
+            yield Mark(None if name is None else str(name), corners, f"{place}, box {number}")
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _read_yolo(folder: Path, names: Mapping[int, str]) -> list[Labelled]:
@@ -433,23 +454,24 @@ def _yolo_corners(values: Sequence[float]) -> Corners:
     return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
 
 
-def _yolo_names(content: Mapping[Any, Any], path: Path) -> dict[int, str]:
-    names = content["names"]
-    try:
-        pairs = enumerate(names) if isinstance(names, list) else names.items()
-        return {int(number): str(name) for number, name in pairs}
-    except (AttributeError, TypeError, ValueError):
-        raise InputError(f"{path}: `names:` is neither a list nor numbers with names") from None
+def _yolo_names(names: Node) -> dict[int, str]:
+    children = dict(enumerate(names.value)) if isinstance(names.value, list) else names.value
+    if not isinstance(children, dict) or not all(isinstance(number, int) for number in children):
+        raise InputError(f"{names.where}: `names:` is neither a list nor numbers with names")
+    return {number: str(child.value) for number, child in children.items()}
 
 
-def _load_yaml(path: Path) -> Mapping[Any, Any]:
+def _load_yaml(path: Path) -> Mapping[Any, Node]:
+    problems: list[str] = []
     try:
-        content = yaml.safe_load("\n".join(_lines(path)))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(content, dict):
+        root = read_nodes("\n".join(_lines(path)), str(path), lambda line: f"{path}:{line}", problems)
+    except ConfigError as error:
+        raise InputError(str(error)) from None
+    if problems:
+        raise InputError("; ".join(problems))
+    if root is None or not isinstance(root.value, dict):
         raise InputError(f"{path} holds no boxes: write for each image a line such as  a.jpg: [[40, 30, 120, 90]]")
-    return content
+    return root.value
 
 
 def _lines(path: Path) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 from sam3label import canvas, masks, media
 from sam3label.contact import Pixels, contact_sheet
 from sam3label.errors import InputError, UndecodableError
-from sam3label.exemplars import Examples, read_examples
+from sam3label.exemplars import Examples, pixel_digest, read_examples
 from sam3label.files import write_whole
 from sam3label.loader import default_workers
 from sam3label.prompts import crops
@@ -205,7 +205,7 @@ def _example_cells(examples: Examples, sample: Sequence[MediaItem], no: int) -> 
     name, number, rules = examples.concept.name, examples.concept.id, examples.concept.exemplars
     target = next(_decoded(sample), None)
     if examples.references and target and rules is not None and rules.mode == "canvas":
-        chosen = canvas.choose([crops(reference) for reference in examples.references_for(target)])
+        chosen = canvas.choose([crops(reference) for reference in examples.references_for(pixel_digest(target.pixels))])
         if chosen:
             made = canvas.compose(target.pixels, chosen, rules.share)
             yield made.pixels, _boxed(made.boxes, made.pixels.shape[:2], number, no), f"{name}: as the model sees it"
@@ -232,15 +232,17 @@ def _decoded(sample: Sequence[MediaItem]) -> Iterator[Frame]:
 
 
 def _boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
-    """Boxes as labels to draw; a negative one as of class `no`."""
+    """Boxes as labels to draw, of the frame alone, so that the example shows; a negative one as of class `no`."""
     height, width = size_hw[0], size_hw[1]
+    line = max(1, max(height, width) // 200)
     labels = []
     for corners, positive in zip(boxes.boxes_xyxy, boxes.positive, strict=True) if boxes else ():
         x, y, right, bottom = (round(float(v)) for v in corners * (width, height, width, height))
-        size = max(1, right - x), max(1, bottom - y)
-        rle = masks.paste(min(x, width - 1), min(y, height - 1), np.ones(size[::-1], np.bool_), (height, width))
+        frame = np.ones((max(1, bottom - y), max(1, right - x)), np.bool_)
+        frame[line:-line, line:-line] = False
+        rle = masks.paste(min(x, width - 1), min(y, height - 1), frame, (height, width))
         number = class_id if positive else no
-        labels.append(Label("", number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "exemplar"))
+        labels.append(Label("", number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "human"))
     return labels
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label import canvas, masks
-from sam3label.exemplars import Examples, Reference
+from sam3label.exemplars import Examples, Reference, pixel_digest
 from sam3label.records import BoxPrompt, Candidate, ConceptList, Frame, Prompt, candidate_id, prompts_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Guide:
                 self._askers[phrase].append(concept.name)
             for phrase in concept.negatives:
                 self._askers[phrase].append(None)
+        self._reference_sizes = {reference.size_hw for e in examples for reference in e.references}
         self._canvases = [e for e in examples if e.references and _mode(e) == "canvas"]
         self._tokens: dict[tuple[str, str], Tensor] = {}  # (class, digest of the reference) -> [N, D]
         self._crops: dict[tuple[str, str], list[canvas.Crop]] = {}
@@ -65,7 +66,8 @@ class Guide:
     def question(self, frame: Frame) -> Question:
         """The exemplars for a photo. Raises InputError where its partial labels do not fit it."""
         boxes = {e.concept.name: b for e in self.examples if e.photos and (b := e.boxes_on(frame)) is not None}
-        references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(frame))}
+        digest = pixel_digest(frame.pixels) if frame.size_hw in self._reference_sizes else ""
+        references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(digest))}
         return Question(boxes, references)
 
     def detect(
@@ -87,11 +89,13 @@ class Guide:
 
     def encodes(self, n_images: int) -> dict[str, int]:
         """How many pictures a run over so many photos encodes, by what they are."""
+        if not n_images:
+            return {}
         photo = Question({}, {e.concept.name: e.references for e in self.examples if e.references})
         plain = any(e.photos for e in self.examples) or any(self._asked_on_photo(p, photo) for p in self.prompts)
         counts = {"photos": n_images if plain else 0}
         tokens = [e for e in self.examples if e.references and e not in self._canvases]
-        counts |= {f"references of {e.concept.name}": len(e.references) for e in tokens}
+        counts |= {f"references of {e.concept.name}": sum(r.boxes is not None for r in e.references) for e in tokens}
         counts |= {f"canvases for {e.concept.name}": n_images * pictures(e) for e in self._canvases}
         return counts
 

@@ -49,13 +49,18 @@ class Trust:
         """One reference says nothing about another."""
         return self.references > 1
 
+    @property
+    def trusted(self) -> bool:
+        return self.measured and self.f1 >= LEAST_F1
+
     def sentence(self) -> str:
         """The figures in words."""
         if not self.measured:
             return f"{self.class_name}: one reference cannot be measured against another"
+        least = "" if self.trusted else f" (the least to be trusted is {LEAST_F1:.2f})"
         return (
             f"{self.class_name}: {self.references} references, each labelled from the others: "
-            f"precision {self.precision:.2f}, recall {self.recall:.2f}, F1 {self.f1:.2f}"
+            f"precision {self.precision:.2f}, recall {self.recall:.2f}, F1 {self.f1:.2f}{least}"
         )
 
     @classmethod
@@ -106,9 +111,8 @@ def check(
     """
     figures = []
     for examples in (e for e in guide.examples if e.references):
-        before = known.get(examples.concept.name)
-        if before and before["conf"] == examples.concept.conf:
-            figures.append(Trust.from_json(before))
+        if _holds(known, examples):
+            figures.append(Trust.from_json(known[examples.concept.name]))
         else:
             figures.append(measure(guide, examples, floor))
         say(figures[-1].sentence())
@@ -120,20 +124,26 @@ def check(
 def plan(guide: Guide, n_images: int, known: Mapping[str, Any]) -> str:
     """How many pictures the run will encode, which is what it costs, in a sentence."""
     parts = {name: count for name, count in guide.encodes(n_images).items() if count}
-    measuring = sum(encodes(e) for e in guide.examples if e.concept.name not in known)
+    measuring = sum(encodes(e) for e in guide.examples if not _holds(known, e))
     if measuring:
         parts["to measure the references first"] = measuring
     each = " + ".join(f"{count} {name}" for name, count in parts.items())
-    return f"{n_images} photos take {sum(parts.values())} image encodes: {each}"
+    return f"{n_images} photos take {sum(parts.values())} image encodes{f': {each}' if len(parts) > 1 else ''}"
+
+
+def _holds(known: Mapping[str, Any], examples: Examples) -> bool:
+    """Whether figures of an earlier session over the same references still say what labels are worth."""
+    before = known.get(examples.concept.name)
+    return before is not None and before["conf"] == examples.concept.conf
 
 
 def refuse_poor(figures: Iterable[Trust]) -> None:
     """Raise ConfigError naming every class whose references are not good enough to label by."""
-    poor = [trust for trust in figures if not trust.measured or trust.f1 < LEAST_F1]
+    poor = [trust for trust in figures if not trust.trusted]
     if poor:
         lines = "".join(f"\n  {trust.sentence()}" for trust in poor)
         raise ConfigError(
-            f"labelling by these references is not to be trusted (F1 {LEAST_F1:.2f} is the least):{lines}\n"
+            f"labelling by these references is not to be trusted:{lines}\n"
             "Look at them as they are used (sam3label preview), correct their boxes (every object of the "
             "class must have one), add references that look like the photos, or give the class a phrase. "
             "To label nevertheless: --accept-exemplars"

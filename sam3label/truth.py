@@ -95,7 +95,7 @@ def read_truth(path: str | Path) -> Truth:
             raise InputError(f"{path}: annotation {annotation.get('id')} belongs to {unknown}, which is not listed.")
         where = f"{path}: annotation {annotation.get('id')}"
         instance = _instance(annotation, images[image_id], where)
-        area = _number(annotation.get("area") or instance.area, f"{where}: area")
+        area = _number(annotation["area"], f"{where}: area") if annotation.get("area") else instance.area
         instance = replace(instance, area=area, box_area=area, crowd=bool(annotation.get("iscrowd", 0)))
         objects.setdefault((image_id, category_id), []).append(instance)
     pairs, unsure = judged_pairs(data["images"], categories, objects, by_phrase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,15 @@ def test_a_hole_stays_open_and_small_objects_lie_on_top() -> None:
     drawn = np.asarray(draw_labels(grey(400, 400), [label(inner, 1), label(masks.encode(ring))], NAMES, 400))
     assert close(drawn[240, 240], (128, 128, 128), 2)
     assert close(drawn[200, 220], tuple(0.58 * 128 + 0.42 * np.array(class_color(1))))
+
+
+def test_a_persons_label_has_no_score() -> None:
+    model = label(rectangle(100, 100, 200, 200, (400, 400)))
+    drawn = [
+        np.asarray(draw_labels(grey(400, 400), [one], NAMES, 400)) for one in (model, replace(model, source="human"))
+    ]
+    with_score, without = ((np.abs(d.astype(int) - class_color(0)).max(axis=2) < 3)[:98].sum() for d in drawn)  # chips
+    assert 0 < without < 0.8 * with_score
 
 
 def test_name_chips_do_not_cover_each_other() -> None:

@@ -15,16 +15,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sam3label import masks, media, trust
+from sam3label import masks, media, preview, trust
 from sam3label.checkpoint import resolve
 from sam3label.cli import app
 from sam3label.config import parse_concepts
 from sam3label.errors import ConfigError, InputError
-from sam3label.exemplars import Examples, read_examples
+from sam3label.exemplars import Examples, pixel_digest, read_examples
 from sam3label.head import PairScores
 from sam3label.model import Detector, ReferenceTokens
 from sam3label.prompts import Guide
-from sam3label.records import ConceptList, Frame, MediaItem, exemplar_class, exemplar_key, prompts_of
+from sam3label.records import BoxPrompt, ConceptList, Frame, MediaItem, exemplar_class, exemplar_key, prompts_of
 from sam3label.select import open_run
 from sam3label.store import Store
 
@@ -115,7 +115,8 @@ def test_references_in_three_forms_say_the_same(form: str, tmp_path: Path) -> No
     expected = np.array([(10, 5, 30, 35), (40, 10, 56, 30)]) / (80, 60, 80, 60)
     assert np.allclose(first.boxes.boxes_xyxy, expected, atol=1e-6)
     assert np.array_equal(first.frame().pixels, media.decode_image(first.path))
-    assert examples.references_for(first.frame()) == (second,)  # never its own exemplar
+    assert examples.references_for(pixel_digest(first.frame().pixels)) == (second,)  # never its own exemplar
+    assert examples.references_for("") == (first, second)
 
 
 @pytest.mark.parametrize("form", ["coco", "yolo", "yaml"])
@@ -164,6 +165,19 @@ def test_labels_of_photos_that_are_not_there_are_a_note_as_long_as_some_are(tmp_
         InputError, match=r"p.json has labels of a.jpg, sub/b.jpg, and none of these is among the photo"
     ):
         read_examples(concepts, [MediaItem("z.jpg", "")])
+
+
+def test_photos_that_a_class_without_phrases_is_not_looked_for_on_are_said(tmp_path: Path) -> None:
+    write_coco(tmp_path / "p.json", {"a.jpg": [("helmet", (1, 1, 9, 9))]})
+    items = [MediaItem(name, "") for name in ("a.jpg", "b.jpg", "c.jpg")]
+    alone = listed("names: [helmet]\nconcepts: {helmet: {prompts: [], exemplars: {labels: p.json}}}", tmp_path)
+    (examples,) = read_examples(alone, items)
+    assert examples.notes == (
+        "helmet has boxes on 1 of 3 photos and no phrases: on the other 2 it is not looked for. "
+        "Give it a phrase or references, or label only the photos with boxes.",
+    )
+    assert read_examples(alone, items[:1])[0].notes == ()
+    assert read_examples(listed(HELMET % "{labels: p.json}", tmp_path), items)[0].notes == ()
 
 
 def remove(name: str) -> Any:
@@ -225,12 +239,23 @@ BAD = {
     "yolo without names": (rewrite("a.txt", "0 0.5 0.5 0.1 0.1"), r"YOLO labels and neither data.yaml nor classes.txt"),
     "broken JSON": (rewrite("labels.json", "{"), r"labels.json is not JSON"),
     "no COCO": (rewrite("labels.json", "[]"), r"labels.json is not a truth file: COCO"),
-    "broken YAML": (rewrite("b.yaml", "a: [1"), r"b.yaml is not valid YAML"),
+    "broken YAML": (rewrite("b.yaml", "a: [1"), r"b.yaml:2: not valid YAML"),
     "no boxes in YAML": (rewrite("b.yaml", "- 1"), r"b.yaml holds no boxes: write for each image a line such"),
     "three numbers": (
         rewrite("b.yaml", "a.jpg: [[1, 2, 3]]"),
-        r"b.yaml: a.jpg, box 1: got \[1, 2, 3\]; allowed: \[x, y, width, height\] in pixels",
+        r"b.yaml:1: a.jpg, box 1: got '\[1, 2, 3\]'; allowed: a list of boxes such as \[\[40, 30, 120, 90\]\], each",
     ),
+    "one box, not a list": (rewrite("b.yaml", "a.jpg: [1, 2, 3, 4]"), r"a.jpg, box 1: got '1'; allowed: a list"),
+    "a huge number": (rewrite("b.yaml", f"a.jpg: [[{10**400}, 2, 3, 4]]"), r"b.yaml:1: a.jpg, box 1: got '\[1000"),
+    "an image twice": (
+        rewrite("b.yaml", "a.jpg: [[1, 2, 3, 4]]\nsub/b.jpg: []\na.jpg: [[5, 6, 7, 8]]"),
+        r"b.yaml:3: the key 'a.jpg' is already at .*b.yaml:1; keep one",
+    ),
+    "an image under two names": (
+        lambda folder: write_coco(folder / "labels.json", {**BOXES, "x/a.jpg": [("helmet", (1, 1, 9, 9))]}),
+        r"refs: 'a.jpg' and 'x/a.jpg' both label a.jpg: make them one",
+    ),
+    "names of YOLO classes": (rewrite("data.yaml", "names: helmet"), r"data.yaml:1: `names:` is neither a list nor"),
 }  # fmt: skip
 
 
@@ -278,7 +303,7 @@ def test_every_problem_of_every_class_is_in_one_message(tmp_path: Path) -> None:
 def test_partial_labels_that_may_be_of_two_photos_are_refused(tmp_path: Path) -> None:
     write_coco(tmp_path / "p.json", {"a.jpg": [("helmet", (1, 1, 9, 9))]})
     items = [MediaItem("x/a.jpg", ""), MediaItem("y/a.jpg", "")]
-    with pytest.raises(InputError, match=r"'a.jpg' may be x/a.jpg, y/a.jpg: write its path as in the folder of photos"):
+    with pytest.raises(InputError, match=r"'a.jpg' may be x/a.jpg, y/a.jpg: write its path as in the folder"):
         read_examples(listed(HELMET % "{labels: p.json}", tmp_path), items)
 
 
@@ -580,7 +605,7 @@ def test_a_run_by_references_is_planned_measured_refused_accepted_and_resumed(
     assert "helmet: 2 references, each labelled from the others: precision 0" in said
     code, output = invoke(*command, "--accept-exemplars")
     assert code == 0, output
-    assert "0 photos take 0 image encodes" in output  # measured before: not again
+    assert "0 photos take 0 image encodes\n" in output  # measured before: not again
     write_coco(tmp_path / "refs" / "labels.json", {**BOXES, "a.jpg": [("helmet", (11, 5, 20, 30))]})
     code, output = invoke(*command, "--accept-exemplars")
     assert code == 1, output
@@ -652,6 +677,17 @@ def test_preview_shows_the_exemplars_as_they_are_used(tmp_path: Path, tiny_check
     with Image.open(tmp_path / "out" / "exemplars.png") as sheet:  # the canvas, two references, a labelled photo
         assert sheet.width > 800 and sheet.height > 600
     assert "07.jpg" in (tmp_path / "out" / "sample.txt").read_text()  # one in twelve has labels, and it is shown
+
+
+def test_drawn_exemplars_are_frames_that_leave_the_object_to_see() -> None:
+    boxes = BoxPrompt(
+        np.array([(0.1, 0.1, 0.5, 0.5), (0.6, 0.2, 1, 0.4), (0, 0, 0.001, 0.001)], np.float32), (True, False, True)
+    )
+    drawn = preview._boxed(boxes, (400, 800), class_id=2, no=5)
+    assert [label.class_id for label in drawn] == [2, 5, 2]
+    assert drawn[0].box_xywh == (80, 40, 320, 160) and drawn[1].box_xywh == (480, 80, 320, 80)
+    mask = masks.decode(drawn[0].rle)
+    assert mask[41:44, 90:390].all() and mask[100, 81:84].all() and not mask[44:196, 84:396].any()
 
 
 def test_after_the_model_it_does_not_matter_what_found_a_candidate() -> None:
