@@ -209,8 +209,8 @@ class LossWeights:
     giou: float = 2.0
     mask_focal: float = 20.0
     mask_dice: float = 3.0
-    mask_apart: float = 2.0  # the cells of the prompt's other instances: few, and what keeps two instances apart
-    cells: float = 1.0  # each cell's embedding is nearest to the mean of its own instance
+    mask_apart: float = 4.0  # the cells of the prompt's other instances: few, and what keeps two instances apart
+    cells: float = 3.0  # each cell's embedding is nearest to the mean of its own instance
     semantic_entropy: float = 4.0
     semantic_dice: float = 2.0
     fused: float = 6.0  # the same question asked of the encoder's tokens, for every pair
@@ -230,7 +230,7 @@ class Recipe:
     warmup_steps: int = 200
     look_until: float = 0.0  # progress up to which only the image features are trained, by the auxiliary module
     fusion_until: float = 0.0  # progress up to which only images and prompts are fused, before any query learns
-    mask_pairs: int = 8  # at most so many pairs of a step go through the mask head
+    mask_pairs: int = 12  # at most so many pairs of a step go through the mask head
     one_to_many_copies: int = 4
     average: float = 0.999  # of the moving average of the weights that is evaluated and exported
     precision: Precision = "auto"
