@@ -95,9 +95,8 @@ def test_masks_without_a_pixel_are_none() -> None:
     assert instances(logits, (8, 8)) == [None, None]  # the positive logit falls between the image's pixels
 
 
-def test_a_mask_larger_than_a_piece_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postprocess, "PIECE_PIXELS", 1000)
-    monkeypatch.setattr(postprocess, "CHUNK_PIXELS", 5000)
+def test_masks_are_read_off_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocess, "CHUNK_KNOTS", 5000)
     for make in (noise, smooth, corners):
         check(make(32), (150, 170))
 
@@ -105,18 +104,32 @@ def test_a_mask_larger_than_a_piece_is_put_together(monkeypatch: pytest.MonkeyPa
 def test_rounding_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits whose interpolation is 0 but for rounding take the exact way; ordinary ones hardly ever do."""
     taken: list[int] = []
-    exact = postprocess._exact
+    settled = postprocess._settled
 
     def counted(*arguments):  # type: ignore[no-untyped-def]
         taken.append(1)
-        return exact(*arguments)
+        return settled(*arguments)
 
-    monkeypatch.setattr(postprocess, "_exact", counted)
+    monkeypatch.setattr(postprocess, "_settled", counted)
     check(integers(20), (61, 47))
     assert len(taken) == 4
     taken.clear()
     check(smooth(72), (300, 400))
     assert len(taken) <= 1
+
+
+@pytest.mark.parametrize("size_hw", [(77, 51), (77, 52), (52, 77), (129, 1), (1080, 1920), (33, 4001)])
+def test_weights_are_those_of_full_size_upsampling(size_hw: tuple[int, int]) -> None:
+    """To the bound that doubt is decided by. On a CPU they are rounded otherwise where height + width exceed 128."""
+    logits = noise(288)[0]
+    rows, columns = (postprocess._axis(288, size_hw, axis, logits.device) for axis in (0, 1))
+
+    def upsampled(values: torch.Tensor) -> torch.Tensor:
+        across = columns.mix(values.T.double(), 0, size_hw[1])
+        return rows.mix(across.T, 0, size_hw[0])
+
+    full = F.interpolate(logits[None, None], size_hw, mode="bilinear", align_corners=False)[0, 0]
+    assert ((full - upsampled(logits)).abs() <= upsampled(logits.abs()) * postprocess.ROUNDING).all()
 
 
 @contextmanager
