@@ -1,16 +1,18 @@
 """Training SAM 3's tracker: objects' masks in the first frame of a clip, their masks in the others, through the memory
 that it has when it tracks.
 
-The clip runs through the very parts that track (`transformers`' Sam3VideoModel), frame by frame, with gradients. What
-is remembered of a frame is the truth or, as in earnest, the tracker's own mask: a coin decides for each frame. The
-detector with its image encoder stays as it is.
+The clips run through the very parts that track (`transformers`' Sam3VideoModel), frame by frame, with gradients, all
+objects of all clips at once. What is remembered of a frame is the truth or, as in earnest, the tracker's own mask: a
+coin decides for each object and frame. The detector with its image encoder stays as it is.
 
-Shape legend: T frames, N objects, X the model's input side, h x w mask logits.
+Shape legend: T frames, N objects of a clip, R objects of all clips, X the model's input side, h x w mask logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam3label.losses import dice_loss, mask_focal_loss
-from sam3label.video import widen_pointers
+from sam3label.video import Window
 
 FULL, NONE = 10.0, -10.0  # logits of a mask that is known
 
@@ -31,6 +33,7 @@ class Clip:
 
     pixels: Tensor  # [T, 3, X, X], normalised
     masks: Tensor  # [T, N, X, X], visible parts, 0 or 1
+    given: Tensor | None = None  # [N, X, X], what the tracker is told of the first frame; None: the truth
 
     def __post_init__(self) -> None:
         if self.masks.dim() != 4 or len(self.masks) != len(self.pixels) or not self.masks.shape[1]:
@@ -41,7 +44,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """What the tracker says of one frame after the first: logits [N, h, w], and [N] of whether it sees the object."""
+    """What the tracker says of one frame after the first: logits [R, h, w], and [R] of whether it sees the object."""
 
     masks: Tensor
     seen: Tensor
@@ -55,81 +58,99 @@ def trained_parts(video: Any) -> Iterator[nn.Parameter]:
         yield from part.parameters()
 
 
-def follow(video: Any, clip: Clip, remember_own: Tensor) -> list[Tracked]:
-    """Track the objects from frame 1 on. Of frames where `remember_own` (bool [T]) the own masks are remembered."""
-    tracker, session, found = video.tracker_model, _session(clip), list[Tracked]()
+def follow(video: Any, clips: Sequence[Clip], remember_own: Tensor) -> list[Tracked]:
+    """Track the objects from frame 1 on. Where `remember_own` (bool [T, R]), the own mask is what is remembered."""
+    tracker, session, found = video.tracker_model, _session(), list[Tracked]()
+    pixels = torch.stack([clip.pixels for clip in clips], dim=1)  # [T, clips, 3, X, X]
     with torch.no_grad():
-        hidden = video.detector_model.vision_encoder.backbone(clip.pixels).last_hidden_state
-    numbers = range(clip.masks.shape[1])
-    for frame in range(len(clip.pixels)):
-        features, places = video.get_vision_features_for_tracker(SimpleNamespace(last_hidden_state=hidden[frame, None]))
-        session.cache.cache_vision_features(frame, {"vision_feats": features, "vision_pos_embeds": places})
-        outputs = [_one(tracker, session, clip, frame, number) for number in numbers]
-        if frame == 0:
-            tracker._batch_encode_memories(
-                session,
-                0,
-                list(numbers),
-                [output["high_res_masks"] for output in outputs],
-                [output["object_score_logits"] for output in outputs],
-                [True] * len(outputs),
-            )
-            continue
-        masks = torch.cat([output["pred_masks"] for output in outputs])[:, 0]
-        found.append(Tracked(masks, torch.cat([output["object_score_logits"] for output in outputs]).flatten()))
-        known = masks.detach() if remember_own[frame] else _truth(clip, frame, masks.shape[-2:]) * (FULL - NONE) + NONE
-        _remember(tracker, session, frame, features[-1], known)
+        hidden = video.detector_model.vision_encoder.backbone(pixels.flatten(0, 1)).last_hidden_state
+    hidden = hidden.unflatten(0, pixels.shape[:2])
+    clip_of = torch.cat([torch.full((clip.masks.shape[1],), k) for k, clip in enumerate(clips)])
+    given = torch.cat([clip.masks[0] if clip.given is None else clip.given for clip in clips])
+    with _in_rows(tracker) as raw:
+        for frame in range(len(pixels)):
+            features, places = video.get_vision_features_for_tracker(SimpleNamespace(last_hidden_state=hidden[frame]))
+            # an object is a row, as if it had a video of its own
+            features, places = ([level[:, clip_of] for level in levels] for levels in (features, places))
+            session.cache.cache_vision_features(frame, {"vision_feats": features, "vision_pos_embeds": places})
+            output = _track(tracker, session, frame, given[:, None] if frame == 0 else None)
+            if frame == 0:
+                known = given * (FULL - NONE) + NONE
+            else:
+                one = Tracked(raw.pop()[:, 0, 0], output["object_score_logits"].flatten())
+                found.append(one)
+                known = _truth(clips, frame, one.masks.shape[-2:]) * (FULL - NONE) + NONE
+                known = torch.where(remember_own[frame, :, None, None], output["pred_masks"][:, 0].detach(), known)
+            _remember(tracker, session, frame, features[-1], known)
     return found
 
 
-def _session(clip: Clip) -> Any:
+@contextmanager
+def _in_rows(tracker: Any) -> Iterator[list[Tensor]]:
+    """Lets the tracker take many objects at once, as rows of a batch; the list gets the mask decoder's logits.
+
+    The library's loop has one object at a time: after memory attention it takes [1, R, ...] for [R, 1, ...]. And it
+    makes masks of objects that it believes hidden empty, from which none could learn.
+    """
+    raw = list[Tensor]()
+    hooks = (
+        tracker.memory_attention.register_forward_hook(lambda _module, _inputs, output: output.transpose(0, 1)),
+        tracker.mask_decoder.register_forward_hook(lambda _module, _inputs, output: raw.append(output[0])),
+    )
+    try:
+        yield raw
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _session() -> Any:
+    """A session of a long video with one object, which stands for all."""
     from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
 
-    device = clip.pixels.device
-    session = Sam3VideoInferenceSession(clip.pixels, inference_device=device, inference_state_device=device,
-                                        video_storage_device=device, dtype=torch.float32)  # fmt: skip
-    for number in range(clip.masks.shape[1]):
-        session.obj_id_to_idx(number)
+    session = Sam3VideoInferenceSession(dtype=torch.float32)
+    session.processed_frames = Window(sys.maxsize)  # as in earnest: a short video's pointers are encoded differently
+    session.obj_id_to_idx(0)
     return session
 
 
-def _one(tracker: Any, session: Any, clip: Clip, frame: int, number: int) -> dict[str, Tensor]:
-    """One object in one frame, kept in the session as tracking keeps it."""
+def _track(tracker: Any, session: Any, frame: int, given: Tensor | None) -> dict[str, Tensor]:
+    """All objects in one frame, kept in the session as tracking keeps them. `given` [R, 1, X, X]: they begin here."""
     output: dict[str, Tensor] = tracker._run_single_frame_inference(
         inference_session=session,
         frame_idx=frame,
-        obj_idx=number,
+        obj_idx=0,
         batch_size=1,
-        is_init_cond_frame=frame == 0,
+        is_init_cond_frame=given is not None,
         point_inputs=None,
-        mask_inputs=clip.masks[0, number][None, None] if frame == 0 else None,
+        mask_inputs=given,
         reverse=False,
     )
-    session.store_output(number, frame, output_value=output, is_conditioning_frame=frame == 0)
+    output["object_pointer"] = output["object_pointer"][:, :1]  # given masks: [R, R, D], the same for all "seen" flags
+    session.store_output(0, frame, output_value=output, is_conditioning_frame=given is not None)
     return output
 
 
 def _remember(tracker: Any, session: Any, frame: int, features: Tensor, known: Tensor) -> None:
-    """Spatial memories of all objects' masks `known`, logits [N, h, w], as the video model makes them."""
+    """Spatial memories of the masks `known`, logits [R, h, w], as the video model makes them."""
     logits = known[:, None]
     seen = torch.where((logits > 0).any(dim=(-1, -2)), FULL, NONE)
-    memories, places = tracker._encode_new_memory(features, logits, seen[..., None], is_mask_from_pts=False)
-    for number in range(len(known)):
-        output = session.output_dict_per_obj[number]["non_cond_frame_outputs"][frame]
-        output["maskmem_features"] = memories[:, number : number + 1]
-        output["maskmem_pos_enc"] = places[:, number : number + 1]
+    memories, places = tracker._encode_new_memory(features, logits, seen[..., None], is_mask_from_pts=frame == 0)
+    kept = session.output_dict_per_obj[0]["non_cond_frame_outputs" if frame else "cond_frame_outputs"][frame]
+    kept["maskmem_features"], kept["maskmem_pos_enc"] = memories, places
 
 
-def _truth(clip: Clip, frame: int, size_hw: tuple[int, ...]) -> Tensor:
-    """The share of each mask cell that the object covers, [N, h, w]."""
-    return F.interpolate(clip.masks[frame][None].float(), size_hw, mode="area")[0]
+def _truth(clips: Sequence[Clip], frame: int, size_hw: tuple[int, ...]) -> Tensor:
+    """The share of each mask cell that the object covers, [R, h, w]."""
+    masks = torch.cat([clip.masks[frame] for clip in clips])
+    return F.interpolate(masks[None].float(), size_hw, mode="area")[0]
 
 
-def loss(clip: Clip, found: list[Tracked]) -> Tensor:
+def loss(clips: Sequence[Clip], found: list[Tracked]) -> Tensor:
     """Mask focal 20, dice 1 and whether the object is seen at all 1; hidden objects have no mask to learn."""
-    total = clip.pixels.new_zeros(())
+    total = clips[0].pixels.new_zeros(())
     for frame, one in enumerate(found, start=1):
-        truth = (_truth(clip, frame, one.masks.shape[-2:]) > 0.5).float()
+        truth = (_truth(clips, frame, one.masks.shape[-2:]) > 0.5).float()
         seen = truth.flatten(1).any(1)
         total = total + F.binary_cross_entropy_with_logits(one.seen, seen.float())
         if seen.any():
@@ -138,29 +159,55 @@ def loss(clip: Clip, found: list[Tracked]) -> Tensor:
     return total / max(len(found), 1)
 
 
+@torch.no_grad()
+def begin(video: Any, pixels: Tensor) -> None:
+    """Fresh weights from which a small tracker learns; the library's, made for a width of 1,024, stall it.
+
+    The neck is the detector's, scaled by its answer to some `pixels` [B, 3, X, X]. Memory attention begins by looking
+    at each cell's own place in the frames before, so that what is remembered of a mask arrives at all.
+    """
+    tracker, neck = video.tracker_model, video.tracker_neck
+    for module in tracker.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    neck.load_state_dict(video.detector_model.vision_encoder.neck.state_dict())
+    cells = video.detector_model.vision_encoder.backbone(pixels).last_hidden_state
+    levels, _ = neck(cells.transpose(1, 2).unflatten(2, tracker.prompt_encoder.image_embedding_size))
+    for layer, level in zip(neck.fpn_layers, levels, strict=True):
+        layer.proj2.weight /= level.std()
+        layer.proj2.bias /= level.std()
+    encoder = tracker.memory_encoder
+    encoder.mask_downsampler.final_conv.weight *= 3
+    for block in encoder.memory_fuser.layers:
+        nn.init.constant_(block.scale, 0.5)
+    for layer in tracker.memory_attention.layers:
+        for proj in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
+            proj.weight *= 0.3
+            for axis in proj.bias.chunk(2):  # rotary: x in the first half, y in the second, fine steps first
+                axis[:8] = 3.0
+    nn.init.constant_(tracker.mask_decoder.pred_obj_score_head.proj_out.bias, 2.0)  # most objects are to be seen
+
+
 class TrackerTrainer:
-    """AdamW on the tracker's weights, a clip at a time, gradients clipped at 1; dropout stays off."""
+    """AdamW on the tracker's weights, gradients clipped at 1; dropout stays off."""
 
     def __init__(self, video: Any, rate: float = 1e-3, seed: int = 0) -> None:
         self.video = video.eval()
         self.weights = list(trained_parts(video))
-        widen_pointers(video)
-        # the library hands a score under 0 on as an empty mask, from which no mask can learn: begin by seeing
-        nn.init.constant_(video.tracker_model.mask_decoder.pred_obj_score_head.proj_out.bias, 2.0)
         self.optimizer = torch.optim.AdamW(self.weights, rate, weight_decay=0.01)
         self.coin = torch.Generator().manual_seed(seed)
 
-    def step(self, clips: list[Clip], rate: float, own: float = 0.5) -> float:
-        """One update by the mean loss of some clips, which is returned. `own`: share of frames remembered as seen."""
+    def step(self, clips: Sequence[Clip], rate: float, own: float = 0.5) -> float:
+        """One update by some clips, whose loss is returned. `own`: share of masks remembered as they were tracked."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for clip in clips:
-            remember_own = torch.rand(len(clip.pixels), generator=self.coin) < own
-            one = loss(clip, follow(self.video, clip, remember_own)) / len(clips)
-            one.backward()  # type: ignore[no-untyped-call]
-            total += float(one.detach())
+        rows = sum(clip.masks.shape[1] for clip in clips)
+        remember_own = torch.rand(len(clips[0].pixels), rows, generator=self.coin) < own
+        one = loss(clips, follow(self.video, clips, remember_own))
+        one.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
-        return total
+        return float(one.detach())

@@ -70,7 +70,7 @@ class _Pending:
     suppressed: frozenset[int] = frozenset()
 
 
-class _Window:
+class Window:
     """Stands in for the session's list of all preprocessed frames: holds the one at hand.
 
     The model asks for its length too: clips with fewer frames than it has object pointers are encoded differently.
@@ -145,7 +145,7 @@ class Tracker:
             video_storage_device=device,
             dtype=torch.float32,
         )
-        session.processed_frames = _Window(n_first if n_first < self._pointers else sys.maxsize)
+        session.processed_frames = Window(n_first if n_first < self._pointers else sys.maxsize)
         return session
 
     def _step(self, session: Any, index: int, frame: Frame, prompts: Sequence[Prompt]) -> _Pending:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,16 @@ from torch.nn import functional as F
 from transformers import Sam3VideoConfig, Sam3VideoModel
 
 from sam3label.demo.shapes import Scene, make_clip
-from sam3label.finetune_tracker import Clip, TrackerTrainer, follow
+from sam3label.finetune_tracker import Clip, TrackerTrainer, begin, follow
 from sam3label.video import widen_pointers
 
 CHECKPOINT = Path(__file__).parents[1] / "sam3label" / "demo" / "checkpoint"
-FRAMES, STEP = 5, (1, 4)  # frames of a lesson, and how many frames of the clip lie between two of them
+FRAMES, STEP = 8, (1, 4)  # frames of a lesson, and how many frames of the clip lie between two of them
+LENGTH = (24, 64)  # frames of the clip, in which objects cross the picture
+LEAST = 40 / 128**2  # of the picture, that an object shows in the first frame
+LONGER = ((0.5, FRAMES), (0.25, 4), (0.0, 2))  # from this share of the time on, lessons have so many frames
 HELD_OUT = 10**7  # seeds from here on are for tests
+KEEP = 4  # minutes of training that a kill may lose
 
 
 def tracker_config(detector: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def load(folder: Path, start: Path, seed: int) -> Any:
     tracker = {k: v.float() for k, v in load_file(start / "model.safetensors").items() if k.startswith("tracker_")}
     video.load_state_dict({k: v for k, v in weights.items() if k.startswith("detector_model.")} | tracker, strict=False)
     if not tracker:
-        video.tracker_neck.load_state_dict(video.detector_model.vision_encoder.neck.state_dict())
+        begin(video, lesson(seed, detector["vision_config"]["backbone_config"]["image_size"]).pixels)
     return video
 
 
@@ -100,27 +105,37 @@ def save(video: Any, folder: Path, out: Path) -> None:
     beside.replace(out / "model.safetensors")
 
 
-def lesson(seed: int, side: int) -> Clip:
+def lesson(seed: int, side: int, frames: int = FRAMES) -> Clip:
     """Some objects of a synthetic clip, all seen in the first frame of the lesson."""
     rng = np.random.default_rng(seed)
-    step = int(rng.integers(*STEP))
     while True:
-        scenes = make_clip(int(rng.integers(2**31)), 24, (96, 128), objects=int(rng.integers(2, 6)))
-        start = int(rng.integers(0, len(scenes) - FRAMES * step))
-        chosen = scenes[start : start + FRAMES * step : step]
-        tracks = [thing.track for thing in chosen[0].things]
+        length, step, objects, drawn = (int(rng.integers(*bounds)) for bounds in (LENGTH, STEP, (2, 7), (2**31,)))
+        start = int(rng.integers(length - (frames - 1) * step))
+        scenes = make_clip(drawn, length, (96, 128), objects, range(start, length, step)[:frames])
+        sizes = np.bincount(scenes[0].index.ravel(), minlength=len(scenes[0].things) + 1)[1:] / scenes[0].index.size
+        tracks = [thing.track for thing, size in zip(scenes[0].things, sizes, strict=True) if size > LEAST]
         if tracks:
             rng.shuffle(tracks)
-            return to_clip(chosen, tracks[:3], side)
+            return to_clip(scenes, tracks[:3], side, torch.Generator().manual_seed(drawn))
 
 
-def to_clip(scenes: tuple[Scene, ...], tracks: list[int], side: int) -> Clip:
+def to_clip(scenes: tuple[Scene, ...], tracks: list[int], side: int, chance: torch.Generator) -> Clip:
     pixels = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1).float() for scene in scenes])
     pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
     masks = torch.stack([torch.stack([track_mask(scene, track) for track in tracks]) for scene in scenes])
     masks = (F.interpolate(masks, (side, side), mode="bilinear", align_corners=False) >= 0.5).float()
-    kept = masks[0].flatten(1).any(1)
-    return Clip(pixels.round().sub(127.5).mul(1 / 127.5), masks[:, kept]) if kept.any() else lesson(tracks[0], side)
+    return Clip(pixels.round().sub(127.5).mul(1 / 127.5), masks, rough(masks[0], chance))
+
+
+def rough(masks: Tensor, chance: torch.Generator) -> Tensor:
+    """Masks [N, X, X] as a detector draws them: in coarse cells, here and there too large or too small."""
+    side = masks.shape[-1]
+    cells = F.interpolate(masks[None], (side // 2, side // 2), mode="area")[0]
+    wide = F.avg_pool2d(cells, 3, stride=1, padding=1)
+    doubt = torch.randn(len(masks), 1, 12, 12, generator=chance) * 0.2
+    drawn = wide + F.interpolate(doubt, cells.shape[-2:], mode="bilinear")[:, 0] > 0.5
+    drawn = drawn & (wide > 0)
+    return F.interpolate(drawn[None].float(), (side, side), mode="bilinear")[0].round()
 
 
 def track_mask(scene: Scene, track: int) -> Tensor:
@@ -128,16 +143,22 @@ def track_mask(scene: Scene, track: int) -> Tensor:
     return torch.from_numpy((scene.index == number) & (number > 0)).float()
 
 
-def train(video: Any, minutes: float, rate: float, seed: int, clips_each: int = 4) -> None:
+def train(video: Any, minutes: float, rate: float, seed: int, keep: Callable[[], None], clips_each: int = 4) -> None:
+    """`keep` is called every few minutes, and at the end."""
     trainer, side = TrackerTrainer(video, rate, seed), video.config.image_size
-    start, step, shown = time.monotonic(), 0, list[float]()
+    start, step, kept, shown = time.monotonic(), 0, 0, list[float]()
     while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
-        clips = [lesson(seed + step * clips_each + k, side) for k in range(clips_each)]
+        frames = next(frames for share, frames in LONGER if done >= share)
+        clips = [lesson(seed + step * clips_each + k, side, frames) for k in range(clips_each)]
         now = rate * min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        shown.append(trainer.step(clips, now, own=min(0.8, done)))
+        shown.append(trainer.step(clips, now, own=min(0.8, 2 * done)))
         step += 1
         if step % 25 == 0:
             print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-25:]):.3f}", flush=True)
+        if done * minutes > (kept + 1) * KEEP:
+            kept += 1
+            keep()
+    keep()
 
 
 @torch.no_grad()
@@ -146,9 +167,11 @@ def examine(video: Any, count: int) -> tuple[float, float]:
     ours, still = [], []
     for k in range(count):
         clip = lesson(HELD_OUT + k, video.config.image_size)
-        for frame, one in enumerate(follow(video, clip, torch.ones(FRAMES, dtype=torch.bool)), start=1):
+        own = torch.ones(clip.masks.shape[:2], dtype=torch.bool)
+        for frame, one in enumerate(follow(video, [clip], own), start=1):
             size = clip.masks.shape[-2:]
             masks = F.interpolate(one.masks[None], size, mode="bilinear", align_corners=False)[0] > 0
+            masks &= one.seen[:, None, None] > 0
             truth = clip.masks[frame] > 0
             seen = truth.flatten(1).any(1)
             ours += overlap(masks[seen], truth[seen]).tolist()
@@ -172,8 +195,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     video = load(arguments.checkpoint, arguments.start or arguments.checkpoint, arguments.seed)
-    train(video, arguments.minutes, arguments.rate, arguments.seed)
-    save(video, arguments.checkpoint, arguments.out or arguments.checkpoint)
+    out = arguments.out or arguments.checkpoint
+    train(video, arguments.minutes, arguments.rate, arguments.seed, lambda: save(video, arguments.checkpoint, out))
     ours, still = examine(video, 40)
     print(f"held-out mask IoU {ours:.3f} (left where it was: {still:.3f})")
 

@@ -48,8 +48,12 @@ def test_lessons_are_the_same_again_and_hold_what_they_promise() -> None:
     assert torch.equal(one.pixels, again.pixels) and torch.equal(one.masks, again.masks)
     assert one.pixels.shape == (FRAMES, 3, 112, 112) and one.masks.shape[0] == FRAMES
     assert not torch.equal(lesson(HELD_OUT, 112).pixels, one.pixels)
+    assert lesson(3, 112, frames=2).pixels.shape == (2, 3, 112, 112)
     assert one.masks[0].flatten(1).any(1).all()
     assert set(one.masks.unique().tolist()) == {0.0, 1.0}
+    assert one.given is not None and set(one.given.unique().tolist()) == {0.0, 1.0}
+    told = overlap(one.given > 0, one.masks[0] > 0)
+    assert (told > 0.3).all() and (told < 1).all()  # as a detector would draw them
 
 
 def test_clips_that_cannot_be_learned_from_are_refused() -> None:
@@ -67,25 +71,25 @@ def test_the_loss_asks_for_masks_of_what_is_seen_and_for_nothing_else() -> None:
     right = torch.full((2, 8, 8), -20.0)
     right[0, 4:] = 20.0
     seen = torch.tensor([20.0, -20.0])
-    assert float(loss(clip, [Tracked(right, seen)])) < 1e-4
+    assert float(loss([clip], [Tracked(right, seen)])) < 1e-4
     wild = right.clone()
     wild[1] = 20.0
-    assert float(loss(clip, [Tracked(wild, seen)])) < 1e-4  # of the hidden one nothing is asked
-    assert float(loss(clip, [Tracked(-right, seen)])) > 5
-    assert float(loss(clip, [Tracked(right, -seen)])) > 5
+    assert float(loss([clip], [Tracked(wild, seen)])) < 1e-4  # of the hidden one nothing is asked
+    assert float(loss([clip], [Tracked(-right, seen)])) > 5
+    assert float(loss([clip], [Tracked(right, -seen)])) > 5
 
 
 def test_training_moves_the_tracker_and_only_it(bare: Path, tmp_path: Path) -> None:
     video = load(bare, bare, seed=0)
     before = {name: value.clone() for name, value in video.state_dict().items()}
-    trainer, clip = TrackerTrainer(video), lesson(1, 112)
+    trainer, clip = TrackerTrainer(video), lesson(1, 112, 4)
     losses = [trainer.step([clip], 2e-3, own=0.0) for _ in range(12)]
     assert losses[-1] < 0.7 * losses[0]  # one clip, by heart
     moved = {name.split(".")[0] for name, value in video.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"tracker_model", "tracker_neck"}
     assert len(list(trained_parts(video))) == len(trainer.weights)
-    found = follow(video, clip, torch.ones(FRAMES, dtype=torch.bool))
-    assert len(found) == FRAMES - 1
+    found = follow(video, [clip], coin(clip, True))
+    assert len(found) == 3
     assert found[0].masks.shape == (clip.masks.shape[1], 32, 32) and found[0].seen.shape == (clip.masks.shape[1],)
     save(video, bare, tmp_path / "out")
     assert_it_tracks(tmp_path / "out", bare)
@@ -103,11 +107,39 @@ def assert_it_tracks(folder: Path, bare: Path) -> None:
     assert len(frames) == 3
 
 
+def coin(clip: Clip, side: bool) -> torch.Tensor:
+    return torch.full(clip.masks.shape[:2], side)
+
+
+def test_objects_in_one_batch_are_tracked_as_if_alone(bare: Path) -> None:
+    video, clips = load(bare, bare, seed=0), [lesson(4, 112, 4), lesson(5, 112, 4)]
+    together = follow(video, clips, torch.cat([coin(clip, True) for clip in clips], dim=1))
+    row = 0
+    for clip in clips:
+        given = clip.given
+        assert given is not None
+        for n in range(len(given)):
+            one = Clip(clip.pixels, clip.masks[:, n : n + 1], given[n : n + 1])
+            for alone, both in zip(follow(video, [one], coin(one, True)), together, strict=True):
+                assert torch.allclose(alone.masks[0], both.masks[row], atol=0.02)  # memories are in bfloat16
+                assert torch.allclose(alone.seen[0], both.seen[row], atol=0.02)
+            row += 1
+    assert row == len(together[0].masks) > 2
+
+
+def test_a_fresh_tracker_receives_what_is_remembered(bare: Path) -> None:
+    """Other masks in the first frame, other masks in the next: what the library's own beginning all but loses."""
+    video, clip = load(bare, bare, seed=0), lesson(2, 112, 2)
+    one = follow(video, [clip], coin(clip, False))[0].masks.detach()
+    moved = Clip(clip.pixels, clip.masks, clip.masks[0].roll(28, dims=-1))
+    other = follow(video, [moved], coin(clip, False))[0].masks.detach()
+    assert float((one - other).abs().mean()) > 0.05 * float(one.std())
+
+
 def test_what_is_remembered_matters(bare: Path) -> None:
-    video, clip = load(bare, bare, seed=0), lesson(2, 112)
-    TrackerTrainer(video)
-    truth = follow(video, clip, torch.zeros(FRAMES, dtype=torch.bool))
-    own = follow(video, clip, torch.ones(FRAMES, dtype=torch.bool))
+    video, clip = load(bare, bare, seed=0), lesson(2, 112, 4)
+    truth = follow(video, [clip], coin(clip, False))
+    own = follow(video, [clip], coin(clip, True))
     assert torch.equal(truth[0].masks, own[0].masks)  # up to here only the first frame is remembered
     assert not torch.equal(truth[-1].masks, own[-1].masks)
 

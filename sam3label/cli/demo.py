@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +10,24 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("runs/demo"),
-    images: Annotated[int, typer.Option(min=1, help="How many synthetic photos to make and label.")] = 24,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for everything the demo makes. [runs/demo, runs/demo-video]"),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="How many synthetic photos, or videos, to make and label. [24, 2]")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Other photos for another seed.")] = 0,
+    video: Annotated[bool, typer.Option("--video", help="Track objects through synthetic videos instead.")] = False,
 ) -> None:
     """See the main job at work, without the real weights: synthetic photos, right labels, known truth."""
+    if video:
+        _films(out or Path("runs/demo-video"), images or 2, seed)
+    else:
+        _photos(out or Path("runs/demo"), images or 24, seed)
+
+
+def _photos(out: Path, images: int, seed: int) -> None:
     from sam3label.cli.run import progress_display
     from sam3label.demo.job import demo as job
 
@@ -33,11 +47,50 @@ def demo(
         **{f"{name} dataset": path for name, path in result.exports.items()},
         "figures": result.metrics_file,
     }
-    for what, path in places.items():
-        typer.echo(f"  {what + ':':15} {path}")
+    _show(places)
     typer.echo(
         f"\nNext, other words on the same photos:\n"
         f'  sam3label run {result.photos} --ontology \'{{"yellow shape": "yellow"}}\' --model demo -o {out}/yellow\n'
         "and, with access to the real weights, your own photos:\n"
         "  sam3label init && sam3label run PHOTOS -c concepts.yaml -o runs/first --export yolo"
     )
+
+
+def _films(out: Path, films: int, seed: int) -> None:
+    from sam3label.cli.run import progress_display
+    from sam3label.demo.film import film_demo
+
+    with progress_display(quiet=False) as show:
+        result = film_demo(out, films, seed, on_progress=show)
+    metrics = result.metrics
+    typer.echo(
+        f"\n{metrics.films} synthetic videos, {metrics.frames} frames, tracked in {metrics.seconds:.1f} s with the "
+        "demo checkpoint."
+    )
+    typer.echo(
+        f"Against the truth: HOTA {metrics.hota:.3f} (detection {metrics.det_a:.3f}, association {metrics.ass_a:.3f}), "
+        f"{metrics.id_switches} identity switches,\n"
+        f"{metrics.borders_broken} of {metrics.borders_passed} identities lost from one clip to the next\n"
+    )
+    places = {
+        "look at this": result.contact_sheet,
+        "and watch this": result.rendered,
+        "videos": result.films,
+        "concept list": result.concepts,
+        "run": result.runs,
+        **{f"{name} dataset": path for name, path in result.exports.items()},
+        "figures": result.metrics_file,
+    }
+    _show(places)
+    typer.echo(
+        f"\nNext, other words on the same videos:\n"
+        f'  sam3label run {result.films} --ontology \'{{"red shape": "red"}}\' --model demo -o {out}/red\n'
+        f"  sam3label render {out}/red -o {out}/red-rendered\n"
+        "and, with access to the real weights, your own videos:\n"
+        "  sam3label init && sam3label run CLIPS -c concepts.yaml -o runs/first --export ytvis"
+    )
+
+
+def _show(places: Mapping[str, Path]) -> None:
+    for what, path in places.items():
+        typer.echo(f"  {what + ':':15} {path}")

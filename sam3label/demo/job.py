@@ -90,7 +90,7 @@ def demo(
     Raises `OutputError` when `out` holds something else than an earlier demo.
     """
     folder = Path(out)
-    _refuse_foreign(folder)
+    refuse_foreign(folder)
     photos, runs, sheet = folder / "photos", folder / "run", folder / "contact_sheet.png"
     truth = _make_photos(photos, images, seed, folder)
     concepts_file = folder / "concepts.yaml"
@@ -111,7 +111,7 @@ def demo(
     return DemoResult(metrics, summary, photos, concepts_file, runs, exports, sheet, metrics_file)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file. Choose a folder with -o.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "truth.json").is_file():

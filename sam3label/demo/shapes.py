@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -241,11 +241,16 @@ class _Path:
 
 
 def make_clip(
-    seed: int, n_frames: int = 24, size_hw: tuple[int, int] = (240, 320), objects: int = 4
+    seed: int,
+    n_frames: int = 24,
+    size_hw: tuple[int, int] = (240, 320),
+    objects: int = 4,
+    only: Iterable[int] | None = None,
 ) -> tuple[Scene, ...]:
     """A short clip of moving shapes. `Thing.track` (from 1) is the same in every frame in which the object is seen.
 
-    Objects cross, so later ones hide earlier ones for some frames; some enter or leave at the edges.
+    Objects cross, so later ones hide earlier ones for some frames; some enter or leave at the edges. With `only`, just
+    these frames of the clip are drawn.
     """
     rng = np.random.default_rng(seed)
     things: list[Thing] = []
@@ -256,7 +261,7 @@ def make_clip(
     look = int(rng.integers(2**31))  # the same blur and light in every frame; noise too, as in a still lamp's flicker
     return tuple(
         _photograph(np.random.default_rng(look), ground.copy(), [path.at(frame) for path in paths])
-        for frame in range(n_frames)
+        for frame in (range(n_frames) if only is None else only)
     )
 
 
