@@ -147,14 +147,18 @@ def _truth(clips: Sequence[Clip], frame: int, size_hw: tuple[int, ...]) -> Tenso
 
 
 def loss(clips: Sequence[Clip], found: list[Tracked]) -> Tensor:
-    """Mask focal 20, dice 1 and whether the object is seen at all 1; hidden objects have no mask to learn."""
+    """Mask focal 20, dice 1 and whether the object is seen at all 1; hidden objects have no mask to learn.
+
+    Masks are compared at the model's input side, enlarged as they will be for the frame: an edge may lie within a cell.
+    """
     total = clips[0].pixels.new_zeros(())
     for frame, one in enumerate(found, start=1):
-        truth = (_truth(clips, frame, one.masks.shape[-2:]) > 0.5).float()
+        truth = torch.cat([clip.masks[frame] for clip in clips]).float()
         seen = truth.flatten(1).any(1)
         total = total + F.binary_cross_entropy_with_logits(one.seen, seen.float())
         if seen.any():
-            masks, truth = one.masks[seen], truth[seen]
+            truth = truth[seen]
+            masks = F.interpolate(one.masks[seen][None], truth.shape[-2:], mode="bilinear", align_corners=False)[0]
             total = total + 20 * mask_focal_loss(masks, truth).mean() + dice_loss(masks, truth).mean()
     return total / max(len(found), 1)
 

@@ -1,9 +1,9 @@
-"""Memory and time of tracking, ours beside the library's own way, on the same video with the same random weights.
+"""Memory and time of tracking, ours beside the library's own way, on the same video with the same weights.
 
-    python scripts/bench_video.py [--frames 600] [--checkpoint FOLDER]
+    python scripts/bench_video.py [--frames 600] [--model demo]
 
-Each way runs in a process of its own. Three phrases are tracked; the thresholds are set so that objects found in the
-first frame (at most four) live on, which random weights would not grant them. "The library's own way" is what its
+Each way runs in a process of its own. Three phrases are tracked in a video whose three objects stay in view; the
+thresholds are set so that what is found in the first frame (at most four) lives on. "The library's own way" is what its
 manual shows: the whole video given to `init_video_session`, `propagate_in_video_iterator`, `postprocess_outputs`;
 without its optional kernels, so duplicates and holes stay. It asks the detector once per phrase, as ours does with
 `prompt_style="transformers"`.
@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
-PHRASES = ("car", "star", "circle")
+PHRASES = ("shape", "star", "circle")
 SIZE_HW = (240, 320)
 MARKS = (100, 600)
 LASTING = {
@@ -42,15 +43,13 @@ def write_video(path: Path, frames: int) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt = *SIZE_HW, "yuv420p"
-        made = 0
-        while made < frames:  # short pieces: a long clip would not fit beside what is measured
-            for scene in make_clip(made, min(100, frames - made), SIZE_HW):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(scene.image, format="rgb24")))
-            made += 100
+        there = make_clip(2, 60, SIZE_HW, 3, range(15, 45))  # the middle of their ways: to and fro
+        for scene in islice(cycle(chain(there, reversed(there))), frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene.image, format="rgb24")))
         container.mux(stream.encode(None))
 
 
-def ours(checkpoint: Path, video: Path) -> Iterator[tuple[int, int]]:
+def ours(model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, int]]:
     """(frame, objects alive) as a run tracks: decoded ahead, one clip."""
     from sam3label import footage
     from sam3label.checkpoint import resolve
@@ -58,10 +57,11 @@ def ours(checkpoint: Path, video: Path) -> Iterator[tuple[int, int]]:
     from sam3label.records import Frame, MediaItem, Prompt
     from sam3label.video import TrackedFrame, Tracker
 
-    found = resolve(str(checkpoint))
+    found = resolve(model)
     detector = Detector.load(found, prompt_style="transformers")
     tracker = Tracker.load(found, detector)
     lasting(tracker._video)
+    count(tracker._video, encodes)
     alive: list[int] = []
 
     def track(frames: Iterator[Frame], prompts: tuple[Prompt, ...]) -> Iterator[TrackedFrame]:
@@ -75,19 +75,24 @@ def ours(checkpoint: Path, video: Path) -> Iterator[tuple[int, int]]:
             yield len(alive), alive[-1]
 
 
-def library(checkpoint: Path, video: Path) -> Iterator[tuple[int, int]]:
+def library(model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, int]]:
     """(frame, objects alive) as the library's manual has it."""
     import torch
     from transformers import AutoTokenizer, Sam3ImageProcessor, Sam3VideoModel, Sam3VideoProcessor
     from transformers.models.sam2_video.video_processing_sam2_video import Sam2VideoVideoProcessor
 
     from sam3label import clips
+    from sam3label.checkpoint import resolve
     from sam3label.records import MediaItem
+    from sam3label.video import widen_pointers
 
+    checkpoint = resolve(model).folder
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Sam3VideoModel.from_pretrained(checkpoint).eval().to(device)
-    lasting(model)
-    side = {"height": model.config.image_size, "width": model.config.image_size}
+    loaded = Sam3VideoModel.from_pretrained(checkpoint).eval().to(device)
+    widen_pointers(loaded)  # as it is, it runs no tracker that is 64 wide
+    lasting(loaded)
+    count(loaded, encodes)
+    side = {"height": loaded.config.image_size, "width": loaded.config.image_size}
     half = [0.5] * 3
     processor = Sam3VideoProcessor(
         Sam3ImageProcessor(size=side),
@@ -98,20 +103,22 @@ def library(checkpoint: Path, video: Path) -> Iterator[tuple[int, int]]:
     session = processor.init_video_session(video=pixels, inference_device=device)
     del pixels
     processor.add_text_prompt(session, list(PHRASES))
-    for number, output in enumerate(model.propagate_in_video_iterator(session), start=1):
+    for number, output in enumerate(loaded.propagate_in_video_iterator(session), start=1):
         yield number, len(processor.postprocess_outputs(session, output)["object_ids"])
 
 
 def lasting(model: Any) -> None:
-    import torch
-
     for name, value in LASTING.items():
         setattr(model, name, value)
-    with torch.no_grad():
-        model.tracker_model.mask_decoder.pred_obj_score_head.proj_out.bias.add_(5.0)
 
 
-def measure(way: str, checkpoint: Path, video: Path) -> dict[str, Any]:
+def count(model: Any, encodes: list[int]) -> None:
+    """Note each image that the encoder sees."""
+    encoder = model.detector_model.vision_encoder.backbone
+    encoder.register_forward_hook(lambda _module, _inputs, output: encodes.append(len(output.last_hidden_state)))
+
+
+def measure(way: str, model: str, video: Path) -> dict[str, Any]:
     import os
 
     import psutil
@@ -121,40 +128,45 @@ def measure(way: str, checkpoint: Path, video: Path) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    process, memory, objects, start, started = psutil.Process(), {}, [], 0.0, 0
-    for frame, alive in {"ours": ours, "library": library}[way](checkpoint, video):
+    process, memory, objects, start, started = psutil.Process(), {}, list[int](), 0.0, 0
+    encodes: list[int] = []
+    for frame, alive in {"ours": ours, "library": library}[way](model, video, encodes):
         objects.append(alive)
         if not start:
-            start, started = time.perf_counter(), frame
+            start, spent, started = time.perf_counter(), time.process_time(), frame
         if frame in MARKS:
             memory[frame] = process.memory_info().rss
-    seconds = (time.perf_counter() - start) / max(frame - started, 1)
-    return {"memory": memory, "seconds": seconds, "objects": sum(objects) / len(objects), "frames": frame}
+    rest = max(frame - started, 1)
+    return {
+        "memory": memory,
+        "seconds": (time.perf_counter() - start) / rest,
+        "processor": (time.process_time() - spent) / rest,
+        "objects": sum(objects) / len(objects),
+        "fewest": min(objects),
+        "frames": frame,
+        "encodes": sum(encodes),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory and time of tracking, ours beside the library's own way.")
     parser.add_argument("--frames", type=int, default=max(MARKS))
-    parser.add_argument("--checkpoint", type=Path, help="default: a tiny random one, made here")
+    parser.add_argument("--model", default="demo", help="a checkpoint with a tracker")
     parser.add_argument("--way", choices=("ours", "library"), help=argparse.SUPPRESS)
     parser.add_argument("--video", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        print(json.dumps(measure(arguments.way, arguments.checkpoint, arguments.video)))
+        print(json.dumps(measure(arguments.way, arguments.model, arguments.video)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare(arguments.frames, arguments.checkpoint, Path(folder))
+        compare(arguments.frames, arguments.model, Path(folder))
 
 
-def compare(frames: int, checkpoint: Path | None, folder: Path) -> None:
-    if checkpoint is None:
-        from make_checkpoint import make_checkpoint
-
-        checkpoint = make_checkpoint(folder / "checkpoint")
+def compare(frames: int, model: str, folder: Path) -> None:
     write_video(folder / "video.mp4", frames)
     print(f"{frames} frames of {SIZE_HW[1]}x{SIZE_HW[0]}, {len(PHRASES)} phrases")
     for way in ("ours", "library"):
-        command = [sys.executable, "-W", "ignore", __file__, "--way", way, "--checkpoint", str(checkpoint)]
+        command = [sys.executable, "-W", "ignore", __file__, "--way", way, "--model", model]
         done = subprocess.run([*command, "--video", str(folder / "video.mp4")], stdout=subprocess.PIPE, check=True)
         print_result(way, json.loads(done.stdout.splitlines()[-1]))
 
@@ -162,10 +174,11 @@ def compare(frames: int, checkpoint: Path | None, folder: Path) -> None:
 def print_result(way: str, result: dict[str, Any]) -> None:
     memory = {int(frame): value / 2**20 for frame, value in result["memory"].items()}
     at = ", ".join(f"{value:.0f} MB at frame {frame}" for frame, value in memory.items())
-    first, *_, last = memory.values() if memory else (1.0, 1.0)
+    grown = f"{memory[MARKS[1]] / memory[MARKS[0]] - 1:+.1%}" if len(memory) == len(MARKS) else "too short to compare"
     print(
-        f"{way:8s} resident {at} ({last / first - 1:+.1%}); {1000 * result['seconds']:.0f} ms a frame; "
-        f"{result['objects']:.1f} objects seen a frame; {result['frames']} frames"
+        f"{way:8s} resident {at} ({grown}); {1000 * result['seconds']:.0f} ms a frame "
+        f"({1000 * result['processor']:.0f} of the processor);\n         {result['encodes']} images encoded in "
+        f"{result['frames']} frames; {result['objects']:.1f} objects seen a frame, at least {result['fewest']}"
     )
 
 

@@ -111,7 +111,7 @@ def lesson(seed: int, side: int, frames: int = FRAMES) -> Clip:
     while True:
         length, step, objects, drawn = (int(rng.integers(*bounds)) for bounds in (LENGTH, STEP, (2, 7), (2**31,)))
         start = int(rng.integers(length - (frames - 1) * step))
-        scenes = make_clip(drawn, length, (96, 128), objects, range(start, length, step)[:frames])
+        scenes = make_clip(drawn, length, (120, 160), objects, range(start, length, step)[:frames])
         sizes = np.bincount(scenes[0].index.ravel(), minlength=len(scenes[0].things) + 1)[1:] / scenes[0].index.size
         tracks = [thing.track for thing, size in zip(scenes[0].things, sizes, strict=True) if size > LEAST]
         if tracks:
