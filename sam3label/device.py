@@ -37,7 +37,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def batch_sizes(config: Any, device: torch.device, dtype: torch.dtype, vram_gb: float | None) -> dict[Stage, int]:
     """How many images, pairs and pairs' masks to compute together: what free memory holds, modest on the CPU."""
     if device.type != "cuda":
-        return {"images": 4, "pairs": 8, "masks": 4}
+        return {"images": 4, "pairs": 4, "masks": 4}
     free = torch.cuda.mem_get_info(device)[0]
     if vram_gb is not None:
         free = min(free, int(vram_gb * 1e9) - torch.cuda.memory_allocated(device))

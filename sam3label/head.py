@@ -72,6 +72,9 @@ class Head:
         convolutions = self.masker.pixel_decoder.conv_layers
         self.upsample = [_upsample_weight(convolution.weight.detach()) for convolution in convolutions[:2]]
         self.project = weight.detach()[:, :, 0, 0]  # [D, D]
+        with torch.no_grad():  # every pair starts from the same boxes [1, Q, 4]
+            self.boxes = self.decoder.reference_points.weight.sigmoid()[None]
+            self.placed = self._place(self.boxes)
 
     def _position(self, encoding: Any, like: Tensor) -> Tensor:
         shape = torch.Size((1, like.shape[0], self.grid, self.grid))
@@ -131,20 +134,22 @@ class Head:
     def _decode(self, memory: Tensor, prompt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [P, Q, D], boxes (cx, cy, w, h) [P, Q, 4] and presence logits [P] after the last layer."""
         decoder, pairs = self.decoder, len(memory)
-        boxes = decoder.reference_points.weight.sigmoid().expand(pairs, -1, -1)
+        boxes, (query_position, bias) = self.boxes, self.placed
         start = torch.cat((decoder.presence_token.weight, decoder.query_embed.weight))
         hidden = start.expand(pairs, -1, -1)  # the presence token first
         mask = _attention_mask(valid, hidden.shape[1])
         position = _tokens(self.position)
-        for layer in decoder.layers:
+        for number, layer in enumerate(decoder.layers):
+            if number > 0:
+                query_position, bias = self._place(boxes)
             hidden = layer(
                 hidden,
-                query_pos=decoder.ref_point_head(decoder.position_encoding.encode_boxes(boxes)),
+                query_pos=query_position,
                 text_features=prompt,
                 vision_features=memory,
                 vision_pos_encoding=position,
                 text_cross_attn_mask=mask,
-                vision_cross_attn_mask=F.pad(self._box_bias(boxes), (0, 0, 1, 0)),
+                vision_cross_attn_mask=bias,
             )
             with torch.autocast(hidden.device.type, enabled=False):  # boxes in bf16 would be several pixels off
                 queries = decoder.output_layer_norm(hidden[:, 1:].float())
@@ -154,16 +159,25 @@ class Head:
         limit = decoder.clamp_presence_logit_max_val
         return queries, boxes, presence.clamp(-limit, limit)
 
+    def _place(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """What boxes (cx, cy, w, h) [P, Q, 4] are to a decoder layer: query positions [P, Q, D] and attention bias."""
+        return self.decoder.ref_point_head(self.decoder.position_encoding.encode_boxes(boxes)), self._box_bias(boxes)
+
     def _box_bias(self, boxes: Tensor) -> Tensor:
-        """Attention bias [P, heads, Q, S] from the signed log distances of each grid line to the box's two edges."""
+        """Attention bias [P, heads, 1 + Q, S] from the signed log distances of each grid line to the box's two edges.
+
+        The presence token has no box and no bias.
+        """
         centre, half = boxes[..., :2], 0.5 * boxes[..., 2:]
         edges = torch.stack((centre - half, centre + half), -1)  # [P, Q, xy, 2]
         lines = torch.arange(self.grid, device=boxes.device, dtype=boxes.dtype) / self.grid
-        distance = 8 * (lines[:, None] - edges[..., None, :])  # [P, Q, xy, grid, 2]
+        distance = 8 * (lines[:, None] - edges.transpose(0, 2)[..., None, :])  # [xy, Q, P, grid, 2]
         distance = distance.sign() * torch.log2(distance.abs() + 1.0) / math.log2(8)
-        across = self.decoder.box_rpb_embed_x(distance[:, :, 0])  # [P, Q, w, heads]
-        down = self.decoder.box_rpb_embed_y(distance[:, :, 1])
-        bias: Tensor = down.permute(0, 3, 1, 2)[..., None] + across.permute(0, 3, 1, 2)[..., None, :]
+        across, down = (
+            F.pad(embed(one).permute(1, 3, 0, 2), (0, 0, 1, 0))  # [P, heads, 1 + Q, grid]
+            for embed, one in zip((self.decoder.box_rpb_embed_x, self.decoder.box_rpb_embed_y), distance, strict=True)
+        )
+        bias: Tensor = down[..., None] + across[..., None, :]
         return bias.flatten(3)
 
     def skips(self, state: ImageState, images: slice) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from sam3label.errors import ConfigError
 from sam3label.head import Head, ImageState, PairScores
 from sam3label.pace import Ahead, StageClock
 from sam3label.records import BoxPrompt, Candidate, Frame, MediaItem, Prompt, Source, candidate_id
-from sam3label.weights import fix_rotary_tables, load_model, load_tokenizer
+from sam3label.weights import fix_rotary_tables, load_model, load_tokenizer, reuse_buffers
 
 PREPROCESSING = "bilinear antialiased, rounded to 8 bits, mean 0.5, std 0.5"
 VISUAL = "visual"  # what the model was trained to read when boxes come without words
@@ -122,6 +122,7 @@ class Detector:
         model = load_model(checkpoint).to(where)
         model.vision_encoder.to(precision)
         fix_rotary_tables(model)
+        reuse_buffers(model)
         detector = cls(model, load_tokenizer(checkpoint), checkpoint.identity, where, precision, prompt_style, vram_gb)
         if compiled:
             detector.compile()

@@ -123,3 +123,10 @@ def fix_rotary_tables(model: Any) -> None:
             like = torch.empty(0, device=layer.position_ids.device)
             tables[layer.window_size] = _RotaryTable(*layer.rotary_emb(like, layer.position_ids))
         layer.rotary_emb = tables[layer.window_size]
+
+
+def reuse_buffers(model: Any) -> None:
+    """Every ReLU here follows a linear layer whose output nobody else reads: it needs no buffer of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
