@@ -121,10 +121,9 @@ class Examples:
     notes: tuple[str, ...] = ()
 
     def boxes_on(self, frame: Frame) -> BoxPrompt | None:
-        """The partial labels of a photo, as exemplars. Negative boxes alone need words. Raises InputError."""
+        """The partial labels of a photo, as exemplars. Raises InputError."""
         labelled = self.photos.get(frame.item.id)
-        prompt = labelled.prompt(self.concept, frame.size_hw) if labelled else None
-        return prompt if prompt and (any(prompt.positive) or self.concept.prompts) else None
+        return labelled.prompt(self.concept, frame.size_hw) if labelled else None
 
     def references_for(self, digest: str) -> tuple[Reference, ...]:
         """The references for a photo of that `pixel_digest`, "" for one that is certainly none of them.
@@ -182,7 +181,8 @@ def _photos(
 ) -> Examples:
     assert concept.exemplars is not None
     path = concept.exemplars.path
-    used = [entry for entry in labelled if any(_sign(m.class_name, concept) is not None for m in entry.marks)]
+    telling = (True, False) if concept.prompts else (True,)  # "not this" alone says nothing about what is sought
+    used = [entry for entry in labelled if any(_sign(m.class_name, concept) in telling for m in entry.marks)]
     for entry in used:
         problems += entry.problems(None)
     photos, lost = _assigned(used, [item.id for item in items], path, problems)
@@ -203,10 +203,11 @@ def _photos(
 
 
 def _digest(labelled: Sequence[Labelled], concept: Concept) -> str:
-    content = sorted(
-        (entry.name, sorted((*mark.corners, bool(_sign(mark.class_name, concept))) for mark in entry.marks))
+    signed = (
+        (entry.name, [(*m.corners, sign) for m in entry.marks if (sign := _sign(m.class_name, concept)) is not None])
         for entry in labelled
     )
+    content = sorted((name, sorted(boxes)) for name, boxes in signed)
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 

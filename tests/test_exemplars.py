@@ -133,6 +133,22 @@ def test_partial_labels_in_three_forms_say_the_same(form: str, tmp_path: Path) -
     assert examples.boxes_on(frames[2]) is None
 
 
+def test_counter_examples_alone_go_with_words(tmp_path: Path) -> None:
+    marks = [("cap", (40, 10, 16, 20))]
+    write_coco(tmp_path / "p.json", {"a.jpg": marks})
+    item = MediaItem("a.jpg", "")
+    photo_at_hand = Frame(item, 0, np.zeros((*SIZE_HW, 3), np.uint8))
+    (examples,) = read_examples(listed(HELMET % "{labels: p.json}", tmp_path), [item])
+    prompt = examples.boxes_on(photo_at_hand)
+    assert prompt is not None and prompt.positive == (False,)
+    wordless = "names: [helmet]\nconcepts: {helmet: {prompts: [], not: [cap], exemplars: {labels: p.json}}}"
+    with pytest.raises(InputError, match=r"p.json has no box of class 'helmet' \(its boxes are of cap\)"):
+        read_examples(listed(wordless, tmp_path), [item])
+    write_coco(tmp_path / "p.json", {"a.jpg": marks, "b.jpg": [("helmet", (1, 1, 9, 9))]})
+    (examples,) = read_examples(listed(wordless, tmp_path), [item, MediaItem("b.jpg", "")])
+    assert set(examples.photos) == {"b.jpg"}
+
+
 def test_a_name_that_ends_alike_is_enough_and_the_whole_name_wins(tmp_path: Path) -> None:
     write_coco(tmp_path / "p.json", {"a.jpg": [("helmet", (1, 1, 5, 5))], "x/b.jpg": [("helmet", (1, 1, 5, 5))]})
     items = [MediaItem(name, "") for name in ("a.jpg", "y/a.jpg", "b.jpg")]
@@ -322,6 +338,20 @@ def test_what_changes_the_numbers_changes_the_digest(tmp_path: Path) -> None:
     assert len({first, moved, digest()}) == 3
 
 
+def test_of_partial_labels_only_what_is_about_the_class_changes_the_digest(tmp_path: Path) -> None:
+    def digest(*marks: tuple[str, Any]) -> str:
+        write_coco(tmp_path / "p.json", {"a.jpg": list(marks)})
+        concepts = listed(
+            "names: [helmet, vest]\nconcepts: {helmet: {not: [cap], exemplars: {labels: p.json}}}", tmp_path
+        )
+        return read_examples(concepts, [MediaItem("a.jpg", "")])[0].digest
+
+    helmet, box = ("helmet", (10, 5, 20, 30)), (40, 10, 16, 20)
+    first = digest(helmet)
+    assert digest(helmet, ("vest", box)) == first
+    assert len({first, digest(helmet, ("cap", box)), digest(helmet, ("helmet", box))}) == 3
+
+
 # ---- prompts
 
 
@@ -508,6 +538,22 @@ def test_the_plan_says_what_is_encoded_and_masks_are_of_the_photo(
     sizes.clear()
     guide.detect(frames[:1], 0.05)  # the references are not encoded again
     assert sum(sizes) == sum(guide.encodes(1).values()) - planned.get("references of helmet", 0)
+
+
+def test_classes_by_tokens_share_the_photos_encode_and_references_without_boxes_take_none(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    references(tmp_path / "refs", "coco", {**BOXES, "empty.jpg": []})
+    rules = "{prompts: [], exemplars: {references: refs, mode: tokens}}"
+    concepts = listed(f"names: [helmet, cap]\nconcepts: {{helmet: {rules}, cap: {rules}}}", tmp_path)
+    guide = Guide(detector, concepts, read_examples(concepts, []))
+    sizes = count_images(detector, monkeypatch)
+    detections = guide.detect([frame(f"{n}.jpg", n) for n in range(3)], 0.05)
+    assert guide.encodes(3) == {"photos": 3, "references of helmet": 2, "references of cap": 1}
+    assert sum(sizes) == 6
+    assert guide.encodes(0) == {}
+    asked = {candidate.prompt for detection in detections for candidate in detection.candidates}
+    assert asked == {exemplar_key("helmet"), exemplar_key("cap")}
 
 
 def test_a_photo_that_is_a_reference_is_labelled_from_the_others_or_by_words(
