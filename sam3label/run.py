@@ -189,8 +189,8 @@ def _trust(
     done, known = set[str](), dict[str, Any]()
     if not options.fresh and (Path(out) / DATABASE).is_file():
         with Store.open(out) as store:
-            if store.meta("fingerprint") == fingerprint:
-                done, known = store.done_ids(), store.meta("trust") or {}
+            store.refuse_other(fingerprint)
+            done, known = store.done_ids(), store.meta("trust") or {}
     pending = [item for item in items if item.id not in done][: options.limit]
     for note in (note for examples in guide.examples for note in examples.notes):
         say(note)

@@ -134,7 +134,7 @@ class Store:
                     _refuse_corrected(path)
                     _remove(path)
                 store = cls(path, _connect_or_create(path, prompts, fingerprint), lock_fd)
-                store._refuse_other(fingerprint)
+                store.refuse_other(fingerprint)
             return store
         except BaseException:
             os.close(lock_fd)
@@ -171,7 +171,8 @@ class Store:
         rows = self._db.execute("SELECT key, text, source, class_name FROM prompts ORDER BY position")
         return tuple(Prompt(key, text, cast(Source, source), name) for key, text, source, name in rows)
 
-    def _refuse_other(self, fingerprint: Mapping[str, Any]) -> None:
+    def refuse_other(self, fingerprint: Mapping[str, Any]) -> None:
+        """Raise `StoreError` naming every field in which the run's fingerprint differs."""
         stored = self.meta("fingerprint")
         fields = sorted(k for k in stored.keys() | dict(fingerprint).keys() if stored.get(k) != fingerprint.get(k))
         if fields:

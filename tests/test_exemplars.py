@@ -592,7 +592,7 @@ def test_labels_are_compared_with_a_references_boxes_one_to_one(tmp_path: Path) 
     from sam3label.select import select_labels
 
     marks = [("helmet", (10, 5, 20, 30)), ("helmet", (50, 20, 10, 10))]
-    references(tmp_path / "refs", "coco", {"a.jpg": marks})
+    references(tmp_path / "refs", "coco", {"a.jpg": marks, "b.jpg": []})
     concepts = listed("names: [helmet]\nconcepts: {helmet: {exemplars: refs}}", tmp_path)
     (examples,) = read_examples(concepts, [])
     key = exemplar_key("helmet", "helmet")
@@ -605,6 +605,7 @@ def test_labels_are_compared_with_a_references_boxes_one_to_one(tmp_path: Path) 
     labels = select_labels(found, concepts)
     assert trust._compared(labels, examples.references[0]).tolist() == [1, 2, 1]
     assert trust._compared((), examples.references[0]).tolist() == [0, 0, 2]
+    assert trust._compared(labels, examples.references[1]).tolist() == [0, 3, 0]  # shows none: all are false alarms
 
 
 # ---- from the command line
@@ -656,6 +657,7 @@ def test_a_run_by_references_is_planned_measured_refused_accepted_and_resumed(
     code, output = invoke(*command, "--accept-exemplars")
     assert code == 1, output
     assert 'exemplars of helmet: was "canvas, share 0.7, tiles 1, 2 references' in output
+    assert "labelled from the others" not in output  # refused before anything is measured
 
 
 def test_a_photo_whose_partial_labels_do_not_fit_fails_alone(
