@@ -250,6 +250,10 @@ def train(args: argparse.Namespace) -> None:
         saved = torch.load(last, weights_only=False)
         trainer.load(saved["trainer"])
         spent = saved["seconds"]
+    if args.freeze_encoder:
+        encoder = trainer.model.vision_encoder.backbone
+        encoder.load_state_dict(trainer.averaged.vision_encoder.backbone.state_dict())
+        encoder.requires_grad_(False)
     tokenize = tokenize_with(words)
     room = lessons.Classroom(tokenize, SIDE, CELLS, args.seed, args.window)
     size = sum(p.numel() for p in trainer.model.parameters())
@@ -381,6 +385,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.2e-3, help="highest learning rate")
     parser.add_argument("--look", type=float, default=0.2, help="share of the time up to which only seeing is learned")
     parser.add_argument("--fusion", type=float, default=0.45, help="share up to which queries wait for fusion")
+    parser.add_argument(
+        "--freeze-encoder",
+        action="store_true",
+        help="leave the averaged image encoder as it is: a tracker can be trained on it meanwhile",
+    )
     parser.add_argument("--window", type=int, default=2400, help="scenes kept in memory")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
