@@ -5,15 +5,19 @@
 
   phrase   transformers' processor and model, called for each image and phrase, with its post-processing: as documented
   cached   transformers with what can be kept kept: images' features, all texts; pairs in batches; its post-processing
-  ours     Detector.detect on decoded frames: boxes, areas and run-length code at the photo's size
+  pixels   the same, left where the library's post-processing leaves it: masks of the photo's size, not yet labels
+  ours     Detector.detect on decoded frames
   run      the whole run, from JPEG files to the committed store; its rate is of the photos after the first batch
 
-The library's variants end with masks at the photo's size; ours end with these encoded, the run with them stored. First
-the answers are compared, counting operations; then each round times every variant once, in turn, and medians are
-reported: what else the machine does hits all alike. `--clock cpu` counts the process's own seconds: for a busy machine.
+But for `pixels`, all end with the same labels: box, area and run-length code of each object at the photo's size; the
+library's masks are encoded by pycocotools. First the answers are compared, counting operations; then each round times
+every variant once, in turn, and medians are reported: what else the machine does hits all alike. `--clock cpu` counts
+the process's own seconds: for a busy machine.
 
 Weights are random (`make_checkpoint.py`), their heads livened so that scores and masks differ; `--present` sets the
-floor over which that share of (image, phrase) pairs has anything, the same for all variants.
+floor over which that share of (image, phrase) pairs has anything, the same for all variants. Random masks cover the
+photo, as no trained model's do: in all variants each query's mask logits are lowered outside an ellipse of its own,
+from 0.1 to 15 % of the photo (`object_shapes`). `--sprawl` leaves them as they come.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from library import PAIRS_ON_CPU, Library, labels
 from make_checkpoint import SIZES, make_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,6 +54,7 @@ from sam3label.run import Progress, RunOptions, run
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "small", "large"]
 THINGS = ["person", "helmet", "forklift", "truck", "car", "bicycle", "dog", "bottle", "chair", "sign"]
+BESIDE = ("phrase", "cached", "pixels", "ours")  # variants that the others are set against
 # dense, FLOP/s
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
 CACHE = Path(tempfile.gettempdir()) / "sam3label-bench"
@@ -114,6 +120,36 @@ def synthetic_photos(folder: Path, count: int, megapixels: float) -> Path:
     return folder
 
 
+def object_shapes(queries: int, side: int) -> torch.Tensor:
+    """To add to mask logits: [Q, h, w], 0 on the edge of each query's ellipse, 8 in its middle, below 0 outside."""
+    noise = torch.Generator().manual_seed(0)
+    x, y, size, turn = torch.rand(4, queries, 1, 1, generator=noise)
+    area = 0.001 * 150**size
+    radius, longer = (area / torch.pi).sqrt(), 2 ** (2 * turn - 1)  # half as wide as high to twice
+    place = (torch.arange(side) + 0.5) / side
+    distance = ((place - x) / (radius * longer)).square() + ((place[:, None] - y) * longer / radius).square()
+    return 8 * (1 - distance.sqrt())
+
+
+@contextmanager
+def shaped_masks(shapes: torch.Tensor | None) -> Iterator[None]:
+    """The same in our detectors, those that a run loads too."""
+    made = Detector._masks
+
+    def masks_of(self: Detector, scored: Any, row: Any, query: Any, *rest: Any) -> torch.Tensor:
+        assert shapes is not None
+        return made(self, scored, row, query, *rest) + shapes[torch.from_numpy(query).to(shapes.device)]
+
+    if shapes is None:
+        yield
+        return
+    Detector._masks = masks_of  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Detector._masks = made  # type: ignore[method-assign]
+
+
 def phrases(count: int) -> list[str]:
     pairs = [f"{colour} {thing}" for thing in THINGS for colour in COLOURS]
     if count > len(pairs):
@@ -142,70 +178,6 @@ def floor_for(detector: Detector, frames: Sequence[Frame], prompts: Sequence[Pro
 # ---- the variants: each labels all frames and returns what it found
 
 
-class Library:
-    """transformers' model and processor, with nothing of ours."""
-
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import Sam3Model, Sam3Processor
-
-        self.processor = Sam3Processor.from_pretrained(folder)
-        self.model = Sam3Model.from_pretrained(folder, dtype=dtype).to(device).eval()
-        self.device, self.dtype = device, dtype
-        self.texts: Any = None
-
-    @torch.inference_mode()
-    def phrase(self, frames: Sequence[Frame], prompts: Sequence[Prompt], floor: float) -> Iterator[Any]:
-        """For each image and phrase, as the model's documentation has it."""
-        for image, frame in enumerate(frames):
-            for number, prompt in enumerate(prompts):
-                inputs = self.processor(images=frame.pixels, text=prompt.text, return_tensors="pt").to(self.device)
-                inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-                outputs = self.model(**inputs)
-                yield (image, number), self._instances(outputs, [frame.size_hw], floor)[0]
-
-    def read(self, prompts: Sequence[Prompt]) -> None:
-        """Encode the phrases once, for `cached`."""
-        with torch.inference_mode():
-            text = self.processor(text=[p.text for p in prompts], return_tensors="pt", padding="max_length")
-            ids, valid = text["input_ids"].to(self.device), text["attention_mask"].to(self.device)
-            features = self.model.get_text_features(input_ids=ids, attention_mask=valid).pooler_output
-            self.texts = features, valid
-
-    @torch.inference_mode()
-    def cached(
-        self, frames: Sequence[Frame], prompts: Sequence[Prompt], floor: float, batch: tuple[int, int]
-    ) -> Iterator[Any]:
-        """Images in batches encoded once, phrases encoded before, pairs in batches."""
-        for start in range(0, len(frames), batch[0]):
-            some = frames[start : start + batch[0]]
-            inputs = self.processor(images=[frame.pixels for frame in some], return_tensors="pt").to(self.device)
-            vision = self.model.get_vision_features(pixel_values=inputs["pixel_values"].to(self.dtype))
-            pairs = [(image, number) for image in range(len(some)) for number in range(len(prompts))]
-            for first in range(0, len(pairs), batch[1]):
-                part = pairs[first : first + batch[1]]
-                outputs = self._ask(vision, [i for i, _ in part], [n for _, n in part])
-                sizes = [some[image].size_hw for image, _ in part]
-                for (image, number), result in zip(part, self._instances(outputs, sizes, floor), strict=True):
-                    yield (start + image, number), result
-
-    def _ask(self, vision: Any, images: list[int], numbers: list[int]) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-        from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
-
-        gathered = Sam3VisionEncoderOutput(
-            fpn_hidden_states=tuple(level[images] for level in vision.fpn_hidden_states),
-            fpn_position_encoding=tuple(level[images] for level in vision.fpn_position_encoding),
-        )
-        text = BaseModelOutputWithPooling(pooler_output=self.texts[0][numbers])
-        return self.model(vision_embeds=gathered, text_embeds=text, attention_mask=self.texts[1][numbers])
-
-    def _instances(self, outputs: Any, sizes: list[tuple[int, int]], floor: float) -> list[dict[str, torch.Tensor]]:
-        results: list[dict[str, torch.Tensor]] = self.processor.post_process_instance_segmentation(
-            outputs, threshold=floor, mask_threshold=0.5, target_sizes=sizes
-        )
-        return results
-
-
 class Bench:
     """What all variants share at one number of concepts."""
 
@@ -222,10 +194,16 @@ class Bench:
         self.library.read(self.prompts)
 
     def phrase(self) -> int:
-        return _exhaust(self.library.phrase(self.frames, self.prompts, self.floor))
+        results = self.library.phrase(self.frames, self.prompts, self.floor)
+        return sum(len(labels(result)) for _, result in results)
 
     def cached(self) -> int:
-        return _exhaust(self.library.cached(self.frames, self.prompts, self.floor, self.batch))
+        results = self.library.cached(self.frames, self.prompts, self.floor, self.batch)
+        return sum(len(labels(result)) for _, result in results)
+
+    def pixels(self) -> int:
+        results = self.library.cached(self.frames, self.prompts, self.floor, self.batch)
+        return sum(len(result["masks"]) for _, result in results)
 
     def detect(self) -> int:
         step = self.ours.image_batch
@@ -235,8 +213,9 @@ class Bench:
 
     @property
     def batch(self) -> tuple[int, int]:
-        """Images and pairs together in the cached variant: as in ours."""
-        return self.ours.image_batch, self.ours._sizes["pairs"]
+        """Images and pairs together in the cached variant: as in ours, on a CPU as suits the library."""
+        on_cpu = self.ours.device.type == "cpu"
+        return self.ours.image_batch, PAIRS_ON_CPU if on_cpu else self.ours._sizes["pairs"]
 
     def run(self) -> tuple[float, int]:
         """Seconds per photo after the first batch, and objects stored."""
@@ -254,10 +233,6 @@ class Bench:
             )  # fmt: skip
         (start, first), (stop, last) = seen[1 if len(seen) > 2 else 0], seen[-1]
         return (stop - start) / (last.done - first.done), sum(last.objects.values())
-
-
-def _exhaust(results: Iterator[Any]) -> int:
-    return sum(len(result["scores"]) for _, result in results)
 
 
 # ---- measuring
@@ -298,7 +273,7 @@ def time_once(bench: Bench, row: Row) -> None:
     if row.variant == "run":
         row.seconds.append(bench.run()[0])
         return
-    work = {"phrase": bench.phrase, "cached": bench.cached, "ours": bench.detect}[row.variant]
+    work = {"phrase": bench.phrase, "cached": bench.cached, "pixels": bench.pixels, "ours": bench.detect}[row.variant]
     now = clock(bench.options.clock)
     with peak_memory(device) as peak:
         start = now()
@@ -327,12 +302,8 @@ def compare(bench: Bench, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _of_library(results: Iterator[Any]) -> Found:
-    found: Found = {}
-    for pair, result in results:
-        inside = [mask.bool().cpu().numpy() for mask in result["masks"]]
-        kept = [number for number, mask in enumerate(inside) if mask.any()]
-        found[pair] = (result["scores"].float().cpu().numpy()[kept], [masks.encode(inside[i]) for i in kept])
-    return found
+    found = ((pair, labels(result)) for pair, result in results)
+    return {pair: (np.array([s for s, *_ in own], np.float32), [code for _, code, *_ in own]) for pair, own in found}
 
 
 def _of_ours(detections: Sequence[Detection], prompts: Sequence[Prompt]) -> Found:
@@ -383,13 +354,13 @@ def bf16_peak(device: torch.device) -> float | None:
 def print_table(rows: Sequence[Row], device: torch.device) -> None:
     peak = bf16_peak(device)
     last = "of bf16 peak" if peak else "GFLOP/s"
-    print(f"{'concepts':>8}  {'variant':8}{'s/image':>10}{'images/s':>10}{'x phrase':>10}{'x cached':>10}"
-          f"{'peak MiB':>10}{'GFLOP':>9}{last:>13}")  # fmt: skip
+    ratios = "".join(f"{f'x {name}':>10}" for name in BESIDE)
+    print(
+        f"{'concepts':>8}  {'variant':8}{'s/image':>10}{'images/s':>10}{ratios}{'peak MiB':>10}{'GFLOP':>9}{last:>13}"
+    )
     for row in rows:
         beside = {other.variant: other.median for other in rows if other.concepts == row.concepts}
-        ratios = "".join(
-            f"{beside[name] / row.median:>10.2f}" if name in beside else f"{'':>10}" for name in ("phrase", "cached")
-        )
+        ratios = "".join(f"{beside[name] / row.median:>10.2f}" if name in beside else f"{'':>10}" for name in BESIDE)
         speed = row.operations / row.median
         share = f"{speed / peak:>13.1%}" if peak else f"{speed / 1e9:>13.1f}"
         work = f"{row.operations / 1e9:>9.0f}{share}" if row.operations else ""
@@ -426,11 +397,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=("tiny", "small", "full"), default="small")
     parser.add_argument("--concepts", default="1,5,20", help="numbers of phrases, e.g. 1,5,20,80")
     parser.add_argument("--present", type=float, default=0.25, help="share of pairs with anything over the floor")
+    parser.add_argument("--sprawl", action="store_true", help="leave the masks of random weights as they come")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--megapixels", type=float, default=2.0, help="of the synthetic photos")
     parser.add_argument("--photos", type=Path, help="a folder of photos instead")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variants", default="phrase,cached,ours,run")
+    parser.add_argument("--variants", default="phrase,cached,pixels,ours,run")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile in ours and run")
@@ -446,13 +418,17 @@ def main() -> None:
     variants = options.variants.split(",")
     folder = checkpoint_folder(options.size, options.cache)
     ours = Detector.load(resolve(str(folder)), options.device, options.dtype, prompt_style="transformers")
-    library = Library(folder, ours.device, ours.dtype)
+    side = 4 * ours.head.grid
+    shapes = None if options.sprawl else object_shapes(ours.model.config.detr_decoder_config.num_queries, side)
+    shapes = None if shapes is None else shapes.to(ours.device)
+    library = Library(folder, ours.device, ours.dtype, shapes)
     report: dict[str, Any] = {"size": options.size, "device": _device_name(ours.device), "dtype": str(ours.dtype),
                               "torch": torch.__version__, "threads": torch.get_num_threads(), "clock": options.clock,
-                              "compile": options.compile, "present": options.present, "tables": []}  # fmt: skip
+                              "compile": options.compile, "present": options.present, "sprawl": options.sprawl,
+                              "tables": []}  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in report.items() if key != "tables"), flush=True)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, shaped_masks(shapes):
         photos = options.photos or synthetic_photos(Path(scratch) / "photos", options.images, options.megapixels)
         bench = Bench(options, folder, photos, library, ours)
         for count in map(int, options.concepts.split(",")):
