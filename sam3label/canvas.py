@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label import masks
-from sam3label.records import BoxPrompt, Rle
+from sam3label.records import BoxPrompt, Candidate, Rle
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Box4 = npt.NDArray[np.float32]  # (x1, y1, x2, y2)
@@ -30,6 +30,7 @@ GAP_PX = 4  # between a crop and its cell, both sides together
 MARGIN = 0.25  # of the example's longer side, around it
 MOST_CROPS = 4
 OVERLAP = 0.2  # of a tile with the next
+SAME_IOU = 0.5  # masks of two windows that overlap by so much are one object: one window is coarser than the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,16 @@ def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
         return None
     left, top, mask = masks.crop(rle)
     return masks.paste(left + window.x, top + window.y, mask, size_hw)
+
+
+def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates of two windows, each object that a prompt found in both of them once, with the better score."""
+    worse: set[str] = set()
+    for prompt in {candidate.prompt for candidate in other}:
+        first, second = ([c for c in some if c.prompt == prompt] for some in (one, other))
+        for i, k in np.argwhere(masks.iou_matrix([c.rle for c in first], [c.rle for c in second]) >= SAME_IOU):
+            worse.add(second[k].id if first[i].score >= second[k].score else first[i].id)
+    return [candidate for candidate in (*one, *other) if candidate.id not in worse]
 
 
 def largest(crops: Sequence[Crop]) -> list[Crop]:

@@ -197,7 +197,8 @@ class Guide:
         return spread
 
     def _joined(self, one: Detection, other: Detection) -> Detection:
-        candidates = sorted((*one.candidates, *other.candidates), key=lambda c: self._position[c.prompt])
+        found = canvas.once(one.candidates, other.candidates)
+        candidates = sorted(found, key=lambda candidate: self._position[candidate.prompt])
         return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates))
 
 

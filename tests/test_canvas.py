@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import rectangle
+from builders import candidate, rectangle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +98,23 @@ def test_masks_of_tiles_go_where_they_were_and_cut_ones_are_dropped() -> None:
         assert canvas.in_image(cut, view, (60, 80)) is None
     corner = canvas.Window(40, 30, 40, 30)  # its right and lower edges are the image's own: no seam
     assert canvas.in_image(rectangle(33, 22, 7, 8, (30, 40)), corner, (60, 80)) == rectangle(73, 52, 7, 8, (60, 80))
+
+
+def test_what_two_windows_show_is_there_once_with_the_better_score() -> None:
+    whole = [
+        candidate("a", 0.6, rectangle(10, 10, 20, 20), query=1),
+        candidate("a", 0.9, rectangle(40, 10, 20, 20), query=2),
+        candidate("b", 0.5, rectangle(10, 10, 20, 20), query=1),
+    ]
+    tile = [
+        candidate("a", 0.8, rectangle(10, 12, 20, 24), query=11),  # IoU 0.69 with the first
+        candidate("a", 0.7, rectangle(40, 10, 20, 10), query=12),  # 0.5 with the second
+        candidate("a", 0.7, rectangle(40, 31, 20, 9), query=13),
+        candidate("a", 0.6, rectangle(60, 45, 10, 10), query=14),
+        candidate("a", 0.5, rectangle(60, 45, 10, 10), query=15),  # of one window: for `iou` to decide
+    ]
+    found = [(c.prompt, c.score, c.box_xywh[1]) for c in canvas.once(whole, tile)]
+    assert found == [("a", 0.9, 10), ("b", 0.5, 10), ("a", 0.8, 12), ("a", 0.7, 31), ("a", 0.6, 45), ("a", 0.5, 45)]
 
 
 def test_crops_are_taken_in_turns_from_the_images_and_a_negative_has_the_last_place() -> None:
