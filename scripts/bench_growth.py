@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--model", help="a checkpoint; without it a tiny one with random weights")
     options = parser.parse_args()
     model = options.model or str(checkpoint_folder("tiny", CACHE))
-    concepts = parse_concepts("names: [red shape, star, ring]", "bench_growth")
+    concepts = parse_concepts("names: [red shape]", "bench_growth")
     parts = Parts(options.images, options.parts)
     with tempfile.TemporaryDirectory() as scratch:
         photos = make_photos(Path(scratch) / "photos", options.images)
-        options_of_run = RunOptions(model=model, device="cpu", workers=0)
+        options_of_run = RunOptions(model=model, device="cpu", workers=0, batch_size=20)
         run([photos], concepts, Path(scratch) / "run", options_of_run, on_progress=parts)
     print(parts.spread())
 
