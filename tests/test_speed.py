@@ -153,9 +153,36 @@ def test_no_compiler_is_said_in_one_sentence(
         Detector.load(checkpoint, device="cpu", compiled=True)
 
 
-def test_compile_is_an_option_of_run() -> None:
-    result = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
-    assert "--compile" in result.output
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ([], {"dtype": "auto", "batch_size": None, "vram_gb": None, "compiled": False}),
+        (
+            ["--dtype", "bf16", "--batch-size", "auto", "--vram", "16", "--compile"],
+            {"dtype": "bf16", "batch_size": None, "vram_gb": 16.0, "compiled": True},
+        ),
+        (["--batch-size", "12"], {"batch_size": 12}),
+    ],
+)
+def test_what_the_command_line_says_reaches_the_run(
+    words: list[str], chosen: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunOptions] = []
+
+    def stop(_photos: object, _concepts: object, _out: object, options: RunOptions, **_: object) -> None:
+        seen.append(options)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr("sam3label.run.run", stop)
+    result = CliRunner().invoke(app, ["run", "photos", "--ontology", '{"dog": "dog"}', *words])
+    assert result.exit_code == 1 and "far enough" in result.output
+    assert {name: getattr(seen[0], name) for name in chosen} == chosen
+
+
+@pytest.mark.parametrize("size", ["0", "many", "1.5", "-2"])
+def test_a_batch_size_is_auto_or_a_number(size: str) -> None:
+    result = CliRunner().invoke(app, ["run", "photos", "--ontology", '{"dog": "dog"}', "--batch-size", size])
+    assert result.exit_code == 2 and f"'{size}' is neither auto nor a number from 1 on" in result.output
 
 
 # ---- where the time goes

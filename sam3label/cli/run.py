@@ -52,8 +52,8 @@ def run(
         str, typer.Option(help="official, or transformers (without the geometry CLS token).")
     ] = "official",
     floor: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep candidates with at least this score.")] = 0.1,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
-    vram: Annotated[float | None, typer.Option(help="Use at most this many GB of GPU memory.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Images per batch, or auto: as many as free memory holds.")] = "auto",
+    vram: Annotated[float | None, typer.Option(min=0.0, help="Use at most this many GB of GPU memory.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the model with torch: minutes to start, then faster.")
     ] = False,
@@ -89,8 +89,8 @@ def run(
     concept_list = read_concepts(concepts, ontology, settings or [])
     options = RunOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
-        batch_size=batch_size, vram_gb=vram, compiled=compiled, workers=workers, limit=limit, fresh=fresh,
-        accept_exemplars=accept_exemplars,
+        batch_size=_images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
+        fresh=fresh, accept_exemplars=accept_exemplars,
         video=video, clip_frames=clip_frames, every=every, fps=fps,  # type: ignore[arg-type]
     )  # fmt: skip
     with _stop_on_interrupt() as stop, progress_display(quiet) as show:
@@ -127,6 +127,14 @@ def _say(quiet: bool) -> Callable[[str], None]:
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
+
+
+def _images_together(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 on", param_hint="--batch-size")
+    return int(text)
 
 
 @contextmanager
