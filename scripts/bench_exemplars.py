@@ -8,6 +8,7 @@ NMS of every run. An object counts as found at mask IoU 0.5. The same command gi
     completion   the largest object of each kind in a photo has a box, no words: are all objects of these kinds found?
     canvas       references of each of the 30 kinds, no words; every photo is asked for every kind, present or not
     tokens       the same with tokens
+    exclusive    an object is of one kind only, as `exclusive:` in a concept list says: the best score keeps it
     leave-one-out  the figure a run prints: references labelled from one another, compared by boxes, for they may have
                  no masks. All of them show their kind, so it tells of photos that show the kind
     wrong boxes  the same references with boxes beside the objects: are they refused?
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,18 +117,19 @@ def label(photos: Path, concepts: ConceptList, out: Path, model: str, **options:
     run([photos], concepts, out, RunOptions(model=model, workers=0, fresh=True, **options))
 
 
-EVERY, SHOWING, SEVERAL, BY_BOXES = (
+EVERY, EXCLUSIVE, SHOWING, SEVERAL, BY_BOXES = (
     "every photo",
+    "every photo, exclusive",
     "photos that show the kind",
     "photos with several of it",
     "that show it, by boxes",
 )
 
 
-def judged(out: Path, photos: dict[str, Scene]) -> dict[str, Counts]:
-    """The labels of the run's classes against the truth, in all photos and in some of them."""
+def judged(out: Path, photos: dict[str, Scene], concepts: ConceptList | None = None) -> dict[str, Counts]:
+    """A run's labels, by its own rules or other ones, against the truth in all photos and in some of them."""
     counts = {name: Counts() for name in (EVERY, SHOWING, SEVERAL, BY_BOXES)}
-    with open_run(out) as labelled:
+    with open_run(out, concepts) as labelled:
         for image in labelled.images():
             for number, kind in enumerate(labelled.concepts.names):
                 truth = list(objects(photos[image.item.id], kind))
@@ -197,7 +199,9 @@ def across(
     with Store.open(out) as store:
         figures = store.meta("trust").values()
     trust = Counts(*(sum(one[key] for one in figures) for key in ("found", "wrong", "missed")))
-    return judged(out, photos), trust
+    found = judged(out, photos)
+    found[EXCLUSIVE] = judged(out, photos, replace(concepts, exclusive=(KINDS,)))[EVERY]
+    return found, trust
 
 
 def refused(folder: Path, model: str = "demo") -> list[str]:
@@ -228,6 +232,7 @@ def main() -> None:
             with _timed(f"{mode}, {given.references} references of each kind, {_said(words)}"):
                 found, trust = across(folder / "c", given.scenes, mode, given.model, words)
                 _show(EVERY, found[EVERY])
+                _show(EXCLUSIVE, found[EXCLUSIVE])
                 _show(SHOWING, found[SHOWING], goal=0.75 if mode == "canvas" and not words else None)
                 _show(BY_BOXES, found[BY_BOXES])
                 _show("leave-one-out, by boxes", trust)
