@@ -137,7 +137,7 @@ def _chunks(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
 def _chunk_runs(
     mask_logits: torch.Tensor, chunk: list[_Region], rows: _Axis, columns: _Axis, size_hw: tuple[int, int]
 ) -> list[_Runs]:
-    """The runs of each region, computed together so that the device is waited for once."""
+    """The runs of each region, computed together: the device is waited for a few times a chunk, however many masks."""
     import torch
     import torch.nn.functional as F
 

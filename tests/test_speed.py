@@ -278,6 +278,16 @@ def test_the_benchmark_compares_answers_before_it_times_them(
     assert "s a concept" in printed and "Ultralytics is installed, but no column for it" in printed
 
 
+def test_random_masks_get_the_size_of_objects(detector: Detector, frames: list[Frame]) -> None:
+    shapes = bench.object_shapes(24, 64)
+    covered = (shapes > 0).float().mean((1, 2))
+    assert 0 < covered.min() < 0.005 and 0.05 < covered.max() < 0.16  # of 0.1 to 15 %, some of it off the photo
+    before = detector.detect(frames[:1], PROMPTS, FLOOR)
+    with bench.shaped_masks(shapes - 100.0):
+        assert all(detection.candidates == () for detection in detector.detect(frames[:1], PROMPTS, FLOOR))
+    assert_same(detector.detect(frames[:1], PROMPTS, FLOOR), before, 0.0)
+
+
 def test_agreement_is_counted_by_pairs_scores_and_masks() -> None:
     from sam3label import masks
 
