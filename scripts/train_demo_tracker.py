@@ -3,10 +3,11 @@
     python scripts/train_demo_tracker.py --minutes 20                       # into sam3label/demo/checkpoint
     python scripts/train_demo_tracker.py --checkpoint FOLDER --out OTHER --minutes 5
 
-The detector's weights come out as they went in. Each update sees a few clips of five frames, in which some objects are
-followed from the first frame through crossings. A checkpoint that has a tracker is trained on. When the time is up,
-the weights are written whole, and the mean mask IoU on clips that were not trained on is printed, with "stay where you
-were" beside it.
+The detector's weights come out as they went in. Each update sees a few clips of two to eight frames, in which some
+objects are followed from the first frame through crossings. A checkpoint that has a tracker is trained on. Every few
+minutes and when the time is up, the weights are written whole; then the mean mask IoU on clips that were not trained on
+is printed, with "stay where you were" beside it. `--minutes 0 --start OTHER` puts the tracker of another checkpoint
+beside this detector.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ CHECKPOINT = Path(__file__).parents[1] / "sam3label" / "demo" / "checkpoint"
 FRAMES, STEP = 8, (1, 4)  # frames of a lesson, and how many frames of the clip lie between two of them
 LENGTH = (24, 64)  # frames of the clip, in which objects cross the picture
 LEAST = 40 / 128**2  # of the picture, that an object shows in the first frame
-LONGER = ((0.5, FRAMES), (0.25, 4), (0.0, 2))  # from this share of the time on, lessons have so many frames
+LONGER = ((0.5, FRAMES), (0.25, 4), (0.0, 2))  # from this share of the time on, lessons have so many frames;
+FURTHER = ((0.6, FRAMES), (0.0, 4))  # the same where a tracker is trained on
 HELD_OUT = 10**7  # seeds from here on are for tests
 KEEP = 4  # minutes of training that a kill may lose
 
@@ -69,8 +71,8 @@ def tracker_config(detector: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def load(folder: Path, start: Path, seed: int) -> Any:
-    """The detector of `folder` with the tracker of `start`, or with a fresh one whose neck begins as the detector's."""
+def load(folder: Path, start: Path, seed: int) -> tuple[Any, bool]:
+    """The detector of `folder` with the tracker of `start`, and whether it has one: else a fresh one begins."""
     detector = Sam3VideoConfig.from_pretrained(folder).detector_config.to_dict()
     backbone = detector["vision_config"]["backbone_config"]
     grid = backbone["image_size"] // backbone["patch_size"]
@@ -85,7 +87,7 @@ def load(folder: Path, start: Path, seed: int) -> Any:
     video.load_state_dict({k: v for k, v in weights.items() if k.startswith("detector_model.")} | tracker, strict=False)
     if not tracker:
         begin(video, lesson(seed, detector["vision_config"]["backbone_config"]["image_size"]).pixels)
-    return video
+    return video, bool(tracker)
 
 
 def save(video: Any, folder: Path, out: Path) -> None:
@@ -143,15 +145,17 @@ def track_mask(scene: Scene, track: int) -> Tensor:
     return torch.from_numpy((scene.index == number) & (number > 0)).float()
 
 
-def train(video: Any, minutes: float, rate: float, seed: int, keep: Callable[[], None], clips_each: int = 4) -> None:
-    """`keep` is called every few minutes, and at the end."""
+def train(
+    video: Any, minutes: float, rate: float, seed: int, further: bool, keep: Callable[[], None], clips_each: int = 4
+) -> None:
+    """`keep` is called every few minutes, and at the end. `further`: the tracker has been trained before."""
     trainer, side = TrackerTrainer(video, rate, seed), video.config.image_size
     start, step, kept, shown = time.monotonic(), 0, 0, list[float]()
-    while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
-        frames = next(frames for share, frames in LONGER if done >= share)
+    while minutes and (done := (time.monotonic() - start) / (60 * minutes)) < 1:
+        frames = next(frames for share, frames in (FURTHER if further else LONGER) if done >= share)
         clips = [lesson(seed + step * clips_each + k, side, frames) for k in range(clips_each)]
         now = rate * min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        shown.append(trainer.step(clips, now, own=min(0.8, 2 * done)))
+        shown.append(trainer.step(clips, now, own=0.8 if further else min(0.8, 2 * done)))
         step += 1
         if step % 25 == 0:
             print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-25:]):.3f}", flush=True)
@@ -194,9 +198,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    video = load(arguments.checkpoint, arguments.start or arguments.checkpoint, arguments.seed)
+    video, further = load(arguments.checkpoint, arguments.start or arguments.checkpoint, arguments.seed)
     out = arguments.out or arguments.checkpoint
-    train(video, arguments.minutes, arguments.rate, arguments.seed, lambda: save(video, arguments.checkpoint, out))
+    rest = (arguments.minutes, arguments.rate, arguments.seed, further)
+    train(video, *rest, lambda: save(video, arguments.checkpoint, out))
     ours, still = examine(video, 40)
     print(f"held-out mask IoU {ours:.3f} (left where it was: {still:.3f})")
 

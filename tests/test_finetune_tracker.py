@@ -80,7 +80,8 @@ def test_the_loss_asks_for_masks_of_what_is_seen_and_for_nothing_else() -> None:
 
 
 def test_training_moves_the_tracker_and_only_it(bare: Path, tmp_path: Path) -> None:
-    video = load(bare, bare, seed=0)
+    video, trained = load(bare, bare, seed=0)
+    assert not trained
     before = {name: value.clone() for name, value in video.state_dict().items()}
     trainer, clip = TrackerTrainer(video), lesson(1, 112, 4)
     losses = [trainer.step([clip], 2e-3, own=0.0) for _ in range(12)]
@@ -112,7 +113,7 @@ def coin(clip: Clip, side: bool) -> torch.Tensor:
 
 
 def test_objects_in_one_batch_are_tracked_as_if_alone(bare: Path) -> None:
-    video, clips = load(bare, bare, seed=0), [lesson(4, 112, 4), lesson(5, 112, 4)]
+    video, clips = load(bare, bare, seed=0)[0], [lesson(4, 112, 4), lesson(5, 112, 4)]
     together = follow(video, clips, torch.cat([coin(clip, True) for clip in clips], dim=1))
     row = 0
     for clip in clips:
@@ -129,7 +130,7 @@ def test_objects_in_one_batch_are_tracked_as_if_alone(bare: Path) -> None:
 
 def test_a_fresh_tracker_receives_what_is_remembered(bare: Path) -> None:
     """Other masks in the first frame, other masks in the next: what the library's own beginning all but loses."""
-    video, clip = load(bare, bare, seed=0), lesson(2, 112, 2)
+    video, clip = load(bare, bare, seed=0)[0], lesson(2, 112, 2)
     one = follow(video, [clip], coin(clip, False))[0].masks.detach()
     moved = Clip(clip.pixels, clip.masks, clip.masks[0].roll(28, dims=-1))
     other = follow(video, [moved], coin(clip, False))[0].masks.detach()
@@ -137,7 +138,7 @@ def test_a_fresh_tracker_receives_what_is_remembered(bare: Path) -> None:
 
 
 def test_what_is_remembered_matters(bare: Path) -> None:
-    video, clip = load(bare, bare, seed=0), lesson(2, 112, 4)
+    video, clip = load(bare, bare, seed=0)[0], lesson(2, 112, 4)
     truth = follow(video, [clip], coin(clip, False))
     own = follow(video, [clip], coin(clip, True))
     assert torch.equal(truth[0].masks, own[0].masks)  # up to here only the first frame is remembered
@@ -149,5 +150,5 @@ def test_the_examination_measures_overlap(bare: Path) -> None:
     b = a.clone()
     a[0, :2], b[0, 1:3] = True, True
     assert overlap(a, b).tolist() == pytest.approx([1 / 3])
-    ours, still = examine(load(bare, bare, seed=0), 2)
+    ours, still = examine(load(bare, bare, seed=0)[0], 2)
     assert 0 <= ours <= 1 and 0 < still < 1

@@ -116,6 +116,35 @@ def test_when_an_object_is_taken_back_the_others_keep_their_own_masks(style: str
     assert astray > 0
 
 
+@pytest.fixture(scope="module")
+def demo_pair() -> tuple[list[TrackedFrame], list[LibraryFrame], int]:
+    """The demo checkpoint, with its own thresholds, on a film with three kinds of objects."""
+    checkpoint = resolve("demo")
+    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"))
+    item, phrases = MediaItem("film", "film", "video"), ("circle", "star", "square")
+    frames = [Frame(item, i, scene.image) for i, scene in enumerate(make_clip(9_000_000, 36, objects=6))]
+    encodes: list[int] = []
+    tracker.detector.model.vision_encoder.register_forward_hook(lambda *_: encodes.append(1))
+    ours = list(tracker.track(frames, [Prompt(phrase, phrase) for phrase in phrases]))
+    return ours, Library(checkpoint.folder, "official", {}).track(tracker.detector, frames, phrases), len(encodes)
+
+
+def test_the_demo_checkpoint_tracks_as_in_the_librarys_own_loop(demo_pair: Any) -> None:
+    ours, theirs, encodes = demo_pair
+    assert len(ours) == len(theirs) == encodes == 36
+    compared = 0
+    for one, other in zip(ours, theirs, strict=True):
+        found = decoded(one)
+        assert found.keys() == other.masks.keys()
+        if other.removal:
+            continue
+        assert {o.number: o.prompt for o in one.objects} == {n: other.prompts[n] for n in found}
+        assert all(np.array_equal(mask, other.masks[number]) for number, mask in found.items())
+        assert {o.number: o.score for o in one.objects} == pytest.approx({n: other.scores[n] for n in found}, abs=1e-5)
+        compared += len(found)
+    assert compared > 36
+
+
 def test_three_prompts_cost_one_image_encoding_a_frame(pairs: Any) -> None:
     assert pairs("official")[2] == 18
 

@@ -14,6 +14,7 @@ from skimage.measure import label as connected_parts
 
 from sam3label.model import Detector
 from sam3label.records import Frame
+from sam3label.video import widen_pointers
 
 
 def generic_nms(ious: torch.Tensor, scores: torch.Tensor, threshold: float, use_iou_matrix: bool) -> torch.Tensor:
@@ -53,6 +54,7 @@ class Library:
 
         modeling.cv_utils_kernel = SimpleNamespace(generic_nms=generic_nms, cc_2d=cc_2d)
         self.model = Sam3VideoModel.from_pretrained(folder).eval()
+        widen_pointers(self.model)  # as it is, it runs no tracker that is 64 wide, which the demo checkpoint's is
         for name, value in settings.items():
             setattr(self.model, name, value)
         self.prompt_style = prompt_style
