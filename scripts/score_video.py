@@ -1,10 +1,11 @@
 """How well a checkpoint tracks: HOTA, identity switches and broken clip borders on synthetic films it never saw.
 
     python scripts/score_video.py                                      # the demo checkpoint
-    python scripts/score_video.py --model FOLDER --films 12 --frames 60 --clip-frames 24 [--card]
+    python scripts/score_video.py --model FOLDER --films 12 --frames 60 --clip-frames 24 600 [--card]
 
-The films are made with their truth, labelled by `sam3label`'s own run in clips so short that objects must pass borders
-between them, and judged as `sam3label evaluate` judges. `--card` writes the figures into the checkpoint's README.
+The films are made with their truth, labelled by `sam3label`'s own run, first in clips so short that objects must pass
+borders between them, then each as one clip, and judged as `sam3label evaluate` judges. `--card` writes the figures into
+the checkpoint's README.
 """
 
 from __future__ import annotations
@@ -70,15 +71,18 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--films", type=int, default=12)
     parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--clip-frames", type=int, default=24)
+    parser.add_argument("--clip-frames", type=int, nargs="+", default=[24, 600], help="once with each")
     parser.add_argument("--seed", type=int, default=HELD_OUT)
     parser.add_argument("--card", action="store_true", help="write the figures into the checkpoint's README.md")
     arguments = parser.parse_args()
-    metrics = measure(arguments.model, arguments.films, arguments.frames, arguments.clip_frames, arguments.seed)
-    for name, value in asdict(metrics).items():
-        print(f"{name:15} {value}")
+    rows = ""
+    for clip_frames in arguments.clip_frames:
+        metrics = measure(arguments.model, arguments.films, arguments.frames, clip_frames, arguments.seed)
+        rows += row(metrics, clip_frames)
+        for name, value in {"clip_frames": clip_frames, **asdict(metrics)}.items():
+            print(f"{name:15} {value}", flush=True)
     if arguments.card:
-        write_card(resolve(arguments.model).folder / "README.md", row(metrics, arguments.clip_frames))
+        write_card(resolve(arguments.model).folder / "README.md", rows)
 
 
 if __name__ == "__main__":
