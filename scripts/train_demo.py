@@ -294,8 +294,8 @@ def _test(trainer: Trainer, tokenize: lessons.Tokenize, papers: dict[str, list[e
 def video_config(words: CLIPTokenizer) -> Sam3VideoConfig:
     """The detector's config inside a `sam3_video` one.
 
-    The tracker's part only keeps the layout: it has no weights here. `train_demo_tracker.py` makes them, and `--minutes 0
-    --start OLD` there puts an earlier tracker beside this detector.
+    The tracker's part only keeps the layout: it has no weights here. `train_demo_tracker.py` makes them, and with
+    `--minutes 0 --start OLD` puts an earlier tracker beside this detector.
     """
     detector = detector_config(words).to_dict()
     tracker = {
