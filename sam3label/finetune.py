@@ -215,9 +215,7 @@ class LossWeights:
     semantic_dice: float = 2.0
     fused: float = 6.0  # the same question asked of the encoder's tokens, for every pair
     one_to_many: float = 0.0
-    anchor: float = (
-        0.0  # in the matching: how far a target is from where the query starts; settles ties alike every time
-    )
+    anchor: float = 0.0  # in the matching, of how far a target is from where the query starts: settles ties alike
 
 
 @dataclass(frozen=True, slots=True)
