@@ -27,7 +27,6 @@ from sam3label.finetune import (
     Recipe,
     Trainer,
     autocast,
-    fast_bf16,
     forward,
     learning_rate_factor,
     loss_parts,
@@ -349,7 +348,6 @@ def test_anchors_settle_which_of_two_equal_queries_answers() -> None:
     assert pulled_up == int((grid - centre).abs().sum(-1).argmin())
 
 
-@pytest.mark.skipif(not fast_bf16(torch.device("cpu")), reason="this processor has no AMX")
 def test_bf16_autocast_trains_close_to_fp32() -> None:
     batch = batch_of(sheets(2))
     totals = [
