@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam3label.finetune import Precision, autocast
 from sam3label.losses import dice_loss, mask_focal_loss
 from sam3label.video import Window
 
@@ -77,10 +78,12 @@ def follow(video: Any, clips: Sequence[Clip], remember_own: Tensor) -> list[Trac
             if frame == 0:
                 known = given * (FULL - NONE) + NONE
             else:
-                one = Tracked(raw.pop()[:, 0, 0], output["object_score_logits"].flatten())
+                one = Tracked(raw.pop()[:, 0, 0].float(), output["object_score_logits"].flatten().float())
                 found.append(one)
                 known = _truth(clips, frame, one.masks.shape[-2:]) * (FULL - NONE) + NONE
-                known = torch.where(remember_own[frame, :, None, None], output["pred_masks"][:, 0].detach(), known)
+                known = torch.where(
+                    remember_own[frame, :, None, None], output["pred_masks"][:, 0].detach().float(), known
+                )
             _remember(tracker, session, frame, features[-1], known)
     return found
 
@@ -195,10 +198,14 @@ def begin(video: Any, pixels: Tensor) -> None:
 
 
 class TrackerTrainer:
-    """AdamW on the tracker's weights, gradients clipped at 1; dropout stays off."""
+    """AdamW on the tracker's weights, gradients clipped at 1; dropout stays off.
 
-    def __init__(self, video: Any, rate: float = 1e-3, seed: int = 0) -> None:
+    Clips run through the model in bfloat16 where that is fast (`precision`), losses are always in float32.
+    """
+
+    def __init__(self, video: Any, rate: float = 1e-3, seed: int = 0, precision: Precision = "auto") -> None:
         self.video = video.eval()
+        self.precision = precision
         self.weights = list(trained_parts(video))
         self.optimizer = torch.optim.AdamW(self.weights, rate, weight_decay=0.01)
         self.coin = torch.Generator().manual_seed(seed)
@@ -210,7 +217,9 @@ class TrackerTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         rows = sum(clip.masks.shape[1] for clip in clips)
         remember_own = torch.rand(len(clips[0].pixels), rows, generator=self.coin) < own
-        one = loss(clips, follow(self.video, clips, remember_own))
+        with autocast(clips[0].pixels.device, self.precision):
+            found = follow(self.video, clips, remember_own)
+        one = loss(clips, found)
         one.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()

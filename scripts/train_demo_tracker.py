@@ -32,10 +32,10 @@ from sam3label.video import widen_pointers
 
 CHECKPOINT = Path(__file__).parents[1] / "sam3label" / "demo" / "checkpoint"
 FRAMES, STEP = 8, (1, 4)  # frames of a lesson, and how many frames of the clip lie between two of them
-LENGTH = (24, 64)  # frames of the clip, in which objects cross the picture
+LENGTH = (32, 96)  # frames of the clip, in which objects cross the picture
 LEAST = 40 / 128**2  # of the picture, that an object shows in the first frame
 LONGER = ((0.5, FRAMES), (0.25, 4), (0.0, 2))  # from this share of the time on, lessons have so many frames;
-FURTHER = ((0.6, FRAMES), (0.0, 4))  # the same where a tracker is trained on
+FURTHER = ((0.3, FRAMES), (0.0, 4))  # the same where a tracker is trained on
 HELD_OUT = 10**7  # seeds from here on are for tests
 KEEP = 4  # minutes of training that a kill may lose
 

@@ -19,7 +19,7 @@ from transformers import Sam3Config, Sam3Model, Sam3Processor
 from sam3label import losses
 from sam3label.demo import exam, lessons
 from sam3label.demo.lessons import Question
-from sam3label.demo.shapes import COLOURS, SHAPES, SYNONYMS, make_scene
+from sam3label.demo.shapes import COLOURS, SHAPES, SYNONYMS, Scene, make_scene
 from sam3label.finetune import (
     PAD,
     Batch,
@@ -302,6 +302,22 @@ def test_the_same_batch_number_gives_the_same_batch_wherever_training_started() 
     first, again = went_on.batch(9, plain=2, canvases=2), resumed.batch(9, plain=2, canvases=2)
     assert torch.equal(first.pixels, again.pixels) and torch.equal(first.exemplars, again.exemplars)
     assert [t.tolist() for t in first.targets] == [t.tolist() for t in again.targets]
+
+
+def test_a_good_part_of_the_scenes_are_film_frames_and_references_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries: list[Scene] = []
+    canvas_sample = lessons.canvas_sample
+
+    def watched(rng: lessons.Rng, target: Scene, library: Sequence[Scene], side: int, cells: int) -> lessons.Sample:
+        libraries.extend(library)
+        return canvas_sample(rng, target, library, side, cells)
+
+    monkeypatch.setattr(lessons, "canvas_sample", watched)
+    room = lessons.Classroom(tokenize_letters, SIDE, CELLS, seed=3, window=120)
+    room.batch(0, plain=1, canvases=3)
+    filmed = [scene for scene in room.scenes.values() if any(thing.track for thing in scene.things)]
+    assert 0.25 < len(filmed) / len(room.scenes) < 0.5
+    assert len(libraries) > 60 and not any(thing.track for scene in libraries for thing in scene.things)
 
 
 def tokenize_letters(phrases: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -122,8 +122,8 @@ def test_objects_in_one_batch_are_tracked_as_if_alone(bare: Path) -> None:
         for n in range(len(given)):
             one = Clip(clip.pixels, clip.masks[:, n : n + 1], given[n : n + 1])
             for alone, both in zip(follow(video, [one], coin(one, True)), together, strict=True):
-                assert torch.allclose(alone.masks[0], both.masks[row], atol=0.02)  # memories are in bfloat16
-                assert torch.allclose(alone.seen[0], both.seen[row], atol=0.02)
+                assert torch.allclose(alone.masks[0], both.masks[row], atol=0.05)  # memories are in bfloat16
+                assert torch.allclose(alone.seen[0], both.seen[row], atol=0.05)
             row += 1
     assert row == len(together[0].masks) > 2
 

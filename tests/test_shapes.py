@@ -23,6 +23,7 @@ from sam3label.demo.shapes import (
     make_clip,
     make_scene,
     matches,
+    without_slivers,
     write_scenes,
 )
 from sam3label.demo.shapes import _alpha as alpha_of
@@ -148,6 +149,33 @@ def test_clips_keep_tracks_and_have_occlusion_entering_and_leaving() -> None:
         left += sum(sizes[-1] == 0 for sizes in areas.values())
     assert hidden and entered and left
     assert make_clip(2, 5, SIZE)[4].image.tobytes() == make_clip(2, 5, SIZE)[4].image.tobytes()
+
+
+def test_slivers_are_left_out_and_the_rest_is_numbered_again() -> None:
+    index = np.zeros((10, 10), np.uint8)
+    index[0, 0], index[2:4], index[5:9] = 1, 2, 3  # 1, 20 and 40 of 100 pixels
+    scene = Scene(
+        np.zeros((10, 10, 3), np.uint8), index, (Thing("red", "star"), Thing("blue", "ring"), Thing("green", "circle"))
+    )
+    assert without_slivers(scene).things == scene.things
+    least = without_slivers(scene, 0.01)  # no more than: the one pixel goes
+    assert [thing.colour for thing in least.things] == ["blue", "green"]
+    assert np.array_equal(least.mask(1), index == 2) and np.array_equal(least.mask(2), index == 3)
+    assert without_slivers(scene, 0.4).things == ()
+
+
+def test_film_frames_to_learn_from_have_objects_cut_by_the_edge_and_no_slivers() -> None:
+    frames = [lessons.film_frame(np.random.default_rng(k), TRAINING_SEEDS + k) for k in range(30)]
+    again = lessons.film_frame(np.random.default_rng(4), TRAINING_SEEDS + 4)
+    assert np.array_equal(frames[4].image, again.image)
+    cut = whole = 0
+    for scene in frames:
+        inner = scene.index[1:-1, 1:-1]
+        for k in range(1, len(scene.things) + 1):
+            assert scene.mask(k).mean() > lessons.SLIVER
+            inside = int((inner == k).sum()) == int(scene.mask(k).sum())
+            whole, cut = whole + inside, cut + (not inside)
+    assert cut > 20 and whole > 20
 
 
 def area(scene: Scene, track: int) -> int:

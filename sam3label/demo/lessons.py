@@ -14,7 +14,18 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.demo.shapes import ANYTHING, COLOURS, SHAPES, SYNONYMS, Scene, Thing, make_scene, matches
+from sam3label.demo.shapes import (
+    ANYTHING,
+    COLOURS,
+    SHAPES,
+    SYNONYMS,
+    Scene,
+    Thing,
+    make_clip,
+    make_scene,
+    matches,
+    without_slivers,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +44,9 @@ STRANGERS = (
     "pallet", "heart", "moon", "sun", "oval", "hexagon", "cross", "black", "white", "grey", "brown", "pink",
 )  # fmt: skip
 UNSEEN_STRANGERS = ("dog", "train", "boat", "lamp", "spider", "wheelbarrow", "guitar", "teddy bear", "traffic light")
+
+FILM_FRAMES = 0.4  # of the pictures that are asked about
+SLIVER = 0.002  # of the picture
 
 Tokenize = Callable[[Sequence[str]], "tuple[Tensor, Tensor]"]  # phrases -> ids [U, length], mask [U, length]
 Rng = np.random.Generator
@@ -80,6 +94,14 @@ def to_sample(scene: Scene, side: int, cells: int, references: tuple[int, ...] =
         boxes[i] = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
         masks[i] = cv2.resize(mask.astype(np.uint8) * 255, (cells, cells), interpolation=cv2.INTER_AREA)
     return Sample(shrink(scene.image, side), masks, boxes, scene.things, references)
+
+
+def film_frame(rng: Rng, seed: int) -> Scene:
+    """A frame of a clip: objects half in the picture and half hidden, as tracking meets them; slivers go unnamed."""
+    length = int(rng.integers(24, 64))
+    frame = int(rng.integers(length))
+    (scene,) = make_clip(seed, length, random_size(rng), int(rng.integers(2, 8)), only=[frame])
+    return without_slivers(scene, SLIVER)
 
 
 def random_size(rng: Rng) -> tuple[int, int]:
@@ -259,6 +281,9 @@ def lesson(rng: Rng, sample: Sample, words: int, boxes: int) -> list[Question]:
         return [ask_words(rng, (), positive=False) for _ in range(words + boxes)]
     allowed = sample.references or None
     questions = [ask_words(rng, sample.things, bool(rng.random() < 0.55)) for _ in range(words)]
+    for i, question in enumerate(questions):  # many answers at once are the hardest
+        if question.answer and rng.random() < 0.4:
+            questions[i] = max(question, ask_words(rng, sample.things, True), key=lambda one: len(one.answer))
     for _ in range(boxes):
         questions.append((ask_boxes if rng.random() < 0.6 else ask_both)(rng, sample.things, allowed))
     return questions
@@ -345,7 +370,7 @@ class Classroom:
         taught = [(sample, lesson(rng, sample, 4, 3)) for sample in samples]
         for i in picks[plain:]:
             library = [self.scenes[int(k)] for k in number + rng.integers(self.window, size=60)]
-            library = [scene for scene in library if scene.things]
+            library = [scene for scene in library if scene.things and not scene.things[0].track]  # whole objects
             sample = canvas_sample(rng, self.scenes[int(i)], library, self.side, self.cells)
             taught.append((sample, lesson(rng, sample, 1, 5)))
         return collate(taught, self.tokenize, rng)
@@ -362,8 +387,9 @@ class Classroom:
         for i in [old for old in self.scenes if old not in wanted]:
             del self.scenes[i], self.samples[i]
         for i in [new for new in wanted if new not in self.scenes]:
-            rng = np.random.default_rng((self.seed, i, 1))
-            self.scenes[i] = make_scene(TRAINING_SEEDS + i, random_size(rng))
+            rng, seed = np.random.default_rng((self.seed, i, 1)), TRAINING_SEEDS + i
+            filmed = rng.random() < FILM_FRAMES
+            self.scenes[i] = film_frame(rng, seed) if filmed else make_scene(seed, random_size(rng))
             self.samples[i] = to_sample(self.scenes[i], self.side, self.cells)
 
 

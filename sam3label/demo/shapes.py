@@ -203,7 +203,7 @@ def _photograph(rng: np.random.Generator, ground: npt.NDArray[np.float32], place
         ground = cv2.GaussianBlur(ground, (0, 0), sigma)
     noise = rng.uniform(0, 9) * rng.standard_normal(ground.shape, np.float32)
     image = np.clip(ground * rng.uniform(0.85, 1.1) + noise, 0, 255).astype(np.uint8)
-    return _without_hidden(Scene(image, index, tuple(pose.thing for pose in placed)))
+    return without_slivers(Scene(image, index, tuple(pose.thing for pose in placed)))
 
 
 def _paint_over(ground: npt.NDArray[np.float32], alpha: Pixels, pose: Placed) -> None:
@@ -218,9 +218,10 @@ def _paint_over(ground: npt.NDArray[np.float32], alpha: Pixels, pose: Placed) ->
     ground[box] = part * (1 - cover) + (np.array(pose.paint) + shade) * cover
 
 
-def _without_hidden(scene: Scene) -> Scene:
-    """Drop objects without a visible pixel and number the rest 1..N again."""
-    seen = [k for k in range(1, len(scene.things) + 1) if (scene.index == k).any()]
+def without_slivers(scene: Scene, share: float = 0.0) -> Scene:
+    """Drop objects that show no more than this share of the picture (default: nothing); number the rest 1..N again."""
+    shown = np.bincount(scene.index.ravel(), minlength=len(scene.things) + 1) / scene.index.size
+    seen = [k for k in range(1, len(scene.things) + 1) if shown[k] > share]
     renumber = np.zeros(256, np.uint8)
     renumber[seen] = np.arange(1, len(seen) + 1)
     return replace(scene, index=renumber[scene.index], things=tuple(scene.things[k - 1] for k in seen))
