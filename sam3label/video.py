@@ -200,7 +200,7 @@ class Tracker:
         scores = det_out["scores"][plan["new_det_out_inds"]].tolist()
         pending.track_scores.update(zip(plan["new_det_obj_ids"], scores, strict=True))
         found.update(zip(plan["new_det_obj_ids"], clean_masks(born, self._hole_area)[:, None], strict=True))
-        for number in reconditioned_obj_ids or ():
+        for number in set(reconditioned_obj_ids or ()) - plan["obj_ids_newly_removed"]:
             found[number] = det_out["mask"][plan["trk_id_to_max_iou_high_conf_det"][number]][None]
         return found
 

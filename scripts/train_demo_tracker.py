@@ -31,11 +31,12 @@ from sam3label.finetune_tracker import Clip, TrackerTrainer, begin, follow
 from sam3label.video import widen_pointers
 
 CHECKPOINT = Path(__file__).parents[1] / "sam3label" / "demo" / "checkpoint"
-FRAMES, STEP = 8, (1, 4)  # frames of a lesson, and how many frames of the clip lie between two of them
-LENGTH = (32, 96)  # frames of the clip, in which objects cross the picture
+FRAMES = 8  # of the longest lesson
+SPAN = 24  # a lesson takes every k-th frame of a clip and spans no more than these: short ones have large steps
+LENGTH = (24, 96)  # frames of the clip, in which objects cross the picture
 LEAST = 40 / 128**2  # of the picture, that an object shows in the first frame
-LONGER = ((0.5, FRAMES), (0.25, 4), (0.0, 2))  # from this share of the time on, lessons have so many frames;
-FURTHER = ((0.3, FRAMES), (0.0, 4))  # the same where a tracker is trained on
+LESSONS = ((2, 8), (4, 5), (FRAMES, 2))  # in turn: an update sees so many frames of so many clips, at like cost
+BEGIN = 0.25  # a fresh tracker has the first kind alone up to this share of the time
 HELD_OUT = 10**7  # seeds from here on are for tests
 KEEP = 4  # minutes of training that a kill may lose
 
@@ -111,7 +112,8 @@ def lesson(seed: int, side: int, frames: int = FRAMES) -> Clip:
     """Some objects of a synthetic clip, all seen in the first frame of the lesson."""
     rng = np.random.default_rng(seed)
     while True:
-        length, step, objects, drawn = (int(rng.integers(*bounds)) for bounds in (LENGTH, STEP, (2, 7), (2**31,)))
+        bounds = LENGTH, (1, SPAN // frames + 1), (2, 7), (2**31,)
+        length, step, objects, drawn = (int(rng.integers(*each)) for each in bounds)
         start = int(rng.integers(length - (frames - 1) * step))
         scenes = make_clip(drawn, length, (120, 160), objects, range(start, length, step)[:frames])
         sizes = np.bincount(scenes[0].index.ravel(), minlength=len(scenes[0].things) + 1)[1:] / scenes[0].index.size
@@ -145,20 +147,19 @@ def track_mask(scene: Scene, track: int) -> Tensor:
     return torch.from_numpy((scene.index == number) & (number > 0)).float()
 
 
-def train(
-    video: Any, minutes: float, rate: float, seed: int, further: bool, keep: Callable[[], None], clips_each: int = 4
-) -> None:
+def train(video: Any, minutes: float, rate: float, seed: int, further: bool, keep: Callable[[], None]) -> None:
     """`keep` is called every few minutes, and at the end. `further`: the tracker has been trained before."""
     trainer, side = TrackerTrainer(video, rate, seed), video.config.image_size
-    start, step, kept, shown = time.monotonic(), 0, 0, list[float]()
+    start, step, kept, drawn, shown = time.monotonic(), 0, 0, seed, list[float]()
     while minutes and (done := (time.monotonic() - start) / (60 * minutes)) < 1:
-        frames = next(frames for share, frames in (FURTHER if further else LONGER) if done >= share)
-        clips = [lesson(seed + step * clips_each + k, side, frames) for k in range(clips_each)]
+        kinds = LESSONS if further or done > BEGIN else LESSONS[:1]
+        frames, count = kinds[step % len(kinds)]
+        clips = [lesson(drawn + k, side, frames) for k in range(count)]
         now = rate * min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         shown.append(trainer.step(clips, now, own=0.8 if further else min(0.8, 2 * done)))
-        step += 1
-        if step % 25 == 0:
-            print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-25:]):.3f}", flush=True)
+        step, drawn = step + 1, drawn + count
+        if step % 30 == 0:
+            print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-30:]):.3f}", flush=True)
         if done * minutes > (kept + 1) * KEEP:
             kept += 1
             keep()

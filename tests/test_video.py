@@ -293,3 +293,21 @@ def test_no_prompt_finds_nothing(tiny_checkpoint: Path) -> None:
     tracker = make_tracker(tiny_checkpoint, "official")
     frames: Sequence[TrackedFrame] = list(tracker.track(clip_frames(2), ()))
     assert [one.objects for one in frames] == [(), ()]
+
+
+def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(tiny_checkpoint: Path) -> None:
+    tracker = make_tracker(tiny_checkpoint, "official")
+    video, coincidences = tracker._video, list[set[int]]()
+    video.recondition_every_nth_frame = 1
+    outputs = video.build_outputs
+
+    def watched(*, tracker_update_plan: Any, reconditioned_obj_ids: Any, **rest: Any) -> Any:
+        coincidences.append(set(reconditioned_obj_ids) & set(tracker_update_plan["obj_ids_newly_removed"]))
+        return outputs(tracker_update_plan=tracker_update_plan, reconditioned_obj_ids=reconditioned_obj_ids, **rest)
+
+    video.build_outputs = watched
+    tracked = list(tracker.track(clip_frames(18), PROMPTS))
+    assert len(tracked) == 18
+    both = set().union(*coincidences)
+    assert both
+    assert not any(one.number in both for frame in tracked for one in frame.objects)
