@@ -3,7 +3,9 @@ that it has when it tracks.
 
 The clips run through the very parts that track (`transformers`' Sam3VideoModel), frame by frame, with gradients, all
 objects of all clips at once. What is remembered of a frame is the truth or, as in earnest, the tracker's own mask: a
-coin decides for each object and frame. The detector with its image encoder stays as it is.
+coin decides for each object and frame. Some frames are corrected, as where `recondition_on_trk_masks` is off: a
+detection takes the place of the mask, and the frame is remembered like the first one. The detector with its image
+encoder stays as it is.
 
 Shape legend: T frames, N objects of a clip, R objects of all clips, X the model's input side, h x w mask logits.
 """
@@ -11,7 +13,7 @@ Shape legend: T frames, N objects of a clip, R objects of all clips, X the model
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -34,7 +36,7 @@ class Clip:
 
     pixels: Tensor  # [T, 3, X, X], normalised
     masks: Tensor  # [T, N, X, X], visible parts, 0 or 1
-    given: Tensor | None = None  # [N, X, X], what the tracker is told of the first frame; None: the truth
+    drawn: Tensor | None = None  # [T, N, X, X], what a detector makes of it, first frame and corrections; None: truth
 
     def __post_init__(self) -> None:
         if self.masks.dim() != 4 or len(self.masks) != len(self.pixels) or not self.masks.shape[1]:
@@ -59,15 +61,19 @@ def trained_parts(video: Any) -> Iterator[nn.Parameter]:
         yield from part.parameters()
 
 
-def follow(video: Any, clips: Sequence[Clip], remember_own: Tensor) -> list[Tracked]:
-    """Track the objects from frame 1 on. Where `remember_own` (bool [T, R]), the own mask is what is remembered."""
+def follow(video: Any, clips: Sequence[Clip], remember_own: Tensor, corrected: Collection[int] = ()) -> list[Tracked]:
+    """Track the objects from frame 1 on. Where `remember_own` (bool [T, R]), the own mask is what is remembered.
+
+    In the frames `corrected` it is the mask that is drawn of an object, if any is.
+    """
     tracker, session, found = video.tracker_model, _session(), list[Tracked]()
     pixels = torch.stack([clip.pixels for clip in clips], dim=1)  # [T, clips, 3, X, X]
     with torch.no_grad():
         hidden = video.detector_model.vision_encoder.backbone(pixels.flatten(0, 1)).last_hidden_state
     hidden = hidden.unflatten(0, pixels.shape[:2])
     clip_of = torch.cat([torch.full((clip.masks.shape[1],), k) for k, clip in enumerate(clips)])
-    given = torch.cat([clip.masks[0] if clip.given is None else clip.given for clip in clips])
+    drawn = torch.cat([clip.masks if clip.drawn is None else clip.drawn for clip in clips], dim=1)
+    given = drawn[0]
     with _in_rows(tracker) as raw:
         for frame in range(len(pixels)):
             features, places = video.get_vision_features_for_tracker(SimpleNamespace(last_hidden_state=hidden[frame]))
@@ -80,10 +86,15 @@ def follow(video: Any, clips: Sequence[Clip], remember_own: Tensor) -> list[Trac
             else:
                 one = Tracked(raw.pop()[:, 0, 0].float(), output["object_score_logits"].flatten().float())
                 found.append(one)
-                known = _truth(clips, frame, one.masks.shape[-2:]) * (FULL - NONE) + NONE
-                known = torch.where(
-                    remember_own[frame, :, None, None], output["pred_masks"][:, 0].detach().float(), known
-                )
+                size = one.masks.shape[-2:]
+                known = _cover(torch.cat([clip.masks[frame] for clip in clips]), size) * (FULL - NONE) + NONE
+                own = output["pred_masks"][:, 0].detach().float()
+                known = torch.where(remember_own[frame, :, None, None], own, known)
+                if frame in corrected:
+                    mask = (_cover(drawn[frame], size) >= 0.5).float()  # logits of 0 and 1, as the library has it
+                    known = torch.where(mask.flatten(1).any(1)[:, None, None], mask, own)
+                    kept = session.output_dict_per_obj[0]
+                    kept["cond_frame_outputs"][frame] = kept["non_cond_frame_outputs"].pop(frame)
             _remember(tracker, session, frame, features[-1], known)
     return found
 
@@ -139,13 +150,13 @@ def _remember(tracker: Any, session: Any, frame: int, features: Tensor, known: T
     logits = known[:, None]
     seen = torch.where((logits > 0).any(dim=(-1, -2)), FULL, NONE)
     memories, places = tracker._encode_new_memory(features, logits, seen[..., None], is_mask_from_pts=frame == 0)
-    kept = session.output_dict_per_obj[0]["non_cond_frame_outputs" if frame else "cond_frame_outputs"][frame]
-    kept["maskmem_features"], kept["maskmem_pos_enc"] = memories, places
+    for outputs in session.output_dict_per_obj[0].values():
+        if frame in outputs:
+            outputs[frame]["maskmem_features"], outputs[frame]["maskmem_pos_enc"] = memories, places
 
 
-def _truth(clips: Sequence[Clip], frame: int, size_hw: tuple[int, ...]) -> Tensor:
-    """The share of each mask cell that the object covers, [R, h, w]."""
-    masks = torch.cat([clip.masks[frame] for clip in clips])
+def _cover(masks: Tensor, size_hw: tuple[int, ...]) -> Tensor:
+    """The share of each mask cell that the masks [R, X, X] cover, [R, h, w]."""
     return F.interpolate(masks[None].float(), size_hw, mode="area")[0]
 
 
@@ -210,15 +221,19 @@ class TrackerTrainer:
         self.optimizer = torch.optim.AdamW(self.weights, rate, weight_decay=0.01)
         self.coin = torch.Generator().manual_seed(seed)
 
-    def step(self, clips: Sequence[Clip], rate: float, own: float = 0.5) -> float:
-        """One update by some clips, whose loss is returned. `own`: share of masks remembered as they were tracked."""
+    def step(self, clips: Sequence[Clip], rate: float, own: float = 0.5, corrected: float = 0.0) -> float:
+        """One update by some clips, whose loss is returned.
+
+        `own`: share of masks remembered as they were tracked; `corrected`: of frames that a detection corrects.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         rows = sum(clip.masks.shape[1] for clip in clips)
         remember_own = torch.rand(len(clips[0].pixels), rows, generator=self.coin) < own
         with autocast(clips[0].pixels.device, self.precision):
-            found = follow(self.video, clips, remember_own)
+            frames = torch.rand(len(clips[0].pixels), generator=self.coin) < corrected
+            found = follow(self.video, clips, remember_own, frames.nonzero().flatten().tolist())
         one = loss(clips, found)
         one.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.weights, 1.0)

@@ -35,8 +35,17 @@ FRAMES = 8  # of the longest lesson
 SPAN = 24  # a lesson takes every k-th frame of a clip and spans no more than these: short ones have large steps
 LENGTH = (24, 96)  # frames of the clip, in which objects cross the picture
 LEAST = 40 / 128**2  # of the picture, that an object shows in the first frame
-LESSONS = ((2, 8), (4, 5), (FRAMES, 2))  # in turn: an update sees so many frames of so many clips, at like cost
+LESSONS = ((2, 8), (FRAMES, 3), (4, 5), (FRAMES, 3))  # in turn: an update sees so many frames of so many clips
 BEGIN = 0.25  # a fresh tracker has the first kind alone up to this share of the time
+TRACKS = 3  # objects of a lesson: those whose visible part changes most, for objects that cross are what is hard
+CORRECTED = (0.0, 0.3, 0.7)  # share of frames that a detection corrects, in turn
+FOLLOWING = {  # where the detector is better at masks than the tracker: what it finds corrects each frame
+    "new_det_thresh": 0.5,
+    "recondition_on_trk_masks": False,
+    "recondition_every_nth_frame": 1,
+    "high_conf_thresh": 0.5,
+    "high_iou_thresh": 0.3,
+}
 HELD_OUT = 10**7  # seeds from here on are for tests
 KEEP = 4  # minutes of training that a kill may lose
 
@@ -77,9 +86,8 @@ def load(folder: Path, start: Path, seed: int) -> tuple[Any, bool]:
     detector = Sam3VideoConfig.from_pretrained(folder).detector_config.to_dict()
     backbone = detector["vision_config"]["backbone_config"]
     grid = backbone["image_size"] // backbone["patch_size"]
-    config = Sam3VideoConfig(
-        detector_config=detector, tracker_config=tracker_config(detector), low_res_mask_size=4 * grid, dtype="float32"
-    )
+    parts = {"detector_config": detector, "tracker_config": tracker_config(detector)}
+    config = Sam3VideoConfig(**parts, low_res_mask_size=4 * grid, dtype="float32", **FOLLOWING)
     torch.manual_seed(seed)
     video = Sam3VideoModel(config).eval()
     widen_pointers(video)
@@ -112,15 +120,21 @@ def lesson(seed: int, side: int, frames: int = FRAMES) -> Clip:
     """Some objects of a synthetic clip, all seen in the first frame of the lesson."""
     rng = np.random.default_rng(seed)
     while True:
-        bounds = LENGTH, (1, SPAN // frames + 1), (2, 7), (2**31,)
+        bounds = LENGTH, (1, SPAN // frames + 1), (3, 7), (2**31,)
         length, step, objects, drawn = (int(rng.integers(*each)) for each in bounds)
         start = int(rng.integers(length - (frames - 1) * step))
         scenes = make_clip(drawn, length, (120, 160), objects, range(start, length, step)[:frames])
-        sizes = np.bincount(scenes[0].index.ravel(), minlength=len(scenes[0].things) + 1)[1:] / scenes[0].index.size
-        tracks = [thing.track for thing, size in zip(scenes[0].things, sizes, strict=True) if size > LEAST]
+        shown = {thing.track: [visible(scene, thing.track) for scene in scenes] for thing in scenes[0].things}
+        tracks = [track for track, shares in shown.items() if shares[0] > LEAST]
         if tracks:
             rng.shuffle(tracks)
-            return to_clip(scenes, tracks[:3], side, torch.Generator().manual_seed(drawn))
+            tracks.sort(key=lambda track: min(shown[track]) / max(shown[track]))
+            return to_clip(scenes, tracks[:TRACKS], side, torch.Generator().manual_seed(drawn))
+
+
+def visible(scene: Scene, track: int) -> float:
+    """The share of the picture in which the object is seen."""
+    return float(track_mask(scene, track).mean())
 
 
 def to_clip(scenes: tuple[Scene, ...], tracks: list[int], side: int, chance: torch.Generator) -> Clip:
@@ -128,7 +142,8 @@ def to_clip(scenes: tuple[Scene, ...], tracks: list[int], side: int, chance: tor
     pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
     masks = torch.stack([torch.stack([track_mask(scene, track) for track in tracks]) for scene in scenes])
     masks = (F.interpolate(masks, (side, side), mode="bilinear", align_corners=False) >= 0.5).float()
-    return Clip(pixels.round().sub(127.5).mul(1 / 127.5), masks, rough(masks[0], chance))
+    drawn = torch.stack([rough(shown, chance) * (shown.mean((1, 2), keepdim=True) > LEAST) for shown in masks])
+    return Clip(pixels.round().sub(127.5).mul(1 / 127.5), masks, drawn)
 
 
 def rough(masks: Tensor, chance: torch.Generator) -> Tensor:
@@ -156,7 +171,8 @@ def train(video: Any, minutes: float, rate: float, seed: int, further: bool, kee
         frames, count = kinds[step % len(kinds)]
         clips = [lesson(drawn + k, side, frames) for k in range(count)]
         now = rate * min(1.0, (step + 1) / 30) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        shown.append(trainer.step(clips, now, own=0.8 if further else min(0.8, 2 * done)))
+        own, corrected = 0.8 if further else min(0.8, 2 * done), CORRECTED[step % len(CORRECTED)]
+        shown.append(trainer.step(clips, now, own, corrected))
         step, drawn = step + 1, drawn + count
         if step % 30 == 0:
             print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-30:]):.3f}", flush=True)

@@ -51,8 +51,9 @@ def test_lessons_are_the_same_again_and_hold_what_they_promise() -> None:
     assert lesson(3, 112, frames=2).pixels.shape == (2, 3, 112, 112)
     assert one.masks[0].flatten(1).any(1).all()
     assert set(one.masks.unique().tolist()) == {0.0, 1.0}
-    assert one.given is not None and set(one.given.unique().tolist()) == {0.0, 1.0}
-    told = overlap(one.given > 0, one.masks[0] > 0)
+    assert one.drawn is not None and one.drawn.shape == one.masks.shape
+    assert set(one.drawn.unique().tolist()) == {0.0, 1.0}
+    told = overlap(one.drawn[0] > 0, one.masks[0] > 0)
     assert (told > 0.3).all() and (told < 1).all()  # as a detector would draw them
 
 
@@ -117,10 +118,10 @@ def test_objects_in_one_batch_are_tracked_as_if_alone(bare: Path) -> None:
     together = follow(video, clips, torch.cat([coin(clip, True) for clip in clips], dim=1))
     row = 0
     for clip in clips:
-        given = clip.given
-        assert given is not None
-        for n in range(len(given)):
-            one = Clip(clip.pixels, clip.masks[:, n : n + 1], given[n : n + 1])
+        drawn = clip.drawn
+        assert drawn is not None
+        for n in range(drawn.shape[1]):
+            one = Clip(clip.pixels, clip.masks[:, n : n + 1], drawn[:, n : n + 1])
             for alone, both in zip(follow(video, [one], coin(one, True)), together, strict=True):
                 assert torch.allclose(alone.masks[0], both.masks[row], atol=0.05)  # memories are in bfloat16
                 assert torch.allclose(alone.seen[0], both.seen[row], atol=0.05)
@@ -132,7 +133,7 @@ def test_a_fresh_tracker_receives_what_is_remembered(bare: Path) -> None:
     """Other masks in the first frame, other masks in the next: what the library's own beginning all but loses."""
     video, clip = load(bare, bare, seed=0)[0], lesson(2, 112, 2)
     one = follow(video, [clip], coin(clip, False))[0].masks.detach()
-    moved = Clip(clip.pixels, clip.masks, clip.masks[0].roll(28, dims=-1))
+    moved = Clip(clip.pixels, clip.masks, clip.masks.roll(28, dims=-1))
     other = follow(video, [moved], coin(clip, False))[0].masks.detach()
     assert float((one - other).abs().mean()) > 0.05 * float(one.std())
 
@@ -143,6 +144,21 @@ def test_what_is_remembered_matters(bare: Path) -> None:
     own = follow(video, [clip], coin(clip, True))
     assert torch.equal(truth[0].masks, own[0].masks)  # up to here only the first frame is remembered
     assert not torch.equal(truth[-1].masks, own[-1].masks)
+
+
+def test_a_corrected_frame_is_remembered_as_drawn_and_kept_like_the_first(bare: Path) -> None:
+    video, clip = load(bare, bare, seed=0)[0], lesson(2, 112, 4)
+    own = follow(video, [clip], coin(clip, True))
+    corrected = follow(video, [clip], coin(clip, True), corrected=[1])
+    assert torch.equal(own[0].masks, corrected[0].masks)  # what is seen in a frame does not depend on its correction
+    assert not torch.equal(own[1].masks, corrected[1].masks)
+    assert clip.drawn is not None
+    nothing = clip.drawn.clone()
+    nothing[1] = 0  # nothing is drawn of it: the own mask is remembered, whatever the coin says
+    undrawn = Clip(clip.pixels, clip.masks, nothing)
+    with_truth = follow(video, [undrawn], coin(clip, False), corrected=[1])
+    with_own = follow(video, [undrawn], coin(clip, True), corrected=[1])
+    assert torch.equal(with_truth[1].masks, with_own[1].masks)
 
 
 def test_the_examination_measures_overlap(bare: Path) -> None:
