@@ -44,7 +44,7 @@ FOLLOWING = {  # where the detector is better at masks than the tracker: what it
     "recondition_on_trk_masks": False,
     "recondition_every_nth_frame": 1,
     "high_conf_thresh": 0.5,
-    "high_iou_thresh": 0.3,
+    "high_iou_thresh": 0.2,
 }
 HELD_OUT = 10**7  # seeds from here on are for tests
 KEEP = 4  # minutes of training that a kill may lose
