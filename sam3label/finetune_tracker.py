@@ -87,14 +87,13 @@ def follow(video: Any, clips: Sequence[Clip], remember_own: Tensor, corrected: C
                 one = Tracked(raw.pop()[:, 0, 0].float(), output["object_score_logits"].flatten().float())
                 found.append(one)
                 size = one.masks.shape[-2:]
-                known = _cover(torch.cat([clip.masks[frame] for clip in clips]), size) * (FULL - NONE) + NONE
                 own = output["pred_masks"][:, 0].detach().float()
-                known = torch.where(remember_own[frame, :, None, None], own, known)
                 if frame in corrected:
-                    mask = (_cover(drawn[frame], size) >= 0.5).float()  # logits of 0 and 1, as the library has it
-                    known = torch.where(mask.flatten(1).any(1)[:, None, None], mask, own)
-                    kept = session.output_dict_per_obj[0]
-                    kept["cond_frame_outputs"][frame] = kept["non_cond_frame_outputs"].pop(frame)
+                    known = _corrected(own, _cover(drawn[frame], size))
+                    _move_to_conditioning(session, frame)
+                else:
+                    truth = _cover(torch.cat([clip.masks[frame] for clip in clips]), size) * (FULL - NONE) + NONE
+                    known = torch.where(remember_own[frame, :, None, None], own, truth)
             _remember(tracker, session, frame, features[-1], known)
     return found
 
@@ -153,6 +152,17 @@ def _remember(tracker: Any, session: Any, frame: int, features: Tensor, known: T
     for outputs in session.output_dict_per_obj[0].values():
         if frame in outputs:
             outputs[frame]["maskmem_features"], outputs[frame]["maskmem_pos_enc"] = memories, places
+
+
+def _corrected(own: Tensor, drawn: Tensor) -> Tensor:
+    """What is remembered where a detection covers `drawn` of each cell: logits of 0 and 1, as the library has it."""
+    mask = (drawn >= 0.5).float()
+    return torch.where(mask.flatten(1).any(1)[:, None, None], mask, own)
+
+
+def _move_to_conditioning(session: Any, frame: int) -> None:
+    outputs = session.output_dict_per_obj[0]
+    outputs["cond_frame_outputs"][frame] = outputs["non_cond_frame_outputs"].pop(frame)
 
 
 def _cover(masks: Tensor, size_hw: tuple[int, ...]) -> Tensor:

@@ -32,7 +32,7 @@ LASTING = {
     "assoc_iou_thresh": 0.0,
     "trk_assoc_iou_thresh": 0.0,
     "hotstart_dup_thresh": 10**6,
-    "recondition_on_trk_masks": True,  # as in facebook/sam3: the demo checkpoint has detections correct every frame
+    "recondition_on_trk_masks": True,  # these four as by default: the demo checkpoint has detections correct each frame
     "recondition_every_nth_frame": 16,
     "high_conf_thresh": 0.8,
     "high_iou_thresh": 0.8,
