@@ -14,9 +14,11 @@ from sam3label import clips, masks
 from sam3label.cli import app
 from sam3label.demo import film
 from sam3label.demo.film import Identity, identity
+from sam3label.export import export
 from sam3label.records import MediaItem, Rle
 from sam3label.render import render
 from sam3label.select import open_run
+from sam3label.validate import validate
 from sam3label.video_truth import Track, read_video_truth
 
 
@@ -120,3 +122,14 @@ def test_a_folder_that_is_not_a_demo_is_left_alone(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--video", "-o", str(tmp_path)])
     assert result.exit_code == 1
     assert "is not empty and not an earlier demo" in result.output
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_frames_come_back_from_the_image_formats(made: tuple[Path, str], tmp_path: Path, kind: str) -> None:
+    with open_run(made[0] / "run") as labelled:
+        export(labelled, kind, tmp_path / kind)
+        trip = validate(tmp_path / kind, labelled).round_trip
+    assert trip is not None and trip.mean is not None
+    assert trip.labels > 60 and (trip.lost, trip.extra, trip.images_missing) == (0, 0, 0)
+    assert trip.mean > (0.9999 if kind == "coco" else 0.95)
+    assert trip.worst[0].image.startswith("film_0") and trip.worst[0].image.endswith(".jpg")

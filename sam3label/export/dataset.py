@@ -12,7 +12,7 @@ import numpy as np
 
 from sam3label import clips, masks
 from sam3label.export.images import Placement, Placer
-from sam3label.records import Label, LabeledImage, MediaItem, Rle
+from sam3label.records import Label, LabeledImage, Rle
 from sam3label.splits import Splits
 
 Segmentation = Literal["rle", "polygon"]
@@ -151,8 +151,8 @@ def samples(
             tally.photos_left_out += 1
             continue
         split = options.splits.of(image.item.id)
-        if image.item.kind == "video" and not whole_videos:
-            image = replace(image, item=_frame_item(image))
+        if not whole_videos:
+            image = as_photo(image)
         labels = tuple(_kept(image.labels, options.min_score, class_ids, tally))
         if not labels and not options.keep_empty and not whole_videos:
             continue
@@ -161,10 +161,12 @@ def samples(
         yield sample
 
 
-def _frame_item(image: LabeledImage) -> MediaItem:
-    """The frame of a video as an item: `clip.mp4/000120.jpg`."""
+def as_photo(image: LabeledImage) -> LabeledImage:
+    """The frame of a video as an image with an id of its own, `clip.mp4/000120.jpg`; a photo as it is."""
+    if image.item.kind == "image":
+        return image
     name = clips.frame_name(image.item, image.frame)
-    return replace(image.item, id=f"{image.item.id}/{name}")
+    return replace(image, item=replace(image.item, id=f"{image.item.id}/{name}"))
 
 
 def _kept(labels: Iterable[Label], min_score: float, class_ids: Mapping[int, int], tally: Tally) -> Iterator[Label]:

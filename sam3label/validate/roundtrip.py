@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 
 from sam3label import masks
+from sam3label.export.dataset import as_photo
 from sam3label.records import Box, Label, LabeledImage, Rle
 from sam3label.validate.report import Match, RoundTrip
 
@@ -31,13 +32,13 @@ Instances = Sequence[tuple[str, Rle | Box]]
 def compare(
     run: Run, options: Mapping[str, Any], task: str, instances_of: Callable[[LabeledImage], Instances | None]
 ) -> RoundTrip:
-    """`instances_of` gives what the dataset holds of an image, None when the image is not in it.
+    """`instances_of` gives what the dataset holds of an image or of a frame, None when that is not in it.
 
     `options` are those of the export, as its marker notes them: labels it left out on purpose are not lost.
     """
     matches: list[Match] = []
     total, count, lost, extra, missing = 0.0, 0, 0, 0, 0
-    for image in run.images():
+    for image in map(as_photo, run.images()):
         labels = [label for label in image.labels if _meant(label, run.concepts.names, options)]
         held = instances_of(image)
         if held is None:
