@@ -322,6 +322,12 @@ def test_command_line_reports_and_leaves_with_the_right_code(tmp_path: Path) -> 
         assert text in clean.output
     written = json.loads(out.read_text())
     assert written["clean"] is True and len(written["round_trip"]["worst"]) == 10
+    assert "Not all of the run" not in clean.output
+    emptied = next((tmp_path / "set/labels").rglob("*.txt"))
+    kept = emptied.read_text()
+    emptied.write_text("")
+    assert "Not all of the run is in this dataset" in runner.invoke(app, arguments, env={"COLUMNS": "200"}).output
+    emptied.write_text(kept)
     next((tmp_path / "set/labels").rglob("*.txt")).write_text("0 0.5 0.5\n")
     broken = runner.invoke(app, arguments, env={"COLUMNS": "200"})
     assert broken.exit_code == 3

@@ -56,6 +56,9 @@ def print_report(report: Report) -> None:
     _print_findings(report, console)
     if report.round_trip:
         _print_round_trip(report, console)
+    trip = report.round_trip
+    if trip and (trip.lost or trip.images_missing):
+        console.print("Not all of the run is in this dataset: export it again if it should be.", style="yellow")
     verdict = "Clean: nothing would be dropped." if report.clean else "Something would be dropped: see above."
     console.print(verdict, style="green" if report.clean else "red")
 
