@@ -208,6 +208,7 @@ class LossWeights:
     box: float = 5.0
     giou: float = 2.0
     mask_focal: float = 20.0
+    mask_alpha: float = 0.5  # share of a mask's own cells in it; at the published 0.25 masks stop short of unsure cells
     mask_dice: float = 3.0
     mask_apart: float = 4.0  # the cells of the prompt's other instances: few, and what keeps two instances apart
     cells: float = 3.0  # each cell's embedding is nearest to the mean of its own instance
@@ -314,7 +315,7 @@ def _mask_parts(
     union = torch.stack([_union(batch, int(pair), outputs.semantic.shape[-2:]) for pair in masked])
     entropy, dice = losses.semantic_loss(outputs.semantic, union)
     return {
-        "mask_focal": weights.mask_focal * losses.mask_focal_loss(predicted, wanted).mean(),
+        "mask_focal": weights.mask_focal * losses.mask_focal_loss(predicted, wanted, weights.mask_alpha).mean(),
         "mask_dice": weights.mask_dice * losses.dice_loss(predicted, wanted).mean(),
         "mask_apart": weights.mask_apart * losses.apart_loss(predicted, others).mean(),
         "cells": weights.cells * torch.stack(nearest).mean(),

@@ -242,7 +242,7 @@ def train(args: argparse.Namespace) -> None:
         learning_rate=args.rate,
         look_until=args.look,
         fusion_until=args.fusion,
-        weights=LossWeights(anchor=5.0),
+        weights=LossWeights(anchor=5.0, mask_focal=60.0, mask_dice=5.0),
     )
     trainer = new_trainer(words, recipe)
     last, spent = work / "last.pt", 0.0

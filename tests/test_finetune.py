@@ -126,6 +126,20 @@ def test_mask_focal_loss_of_two_cells() -> None:
     assert float(value[0]) == pytest.approx(expected, rel=1e-5)
 
 
+def pull_at_the_edge(alpha: float) -> float:
+    """Where a cell's logit of 0 should go if the cell is in the mask every other time."""
+    edge = torch.zeros(1, requires_grad=True)
+    cells = edge.expand(2)[:, None, None]
+    losses.mask_focal_loss(cells, torch.tensor([[[1.0]], [[0.0]]]), alpha).sum().backward()
+    assert edge.grad is not None
+    return -float(edge.grad)
+
+
+def test_mask_edges_are_learned_where_a_cell_is_as_often_in_as_out() -> None:
+    assert pull_at_the_edge(LossWeights().mask_alpha) == 0.0
+    assert pull_at_the_edge(0.25) < -0.1
+
+
 def test_dice_loss_of_two_cells() -> None:
     value = losses.dice_loss(torch.tensor([[[logit(0.9), logit(0.4)]]]), torch.tensor([[[1.0, 0.0]]]))
     assert float(value[0]) == pytest.approx(1 - (2 * 0.9 + 1) / (1.3 + 1 + 1))
@@ -304,7 +318,7 @@ def test_the_same_batch_number_gives_the_same_batch_wherever_training_started() 
     assert [t.tolist() for t in first.targets] == [t.tolist() for t in again.targets]
 
 
-def test_a_good_part_of_the_scenes_are_film_frames_and_references_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_scenes_are_film_frames_and_references_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries: list[Scene] = []
     canvas_sample = lessons.canvas_sample
 
@@ -316,7 +330,7 @@ def test_a_good_part_of_the_scenes_are_film_frames_and_references_are_not(monkey
     room = lessons.Classroom(tokenize_letters, SIDE, CELLS, seed=3, window=120)
     room.batch(0, plain=1, canvases=3)
     filmed = [scene for scene in room.scenes.values() if any(thing.track for thing in scene.things)]
-    assert 0.25 < len(filmed) / len(room.scenes) < 0.5
+    assert 0.4 < len(filmed) / len(room.scenes) < 0.65
     assert len(libraries) > 60 and not any(thing.track for scene in libraries for thing in scene.things)
 
 

@@ -45,7 +45,7 @@ STRANGERS = (
 )  # fmt: skip
 UNSEEN_STRANGERS = ("dog", "train", "boat", "lamp", "spider", "wheelbarrow", "guitar", "teddy bear", "traffic light")
 
-FILM_FRAMES = 0.4  # of the pictures that are asked about
+FILM_FRAMES = 0.55  # of the pictures that are asked about
 SLIVER = 0.002  # of the picture
 
 Tokenize = Callable[[Sequence[str]], "tuple[Tensor, Tensor]"]  # phrases -> ids [U, length], mask [U, length]
@@ -97,9 +97,12 @@ def to_sample(scene: Scene, side: int, cells: int, references: tuple[int, ...] =
 
 
 def film_frame(rng: Rng, seed: int) -> Scene:
-    """A frame of a clip: objects half in the picture and half hidden, as tracking meets them; slivers go unnamed."""
+    """A frame of a clip: objects half in the picture and half hidden, as tracking meets them; slivers go unnamed.
+
+    Mostly of its second tenth to its fourth, in which objects enter.
+    """
     length = int(rng.integers(24, 64))
-    frame = int(rng.integers(length))
+    frame = int(length * rng.beta(1.5, 3.5))
     (scene,) = make_clip(seed, length, random_size(rng), int(rng.integers(2, 8)), only=[frame])
     return without_slivers(scene, SLIVER)
 
