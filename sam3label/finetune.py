@@ -41,7 +41,7 @@ class Batch:
     exemplars: Tensor  # [P, K, 4]
     exemplar_labels: Tensor  # [P, K]: 1 like this, 0 not like this, -10 padding
     instance_boxes: tuple[Tensor, ...]  # B times [N_b, 4]
-    instance_masks: tuple[Tensor, ...]  # B times [N_b, H, W] in [0, 1]
+    instance_masks: tuple[Tensor, ...]  # B times [N_b, Y, X] in [0, 1], as fine as the truth is known
     targets: tuple[Tensor, ...]  # P times the instances of its image that the prompt asks for
     attributes: tuple[Tensor, ...] = ()  # B times [N_b, A] class numbers, for an auxiliary head; else empty
 
@@ -310,8 +310,11 @@ def _mask_parts(
     truth = [asked[s] for s in slots]
     wanted = torch.stack([masks[matches.target[m]] for masks, m in zip(truth, mine, strict=True)])
     others = torch.stack([masks.sum(0).clamp(max=1) for masks in truth]) - wanted
-    predicted = outputs.masks[slots, layer, matches.query[mine]]
-    nearest = [losses.nearest_mean_loss(cells, masks) for cells, masks in zip(outputs.cells, asked, strict=True)]
+    predicted = _enlarged(outputs.masks[slots, layer, matches.query[mine]], wanted.shape[-2:])
+    nearest = [
+        losses.nearest_mean_loss(cells, F.adaptive_avg_pool2d(masks, cells.shape[-2:]))
+        for cells, masks in zip(outputs.cells, asked, strict=True)
+    ]
     union = torch.stack([_union(batch, int(pair), outputs.semantic.shape[-2:]) for pair in masked])
     entropy, dice = losses.semantic_loss(outputs.semantic, union)
     return {
@@ -321,6 +324,11 @@ def _mask_parts(
         "cells": weights.cells * torch.stack(nearest).mean(),
         "semantic": weights.semantic_entropy * entropy + weights.semantic_dice * dice,
     }
+
+
+def _enlarged(logits: Tensor, size: torch.Size) -> Tensor:
+    """Mask logits [M, H, W] at the size of the truth, as they are enlarged for a photo: edges may lie within cells."""
+    return F.interpolate(logits[None], (size[0], size[1]), mode="bilinear", align_corners=False)[0]
 
 
 def _union(batch: Batch, pair: int, size: torch.Size) -> Tensor:

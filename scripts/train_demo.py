@@ -30,6 +30,7 @@ from sam3label.finetune import Batch, LossWeights, Recipe, Trainer
 SIDE, PATCH, WIDTH, QUERIES_PER_SIDE = 128, 8, 64, 5
 GRID = SIDE // PATCH
 CELLS = 4 * GRID  # mask cells per side
+FINE = 2 * CELLS  # per side of the masks in lessons: what is drawn is compared enlarged, as it will be for a photo
 CHECKPOINT = Path(__file__).parents[1] / "sam3label" / "demo" / "checkpoint"
 TABLE_BEGIN, TABLE_END = "<!-- scores -->", "<!-- end of scores -->"
 KINDS = {
@@ -222,7 +223,8 @@ def _dense_truth(masks: Tensor, boxes: Tensor, attributes: Tensor) -> tuple[Tens
     here = torch.stack([ticks.repeat(GRID), ticks.repeat_interleave(GRID)], dim=1)
     centre, half = boxes[owner, :2], boxes[owner, 2:] / 2
     edges = torch.cat([centre - half - here, centre + half - here], dim=1) * 4
-    cells = F.pixel_unshuffle(masks.sum(0, keepdim=True).clamp(max=1), step).flatten(1).T
+    union = F.adaptive_avg_pool2d(masks.sum(0, keepdim=True).clamp(max=1), CELLS)
+    cells = F.pixel_unshuffle(union, step).flatten(1).T
     return classes, edges, cells
 
 
@@ -255,7 +257,7 @@ def train(args: argparse.Namespace) -> None:
         encoder.load_state_dict(trainer.averaged.vision_encoder.backbone.state_dict())
         encoder.requires_grad_(False)
     tokenize = tokenize_with(words)
-    room = lessons.Classroom(tokenize, SIDE, CELLS, args.seed, args.window)
+    room = lessons.Classroom(tokenize, SIDE, FINE, args.seed, args.window)
     size = sum(p.numel() for p in trainer.model.parameters())
     print(f"{size / 1e6:.2f} M parameters, from step {trainer.steps}, {spent / 60:.1f} minutes so far", flush=True)
     room.batch(trainer.steps)  # draws the first window of scenes before the clock starts

@@ -352,6 +352,27 @@ def test_a_batch_without_any_object_trains_presence_and_scores_alone() -> None:
     assert math.isfinite(numbers["total"])
 
 
+def test_masks_are_compared_enlarged_where_the_truth_is_finer_than_their_cells() -> None:
+    sheet = next(one for one in sheets(4) if len(one.questions[0].answer) == 1)
+    fine = lessons.to_sample(sheet.scene, SIDE, SIDE)
+    batch = lessons.collate([(fine, sheet.questions[:1])], tokenize)
+    outputs = forward(small_detector(), batch, torch.tensor([0]))
+    assert outputs.masks.shape[-1] == CELLS == batch.instance_masks[0].shape[-1] // 2
+
+    def edge_within_a_cell(inside: float) -> float:
+        """Dice loss where the truth covers half of a column of cells, and the logit of that column is `inside`."""
+        truth = torch.zeros(SIDE, SIDE)
+        truth[:, : SIDE // 2 + 1] = 1  # one fine column beyond the border of two cells
+        logits = torch.full((CELLS, CELLS), -9.0)
+        logits[:, : CELLS // 2] = 9.0
+        logits[:, CELLS // 2] = inside
+        drawn = replace(outputs, masks=logits.expand_as(outputs.masks))
+        asked = replace(batch, instance_masks=(truth.expand_as(batch.instance_masks[0]),))
+        return float(loss_parts(drawn, asked, torch.tensor([0]), LossWeights(), copies=1)["mask_dice"].detach())
+
+    assert edge_within_a_cell(0.0) < min(edge_within_a_cell(-9.0), edge_within_a_cell(9.0))
+
+
 def test_one_to_many_adds_box_losses_of_further_queries() -> None:
     model, batch = small_detector(), batch_of(sheets(2))
     masked = pick_masked(batch, 4, torch.Generator().manual_seed(0))

@@ -46,7 +46,7 @@ STRANGERS = (
 UNSEEN_STRANGERS = ("dog", "train", "boat", "lamp", "spider", "wheelbarrow", "guitar", "teddy bear", "traffic light")
 
 FILM_FRAMES = 0.55  # of the pictures that are asked about
-SLIVER = 0.002  # of the picture
+SLIVER = 0.0008  # of the picture
 
 Tokenize = Callable[[Sequence[str]], "tuple[Tensor, Tensor]"]  # phrases -> ids [U, length], mask [U, length]
 Rng = np.random.Generator
