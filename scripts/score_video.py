@@ -29,7 +29,8 @@ MARKS = "<!-- film scores -->\n", "<!-- end of film scores -->\n"
 def measure(model: str, films: int, frames: int, clip_frames: int, seed: int) -> FilmMetrics:
     """Make films, track every class of shape in them, and judge."""
     prompts = "".join(f"\n  {name}: {{prompts: [{phrase}]}}" for name, phrase in TRUTH.items())
-    concepts = parse_concepts(f"names: [{', '.join(TRUTH)}]\nconcepts:{prompts}")
+    names = ", ".join(TRUTH)
+    concepts = parse_concepts(f"names: [{names}]\nconcepts:{prompts}\nexclusive: [[{names}]]")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         truth = write_films(folder / "films", films, seed, frames)

@@ -39,12 +39,17 @@ LESSONS = ((2, 8), (FRAMES, 3), (4, 5), (FRAMES, 3))  # in turn: an update sees 
 BEGIN = 0.25  # a fresh tracker has the first kind alone up to this share of the time
 TRACKS = 3  # objects of a lesson: those whose visible part changes most, for objects that cross are what is hard
 CORRECTED = (0.0, 0.3, 0.7)  # share of frames that a detection corrects, in turn
-FOLLOWING = {  # where the detector is better at masks than the tracker: what it finds corrects each frame
+FOLLOWING = {
+    # where the detector is better at masks than the tracker: what it finds corrects each frame
     "new_det_thresh": 0.5,
     "recondition_on_trk_masks": False,
     "recondition_every_nth_frame": 1,
     "high_conf_thresh": 0.5,
     "high_iou_thresh": 0.2,
+    # and it is better at kinds: what it has not found again for eight frames more than it has is hidden until it is
+    "suppress_unmatched_only_within_hotstart": False,
+    "init_trk_keep_alive": 8,
+    "max_trk_keep_alive": 8,
 }
 HELD_OUT = 10**7  # seeds from here on are for tests
 KEEP = 4  # minutes of training that a kill may lose

@@ -40,6 +40,9 @@ names: {{0: disc, 1: ring, 2: star, 3: square, 4: triangle}}
 concepts:
   disc:
     prompts: [circle]
+
+# A shape is of one kind: where two classes find the same object in a frame, the surer one keeps it.
+exclusive: [[disc, ring, star, square, triangle]]
 """
 FRAMES, SIZE_HW = 60, (240, 320)
 CLIP_FRAMES = 24  # short, so that identities must pass borders between clips
