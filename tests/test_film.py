@@ -56,6 +56,16 @@ def test_two_objects_that_swap_ids_are_two_switches() -> None:
     assert identity(truth, swapped, (4,)) == Identity(2, 2, 2)
 
 
+def test_films_of_one_seed_are_equal_to_the_byte(tmp_path: Path) -> None:
+    once, again = (tmp_path / name / "films" for name in ("once", "again"))
+    for folder in (once, again):
+        film.write_films(folder, 4, seed=20_000_000, frames=30)
+    names = [f"film_{i:02d}.mp4" for i in range(4)]
+    assert [path.name for path in sorted(once.iterdir())] == names
+    assert all((once / name).read_bytes() == (again / name).read_bytes() for name in names)
+    assert (tmp_path / "once/truth.json").read_bytes() == (tmp_path / "again/truth.json").read_bytes()
+
+
 def test_the_truth_lies_on_the_objects(tmp_path: Path) -> None:
     truth = read_video_truth(film.write_films(tmp_path / "films", 2, seed=7, frames=10))
     assert [video.name for video in truth.videos.values()] == ["film_00", "film_01"]
