@@ -70,7 +70,7 @@ def write_card(card: Path, rows: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="How well a checkpoint tracks synthetic films it never saw.")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--films", type=int, default=12)
+    parser.add_argument("--films", type=int, default=36)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--clip-frames", type=int, nargs="+", default=[24, 600], help="once with each")
     parser.add_argument("--seed", type=int, default=HELD_OUT)
