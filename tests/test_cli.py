@@ -99,6 +99,8 @@ def test_thresholds_from_the_command_line(
     )  # fmt: skip
     assert code == 0, output
     assert "2 images labelled" in output
+    assert re.search(r"^│ cat +│ +0 │$", output, re.MULTILINE)  # a class that found nothing is told, not left out
+    assert re.search(r"^│ dog +│ +[1-9]\d* │$", output, re.MULTILINE)
     with open_run(tmp_path / "run") as labelled:
         assert [c.conf for c in labelled.concepts.concepts] == [0.99, 0.3]
 

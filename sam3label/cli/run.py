@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +96,7 @@ def run(
     with _stop_on_interrupt() as stop, progress_display(quiet) as show:
         summary = label(photos, concept_list, out, options, on_progress=show, on_message=_say(quiet), stop=stop)
     if not quiet:
-        print_summary(summary, out)
+        print_summary(summary, concept_list.names, out)
     if summary.interrupted and stop.is_set():
         typer.echo(f"Stopped. Everything labelled so far is in {out}: the same command continues.", err=True)
         raise typer.Exit(130)
@@ -244,8 +244,11 @@ def _advice(progress: Progress) -> str:
     return f"  ({_ADVICE[slowest]})" if progress.done > 50 and most and slowest in _ADVICE else ""
 
 
-def print_summary(summary: RunSummary, out: Path) -> None:
-    """The table at the end of a run, with everything a user must know before training on the labels."""
+def print_summary(summary: RunSummary, names: Sequence[str], out: Path) -> None:
+    """The table at the end of a run, with everything a user must know before training on the labels.
+
+    Every class is in it: one of which nothing was found may have a phrase that the model does not know.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -254,8 +257,8 @@ def print_summary(summary: RunSummary, out: Path) -> None:
     console.print(f"{progress.done} images labelled in {_duration(progress.seconds)} ({_rate(progress)})")
     table = Table("class")
     table.add_column("objects", justify="right")
-    for name, count in progress.objects.items():
-        table.add_row(name, str(count))
+    for name in names:
+        table.add_row(name, str(progress.objects.get(name, 0)))
     table.add_row("all", str(sum(progress.objects.values())), style="bold")
     console.print(table)
     if summary.already_done:
