@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sam3label.checkpoint import resolve
 from sam3label.config import parse_concepts
-from sam3label.demo.film import TRUTH, FilmMetrics, score, write_films
+from sam3label.demo.film import CONCEPTS, FilmMetrics, score, write_films
 from sam3label.run import RunOptions, run
 from sam3label.select import open_run
 
@@ -28,11 +28,9 @@ MARKS = "<!-- film scores -->\n", "<!-- end of film scores -->\n"
 
 def measure(model: str, films: int, frames: int, clip_frames: int, seed: int) -> FilmMetrics:
     """Make films, track every class of shape in them, and judge."""
-    prompts = "".join(f"\n  {name}: {{prompts: [{phrase}]}}" for name, phrase in TRUTH.items())
-    names = ", ".join(TRUTH)
-    concepts = parse_concepts(f"names: [{names}]\nconcepts:{prompts}\nexclusive: [[{names}]]")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        concepts = parse_concepts(CONCEPTS.format(films=folder / "films", here="this list", runs=folder / "run"))
         truth = write_films(folder / "films", films, seed, frames)
         options = RunOptions(model=model, video="track", clip_frames=clip_frames)
         start = time.perf_counter()
