@@ -11,9 +11,9 @@
 Everything raises `sam3label.errors.Sam3LabelError` with a message made for people.
 """
 
-from sam3label.config import load_concepts
-from sam3label.export import export
-from sam3label.run import RunOptions, run
-from sam3label.select import open_run
+from sam3label.concepts.concept_list import load_concepts
+from sam3label.export.write import export
+from sam3label.labelling.job import RunOptions, run
+from sam3label.run.reader import open_run
 
 __all__ = ["RunOptions", "export", "load_concepts", "open_run", "run"]

@@ -48,3 +48,8 @@ class ExtraMissingError(Sam3LabelError):
 
 class UndecodableError(Exception):
     """One media file cannot be decoded; `str(error)` is the reason, fit for a list of failures."""
+
+
+def os_reason(error: OSError) -> str:
+    """The system's reason in words: "no space left on device"."""
+    return (error.strerror or type(error).__name__).lower()

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from sam3label.cli import app
-from sam3label.config import load_concepts, parse_concepts
+from sam3label.concepts.concept_list import load_concepts, parse_concepts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -58,7 +58,7 @@ def _photos(out: Path, images: int, seed: int) -> None:
 
 def _films(out: Path, films: int, seed: int) -> None:
     from sam3label.cli.run import progress_display
-    from sam3label.demo.film import film_demo
+    from sam3label.demo.films import film_demo
 
     with progress_display(quiet=False) as show:
         result = film_demo(out, films, seed, on_progress=show)

@@ -12,9 +12,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sam3label.calibrate import Calibration, ClassResult
-    from sam3label.evaluate import Evaluation, Figures
-    from sam3label.preview import Preview
+    from sam3label.quality.calibrate import Calibration, ClassResult
+    from sam3label.quality.evaluate import Evaluation, Figures
+    from sam3label.show.preview import Preview
 
 TruthFiles = Annotated[
     list[Path],
@@ -39,10 +39,10 @@ def evaluate(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
-    from sam3label.config import load_concepts
-    from sam3label.evaluate import evaluate_results, evaluate_run, write_json
-    from sam3label.evaluate_video import evaluate_track_results, evaluate_tracked_run
-    from sam3label.video_truth import is_video_truth
+    from sam3label.annotations.youtube_vis import is_video_truth
+    from sam3label.concepts.concept_list import load_concepts
+    from sam3label.quality.evaluate import evaluate_results, evaluate_run, write_json
+    from sam3label.quality.evaluate_tracks import evaluate_track_results, evaluate_tracked_run
 
     if (run_folder is None) == (pred is None):
         raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
@@ -80,8 +80,8 @@ def calibrate(
     folds: Annotated[int, typer.Option(min=2, max=50, help="Parts for cross-validation over images.")] = 5,
 ) -> None:
     """Choose each class's score, presence and NMS thresholds from a few labelled images. No GPU."""
-    from sam3label.calibrate import Goal, calibrate_run, write_concepts
-    from sam3label.config import load_concepts
+    from sam3label.concepts.concept_list import load_concepts
+    from sam3label.quality.calibrate import Goal, calibrate_run, write_concepts
 
     target = out or run_folder / "concepts.calibrated.yaml"
     goal = Goal(beta, precision)
@@ -110,8 +110,8 @@ def preview(
 ) -> None:
     """Label a spread sample: a contact sheet, a page, and what the whole folder would take."""
     from sam3label.cli.run import read_concepts
-    from sam3label.preview import preview as make_preview
-    from sam3label.run import RunOptions
+    from sam3label.labelling.job import RunOptions
+    from sam3label.show.preview import preview as make_preview
 
     if video not in ("auto", "track", "frames", "off"):
         raise typer.BadParameter(f"{video!r} is not one of auto, track, frames, off", param_hint="--video")
@@ -131,8 +131,8 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about a run: counts, sliders, suspicious cases, a gallery, failures."""
-    from sam3label.config import load_concepts
-    from sam3label.report import write_report
+    from sam3label.concepts.concept_list import load_concepts
+    from sam3label.show.report import write_report
 
     target = out or run_folder / "report.html"
     write_report(run_folder, target, load_concepts(concepts) if concepts else None)
@@ -171,7 +171,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
 def _print_calibration(console: Console, calibration: Calibration, run_folder: Path, target: Path) -> None:
     from rich.table import Table
 
-    from sam3label.calibrate import describe_goal
+    from sam3label.quality.calibrate import describe_goal
 
     console.print(f"Thresholds for {describe_goal(calibration.goal)}; F is cross-validated over images.")
     table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", "gain [95 %]", "")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sam3label.export import Summary
-    from sam3label.select import Run
+    from sam3label.export.dataset import Summary
+    from sam3label.run.reader import Run
 
 
 def export(
@@ -66,11 +66,12 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
-    from sam3label.config import load_concepts
-    from sam3label.export import Options, refuse_unknown_formats
-    from sam3label.export import export as write
-    from sam3label.select import open_run
-    from sam3label.splits import parse_splits
+    from sam3label.concepts.concept_list import load_concepts
+    from sam3label.export.dataset import Options
+    from sam3label.export.registry import refuse_unknown_formats
+    from sam3label.export.splits import parse_splits
+    from sam3label.export.write import export as write
+    from sam3label.run.reader import open_run
 
     refuse_unknown_formats(formats)
     if settings and concepts is None:

@@ -47,7 +47,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
     """Write a commented concept list to start from."""
-    from sam3label.config import load_concepts
+    from sam3label.concepts.concept_list import load_concepts
     from sam3label.errors import OutputError
 
     names: Sequence[str] = ("person", "helmet") if source is None else load_concepts(source).names

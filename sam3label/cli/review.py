@@ -11,7 +11,7 @@ import typer
 from sam3label.cli.run import RunFolder
 
 if TYPE_CHECKING:
-    from sam3label.export.images import Placement
+    from sam3label.export.photos import Placement
 
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
 
@@ -29,8 +29,8 @@ def push(
     ] = None,
 ) -> None:
     """Bring a run into FiftyOne. Again: adds what is new and leaves people's work alone."""
-    from sam3label.review.push import push as send
-    from sam3label.select import open_run
+    from sam3label.review.fiftyone.push import push as send
+    from sam3label.run.reader import open_run
 
     with open_run(run) as opened:
         for pushed in send(opened, dataset, audit):
@@ -48,8 +48,8 @@ def open_app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App.")] = 5151,
 ) -> None:
     """Start the FiftyOne App on the run's dataset, reachable from this machine only. Ctrl-C ends it."""
-    from sam3label.review import connect
-    from sam3label.store import Store
+    from sam3label.review.fiftyone import connect
+    from sam3label.run.store import Store
 
     fo = connect.fiftyone()
     with Store.open(run) as store:
@@ -71,8 +71,8 @@ def pull(
     who: Annotated[str | None, typer.Option(help="Whose corrections these are. Default: your login name.")] = None,
 ) -> None:
     """Record what people changed in FiftyOne. The model's labels are kept beside it; pulling twice changes nothing."""
-    from sam3label.review.pull import pull as fetch
-    from sam3label.select import open_run
+    from sam3label.review.fiftyone.pull import pull as fetch
+    from sam3label.run.reader import open_run
 
     with open_run(run) as opened:
         for pulled in fetch(opened, dataset, who):
@@ -88,7 +88,7 @@ def pull(
 def summary(run: RunFolder) -> None:
     """How good the model was, from the reviewed images: the audit sample gives the unbiased figure."""
     from sam3label.review.summary import summarise, to_text
-    from sam3label.select import open_run
+    from sam3label.run.reader import open_run
 
     with open_run(run) as opened:
         typer.echo(to_text(summarise(opened)))
@@ -104,9 +104,9 @@ def write(
     ] = None,
 ) -> None:
     """Write the run as a FiftyOneDataset folder, which FiftyOne loads without this package. Needs no database."""
-    from sam3label.export.images import PLACEMENTS
-    from sam3label.review.folder import write_folder
-    from sam3label.select import open_run
+    from sam3label.export.photos import PLACEMENTS
+    from sam3label.review.fiftyone.folder import write_folder
+    from sam3label.run.reader import open_run
 
     if images not in PLACEMENTS:
         raise typer.BadParameter(f"{images!r} is not one of {', '.join(PLACEMENTS)}", param_hint="--images")

@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from sam3label.records import ConceptList
-    from sam3label.run import Progress, RunSummary
+    from sam3label.core.records import ConceptList
+    from sam3label.labelling.job import Progress, RunSummary
 
 SHOWN_FAILURES = 50
 
@@ -78,9 +78,9 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Label a folder of images. The same command again continues where it stopped."""
-    from sam3label.export import refuse_unknown_formats
-    from sam3label.run import RunOptions
-    from sam3label.run import run as label
+    from sam3label.export.registry import refuse_unknown_formats
+    from sam3label.labelling.job import RunOptions
+    from sam3label.labelling.job import run as label
 
     refuse_unknown_formats(export or [])
     _one_of("--dtype", dtype, ("auto", "fp32", "bf16"))
@@ -107,7 +107,7 @@ def run(
 
 def read_concepts(path: Path | None, ontology: str | None, settings: list[str]) -> ConceptList:
     """The concept list of the command line: a file, or an ontology. Raises `ConfigError`."""
-    from sam3label import config
+    from sam3label.concepts import concept_list as concept_lists
     from sam3label.errors import ConfigError
 
     if (path is None) == (ontology is None):
@@ -115,9 +115,9 @@ def read_concepts(path: Path | None, ontology: str | None, settings: list[str]) 
             "say what to look for: -c concepts.yaml (make one with: sam3label init), or --ontology '{...}'"
         )
     if path is not None:
-        return config.load_concepts(path, settings)
+        return concept_lists.load_concepts(path, settings)
     assert ontology is not None
-    return config.parse_ontology(ontology, settings)
+    return concept_lists.parse_ontology(ontology, settings)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
@@ -292,8 +292,8 @@ def _some(names: tuple[str, ...], n: int = 5) -> str:
 
 def export_all(run_folder: Path, formats: list[str], quiet: bool) -> None:
     """Export a run into RUN/exports/FORMAT, one after the other."""
-    from sam3label.export import export
-    from sam3label.select import open_run
+    from sam3label.export.write import export
+    from sam3label.run.reader import open_run
 
     for name in formats:
         target = run_folder / "exports" / name
@@ -308,8 +308,8 @@ def status(run_folder: RunFolder) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sam3label.select import count_objects, open_run
-    from sam3label.trust import Trust
+    from sam3label.labelling.reference_check import Trust
+    from sam3label.run.reader import count_objects, open_run
 
     console = Console()
     with open_run(run_folder) as labelled:
@@ -337,7 +337,7 @@ def doctor(
     from rich.console import Console
     from rich.table import Table
 
-    from sam3label.doctor import examine
+    from sam3label.model.doctor import examine
 
     table = Table("what", "found", "advice")
     checks = examine(model)

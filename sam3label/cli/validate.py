@@ -25,9 +25,9 @@ def validate(
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write everything here.")] = None,
 ) -> None:
     """Load a dataset as trainers do and say what they would drop. Exit code 3 if they would, 1 if it is unreadable."""
-    from sam3label.config import load_concepts
+    from sam3label.concepts.concept_list import load_concepts
     from sam3label.errors import OutputError
-    from sam3label.select import open_run
+    from sam3label.run.reader import open_run
     from sam3label.validate import validate as check
 
     if run is None:

@@ -23,9 +23,9 @@ def render(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Draw the tracks of a run's videos, to look at."""
-    from sam3label.config import load_concepts
-    from sam3label.render import render as draw
-    from sam3label.select import open_run
+    from sam3label.concepts.concept_list import load_concepts
+    from sam3label.run.reader import open_run
+    from sam3label.show.render import render as draw
 
     with open_run(run, load_concepts(concepts) if concepts else None) as labelled:
         count = draw(labelled, out, video, _counter(quiet))

@@ -1,1 +1,1 @@
-"""Synthetic photos with exact truth, the tiny checkpoint that labels them, and the demo job."""
+"""The demo job and its drawn scenes; the demo checkpoint's weights."""

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from sam3label import masks, media, saco
-from sam3label.config import load_concepts
-from sam3label.contact import contact_sheet
+from sam3label.concepts.concept_list import load_concepts
+from sam3label.core import masks
+from sam3label.core.records import Label, LabeledImage, Rle
 from sam3label.demo.shapes import write_scenes
 from sam3label.errors import OutputError
-from sam3label.export import export
-from sam3label.records import Label, LabeledImage, Rle
-from sam3label.run import Progress, RunOptions, RunSummary, run
-from sam3label.select import Run, open_run
+from sam3label.export.write import export
+from sam3label.labelling.job import Progress, RunOptions, RunSummary, run
+from sam3label.media.image import decode_image
+from sam3label.quality.metrics import cgf1
+from sam3label.run.reader import Run, open_run
+from sam3label.show.contact_sheet import contact_sheet
 
 # class name: the phrase that says which objects it means; the concept list asks in words of its own
 TRUTH = {
@@ -139,10 +141,10 @@ def score(labelled: Run, truth: Path, seconds: float) -> DemoMetrics:
     for image in labelled.images():
         for class_id, name in enumerate(labelled.concepts.names):
             found = [label.rle for label in image.labels if label.class_id == class_id]
-            pairs.append(saco.match(masks.iou_matrix(found, objects.get((image.item.id, name), []))))
-    curves = saco.curves(pairs)
+            pairs.append(cgf1.match(masks.iou_matrix(found, objects.get((image.item.id, name), []))))
+    curves = cgf1.curves(pairs)
     ious = np.concatenate([pair.found_iou for pair in pairs] or [np.zeros(0)])
-    matched = ious[ious >= saco.IOU_THRESHOLDS[0]]
+    matched = ious[ious >= cgf1.IOU_THRESHOLDS[0]]
     return DemoMetrics(
         f1=round(float(curves["F1"][0]), 4),
         mean_iou=round(float(matched.mean()), 4) if len(matched) else 0.0,
@@ -171,4 +173,4 @@ def _draw(labelled: Run, path: Path) -> None:
 
 
 def _cell(image: LabeledImage) -> tuple[Any, tuple[Label, ...], str]:
-    return media.decode_image(image.item.path), image.labels, image.item.id
+    return decode_image(image.item.path), image.labels, image.item.id

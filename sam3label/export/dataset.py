@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sam3label import clips, masks
-from sam3label.export.images import Placement, Placer
-from sam3label.records import Label, LabeledImage, Rle
-from sam3label.splits import Splits
+from sam3label.core import masks
+from sam3label.core.records import Label, LabeledImage, Rle
+from sam3label.export.photos import Placement, Placer
+from sam3label.export.splits import Splits
+from sam3label.media import video
 
 Segmentation = Literal["rle", "polygon"]
 
@@ -165,7 +166,7 @@ def as_photo(image: LabeledImage) -> LabeledImage:
     """The frame of a video as an image with an id of its own, `clip.mp4/000120.jpg`; a photo as it is."""
     if image.item.kind == "image":
         return image
-    name = clips.frame_name(image.item, image.frame)
+    name = video.frame_name(image.item, image.frame)
     return replace(image, item=replace(image.item, id=f"{image.item.id}/{name}"))
 
 

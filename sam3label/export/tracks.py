@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterable, Iterator
 from itertools import chain, groupby
 from pathlib import PurePosixPath
 
-from sam3label import clips
+from sam3label.core.records import Label, MediaItem
 from sam3label.errors import OutputError
 from sam3label.export.dataset import Sample
-from sam3label.records import Label, MediaItem
+from sam3label.media import video
 
 
 def by_video(samples: Iterable[Sample]) -> Iterator[tuple[MediaItem, str, Iterator[Sample]]]:
@@ -42,4 +42,4 @@ class Numbers:
 
 def frame_suffix(item: MediaItem) -> str:
     """The extension of a video's frames as files, dot included."""
-    return PurePosixPath(clips.frame_name(item, 0)).suffix
+    return PurePosixPath(video.frame_name(item, 0)).suffix

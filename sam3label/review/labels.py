@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam3label import masks
-from sam3label.records import Label, Rle
+from sam3label.core import masks
+from sam3label.core.records import Label, Rle
 
 ID_PREFIX = "73616d33"  # "sam3": a candidate id's 16 digits become an ObjectId's 24
 APPROVED = "approved"  # tag that a person puts on a label to vouch for it alone

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sam3label.records import Edit, EditAction
+from sam3label.core.records import Edit, EditAction
 from sam3label.review.labels import shape_digest
 
 

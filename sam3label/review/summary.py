@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from sam3label import masks
-from sam3label.records import Edit, Label
-from sam3label.review import connect, queue
-from sam3label.review.pull import CONFLICTS
-from sam3label.select import Run
+from sam3label.core import masks
+from sam3label.core.records import Edit, Label
+from sam3label.review import reasons
+from sam3label.review.fiftyone import connect
+from sam3label.review.fiftyone.pull import CONFLICTS
+from sam3label.run.reader import Run
 
 MATCH_IOU = 0.5
 Z95 = 1.959964
@@ -79,13 +80,13 @@ def summarise(run: Run) -> Summary:
     edits = run.store.edits()
     reviewed_ids = {e.item_id for e in edits if e.action == "reviewed"}
     ids = list(dict.fromkeys(u.item.id for u in run.store.units() if u.error is None))
-    sample = set(queue.audit_sample(ids, state["audit"]))
+    sample = set(reasons.audit_sample(ids, state["audit"]))
     counts: dict[str, Counts] = {}
     confused: Counter[tuple[str, str]] = Counter()
     for unit in run.store.units():
         if unit.item.id in reviewed_ids and unit.error is None:
             per_class = np.zeros((len(run.concepts.names), 3), np.int64)
-            for seen, final in zip(queue.look(run, unit), run.unit_images(unit), strict=True):
+            for seen, final in zip(reasons.look(run, unit), run.unit_images(unit), strict=True):
                 if final.reviewed:
                     per_class += compare(seen.labels, final.labels, run.concepts.names, confused)
             counts[unit.item.id] = counts.get(unit.item.id, 0) + per_class

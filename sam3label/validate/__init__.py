@@ -10,15 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3label.core.records import LabeledImage
+from sam3label.core.whole_folder import read_marker
 from sam3label.errors import InputError
-from sam3label.export.folder import read_marker
-from sam3label.export.images import image_name
-from sam3label.records import LabeledImage
+from sam3label.export.photos import image_name
 from sam3label.validate import coco, roundtrip, yolo
 from sam3label.validate.report import Consumer, Finding, Findings, Match, Report, RoundTrip, Split
 
 if TYPE_CHECKING:
-    from sam3label.select import Run
+    from sam3label.run.reader import Run
 
 __all__ = ["Consumer", "Finding", "Match", "Report", "RoundTrip", "Split", "validate"]
 

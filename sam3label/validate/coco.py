@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sam3label import masks
+from sam3label.core import masks
+from sam3label.core.records import Rle
 from sam3label.errors import InputError
-from sam3label.records import Rle
 from sam3label.validate.photos import check_photo, read_photo
 from sam3label.validate.report import Consumer, Findings, Split
 

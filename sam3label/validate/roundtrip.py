@@ -10,13 +10,13 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 
-from sam3label import masks
+from sam3label.core import masks
+from sam3label.core.records import Box, Label, LabeledImage, Rle
 from sam3label.export.dataset import as_photo
-from sam3label.records import Box, Label, LabeledImage, Rle
 from sam3label.validate.report import Match, RoundTrip
 
 if TYPE_CHECKING:
-    from sam3label.select import Run
+    from sam3label.run.reader import Run
 
 WORST = 10
 MEASURES = {

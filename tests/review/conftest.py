@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from reviewing import point_fiftyone_at, start_mongod, stop
+from support.reviewing import point_fiftyone_at, start_mongod, stop
 
 
 @pytest.fixture(scope="session")

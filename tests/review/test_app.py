@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from reviewing import bar, candidate, disc, make_run, photo, three_shapes
+from support.reviewing import bar, candidate, disc, make_run, photo, three_shapes
 
-from sam3label import masks
-from sam3label.review.pull import pull
-from sam3label.review.push import push
-from sam3label.select import open_run
+from sam3label.core import masks
+from sam3label.review.fiftyone.pull import pull
+from sam3label.review.fiftyone.push import push
+from sam3label.run.reader import open_run
 
 CHROMIUM = "/usr/bin/chromium"
 SHOTS = Path(__file__).parents[2] / "build" / "review-app"

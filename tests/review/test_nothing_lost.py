@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
-from reviewing import bar, candidate, make_run, photo
+from support.reviewing import bar, candidate, make_run, photo
 
-from sam3label import masks
-from sam3label.records import Edit, Rle, UnitResult
-from sam3label.review import labels, pull, push
-from sam3label.select import open_run
-from sam3label.store import Store
+from sam3label.core import masks
+from sam3label.core.records import Edit, Rle, UnitResult
+from sam3label.review import labels
+from sam3label.review.fiftyone import pull, push
+from sam3label.run.reader import open_run
+from sam3label.run.store import Store
 
 SIZE = (24, 32)
 CLASSES = ("disc", "ring", "bar")
@@ -225,7 +226,7 @@ def test_a_push_killed_for_real_is_completed_by_the_next(fo: Any, tmp_path: Path
     units = [photo(tmp_path, item, SIZE, [candidate(item, 0, "bar", 0.9, square)]) for item in names]
     run = make_run(tmp_path / "run", units)
     code = (
-        "import os, signal\nfrom sam3label.review import push\nfrom sam3label.select import open_run\n"
+        "import os, signal\nfrom sam3label.review.fiftyone import push\nfrom sam3label.run.reader import open_run\n"
         "push.BATCH = 2\n"
         f"with open_run({str(run)!r}) as run:\n"
         f"    push.push(run, {name!r}, on_sample=lambda: os.kill(os.getpid(), signal.SIGKILL))\n"

@@ -13,20 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from reviewing import bar, candidate, disc, make_run, photo, point_fiftyone_at, three_shapes
+from support.reviewing import bar, candidate, disc, make_run, photo, point_fiftyone_at, three_shapes
 from typer.testing import CliRunner, Result
 
-from sam3label import clips, masks
 from sam3label.cli import app
+from sam3label.core import masks
+from sam3label.core.records import Edit, LabeledImage, MediaItem, UnitResult
 from sam3label.errors import InputError, StoreError
-from sam3label.export import Options, export
-from sam3label.records import Edit, LabeledImage, MediaItem, UnitResult
-from sam3label.review import connect
-from sam3label.review.folder import write_folder
-from sam3label.review.pull import pull
-from sam3label.review.push import push
+from sam3label.export.dataset import Options
+from sam3label.export.write import export
+from sam3label.media import video as media_video
+from sam3label.review.fiftyone import connect
+from sam3label.review.fiftyone.folder import write_folder
+from sam3label.review.fiftyone.pull import pull
+from sam3label.review.fiftyone.push import push
 from sam3label.review.summary import summarise
-from sam3label.select import open_run
+from sam3label.run.reader import open_run
 
 
 @pytest.fixture
@@ -454,7 +456,7 @@ def test_a_folder_of_frames_becomes_a_film(fo: Any, tmp_path: Path, name: str) -
         push(opened, name)
         s = fo.load_dataset(f"{name} videos").first()
         assert Path(s.filepath) == (tmp_path / "run/review/walk.mp4").resolve()
-        frames = list(clips.pictures(MediaItem("walk", s.filepath, "video")))
+        frames = list(media_video.pictures(MediaItem("walk", s.filepath, "video")))
         assert len(frames) == s.metadata.total_frame_count == 9
         assert [p.name for p in write_folder(opened, tmp_path / "out")] == ["out videos"]
     assert (tmp_path / "out videos/data/walk.mp4").is_file()
@@ -484,18 +486,18 @@ def clip(tmp_path: Path) -> tuple[Path, list[UnitResult]]:
     writer.release()
     item = MediaItem("clip.mp4", str(path), "video")
     presence = np.full((8, 5), 0.9, np.float32)
-    clips = [
+    media_video = [
         UnitResult(item, a, b, size, tuple(c for c in found if a <= c.frame < b), presence[a:b])
         for a, b in ((0, 4), (4, 8))
     ]
-    return make_run(tmp_path / "run", [three_shapes(tmp_path, "a.png"), clips[0]]), clips
+    return make_run(tmp_path / "run", [three_shapes(tmp_path, "a.png"), media_video[0]]), media_video
 
 
 def test_video_grows_keeps_its_objects_and_comes_back(fo: Any, clip: tuple[Path, list[UnitResult]], name: str) -> None:
-    run, clips = clip
+    run, media_video = clip
     with open_run(run) as opened:
         assert [(p.dataset, p.added) for p in push(opened, name)] == [(name, 1), (f"{name} videos", 1)]
-    with open_run(make_run(run, clips[1:])) as opened:
+    with open_run(make_run(run, media_video[1:])) as opened:
         assert [(p.added, p.kept) for p in push(opened)] == [(0, 1), (0, 1)]
     dataset = fo.load_dataset(f"{name} videos")
     s = dataset.first()
@@ -521,13 +523,13 @@ def test_video_grows_keeps_its_objects_and_comes_back(fo: Any, clip: tuple[Path,
 def test_a_reviewed_video_gets_no_frames_nobody_has_seen(
     fo: Any, clip: tuple[Path, list[UnitResult]], name: str
 ) -> None:
-    run, clips = clip
+    run, media_video = clip
     with open_run(run) as opened:
         push(opened, name)
     s = fo.load_dataset(f"{name} videos").first()
     s.review_status = "reviewed"
     s.save()
-    with open_run(make_run(run, clips[1:])) as opened:
+    with open_run(make_run(run, media_video[1:])) as opened:
         push(opened)
         _, videos = pull(opened)
         reviewed = [i.reviewed for i in opened.images() if i.item.id == "clip.mp4"]

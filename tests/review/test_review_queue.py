@@ -7,10 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from builders import SIZE_HW, candidate, concepts, rectangle
+from support.builders import SIZE_HW, candidate, concepts, rectangle
 
-from sam3label.records import Candidate, Concept, ConceptList
-from sam3label.review.queue import (
+from sam3label.core.records import Candidate, Concept, ConceptList
+from sam3label.review.reasons import (
     KINDS,
     Reason,
     Seen,
@@ -22,7 +22,7 @@ from sam3label.review.queue import (
     survey,
     usual_size,
 )
-from sam3label.select import decide
+from sam3label.run.decide import decide
 
 HELMETS = concepts(
     Concept(0, "helmet", ("helmet",), ("cap",), conf=0.6),

@@ -1,0 +1,1 @@
+"""Label files that others made, read and checked."""

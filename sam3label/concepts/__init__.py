@@ -1,0 +1,1 @@
+"""What to look for: the concept list and its exemplars."""

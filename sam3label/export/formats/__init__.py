@@ -1,0 +1,1 @@
+"""One module a format, each with one `write_*` that knows nothing of runs or other formats."""

@@ -1,0 +1,72 @@
+"""The formats by name: who writes each, at which number its classes start, and what else a caller must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from sam3label.errors import ConfigError
+from sam3label.export.dataset import Sample, Segmentation, Target
+from sam3label.export.formats import coco, cvat, labelstudio, maps, mot, mots, voc, yolo, ytvis
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a format is written, at which number its classes start, and what else a caller must know.
+
+    `classes` reads an existing dataset's, where `--append` is possible. `segmentation` is the default of formats in
+    which masks may be held in two ways, None where they cannot.
+    """
+
+    write: Callable[[Target, Iterable[Sample]], None]
+    what: str
+    first_id: int = 0
+    classes: Callable[[Path], dict[int, str]] | None = None
+    segmentation: Segmentation | None = None
+    videos: bool = False  # holds whole videos, not images
+
+
+def _coco(profile: coco.Profile, what: str) -> Format:
+    return Format(
+        partial(coco.write_coco, profile=profile),
+        what,
+        profile.first_id,
+        partial(coco.read_classes, profile=profile),
+        "rle",
+    )
+
+
+def _yolo(row: yolo.Row, what: str) -> Format:
+    return Format(partial(yolo.write_yolo, row=row), what, classes=yolo.read_classes)
+
+
+FORMATS: Mapping[str, Format] = {
+    "coco": _coco(coco.COCO, "COCO JSON, classes from 1: pycocotools, Detectron2, MMDetection"),
+    "coco-zero": _coco(coco.COCO_ZERO, "COCO JSON, classes from 0: RT-DETR, Hugging Face processors"),
+    "coco-roboflow": _coco(coco.COCO_ROBOFLOW, "COCO JSON beside the photos of each split: RF-DETR"),
+    "yolo": _yolo(yolo.segment_row, "Ultralytics segment"),
+    "yolo-detect": _yolo(yolo.detect_row, "Ultralytics detect"),
+    "yolo-obb": _yolo(yolo.obb_row, "Ultralytics oriented boxes"),
+    "voc": Format(voc.write_voc, "Pascal VOC XML, boxes"),
+    "cvat": Format(cvat.write_cvat, "CVAT for images 1.1, masks"),
+    "labelstudio": Format(labelstudio.write_labelstudio, "Label Studio tasks with brush predictions"),
+    "masks": Format(maps.write_maps, "PNG instance and semantic maps with a legend"),
+    "ytvis": Format(ytvis.write_ytvis, "YouTube-VIS JSON: masks of tracked objects", 1, videos=True),
+    "mot": Format(mot.write_mot, "MOTChallenge: boxes of tracked objects", 1, videos=True),
+    "mots": Format(mots.write_mots, "MOTS: masks of tracked objects, one object a pixel", 1, videos=True),
+}
+
+
+def refuse_unknown_formats(names: Iterable[str]) -> None:
+    """Raise `ConfigError` naming every unknown format, with the nearest known one."""
+    problems = []
+    for name in names:
+        if name not in FORMATS:
+            near = get_close_matches(name, FORMATS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            problems.append(f"{name!r} is not an export format.{hint} Known: {', '.join(FORMATS)}.")
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -1,0 +1,1 @@
+"""The job: media in, store rows out."""

@@ -1,0 +1,244 @@
+"""What each photo is asked: phrases, and exemplars with or without them.
+
+One rule: where a class has exemplars for a photo, its phrases are asked together with these and never alone; where it
+has none, its phrases are asked as usual. Partial labels and tokens are asked on the photo itself, in the one encode
+that serves all its phrases; a canvas is a picture of its own, one for each photo and class (and tile).
+
+Shape legend: P prompts of the run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
+from sam3label.core import masks
+from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, Prompt, candidate_id, prompts_of
+from sam3label.labelling import canvas
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sam3label.model.detector import Detection, Detector, Exemplar
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The exemplars a photo gets, by class: boxes on itself, or the references that are not the photo itself."""
+
+    boxes: Mapping[str, BoxPrompt]
+    references: Mapping[str, tuple[Reference, ...]]
+
+    def guides(self, class_name: str) -> bool:
+        return class_name in self.boxes or class_name in self.references
+
+
+class Guide:
+    """Puts a run's prompts to a detector, photo by photo. Encodes each reference once, and cuts it up once."""
+
+    def __init__(self, detector: Detector, concepts: ConceptList, examples: Sequence[Examples] = ()) -> None:
+        self.detector, self.concepts, self.examples = detector, concepts, examples
+        self.prompts: tuple[Prompt, ...] = tuple(prompts_of(concepts))
+        self._position = {prompt.key: i for i, prompt in enumerate(self.prompts)}
+        self._askers: dict[str, list[str | None]] = defaultdict(list)  # phrase -> classes; None for a hard negative
+        for concept in concepts.concepts:
+            for phrase in concept.prompts:
+                self._askers[phrase].append(concept.name)
+            for phrase in concept.negatives:
+                self._askers[phrase].append(None)
+        self._reference_sizes = {reference.size_hw for e in examples for reference in e.references}
+        self._canvases = [e for e in examples if e.references and _mode(e) == "canvas"]
+        self._tokens: dict[tuple[str, str], Tensor] = {}  # (class, digest of the reference) -> [N, D]
+        self._crops: dict[tuple[str, str], list[canvas.Crop]] = {}
+
+    def alone(self, examples: Examples) -> Guide:
+        """A guide to one of the classes, its id 0, that shares what this one has encoded and cut up."""
+        concept = replace(examples.concept, id=0)
+        guide = Guide(self.detector, ConceptList((concept,)), [replace(examples, concept=concept)])
+        guide._tokens, guide._crops = self._tokens, self._crops
+        return guide
+
+    def question(self, frame: Frame) -> Question:
+        """The exemplars for a photo. Raises InputError where its partial labels do not fit it."""
+        boxes = {e.concept.name: b for e in self.examples if e.photos and (b := e.boxes_on(frame)) is not None}
+        digest = pixel_digest(frame.pixels) if frame.size_hw in self._reference_sizes else ""
+        references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(digest))}
+        return Question(boxes, references)
+
+    def detect(
+        self, frames: Sequence[Frame], floor: float, questions: Sequence[Question] | None = None
+    ) -> list[Detection]:
+        """One Detection per frame, as of `Detector.detect` for all prompts; presence is NaN where one is not asked.
+
+        Of a prompt put to several canvases the presence is the highest, and it is that of the canvas, references
+        included. Raises InputError where a photo's partial labels do not fit it.
+        """
+        if not self.examples:
+            return self.detector.detect(frames, self.prompts, floor)
+        questions = questions or [self.question(frame) for frame in frames]
+        detections = self._on_photos(frames, questions, floor)
+        for examples in self._canvases:
+            for index, found in self._on_canvases(examples, frames, questions, floor):
+                detections[index] = self._joined(detections[index], found)
+        return detections
+
+    def encodes(self, n_images: int) -> dict[str, int]:
+        """How many pictures a run over so many photos encodes, by what they are."""
+        if not n_images:
+            return {}
+        photo = Question({}, {e.concept.name: e.references for e in self.examples if e.references})
+        plain = any(e.photos for e in self.examples) or any(self._asked_on_photo(p, photo) for p in self.prompts)
+        counts = {"photos": n_images if plain else 0}
+        tokens = [e for e in self.examples if e.references and e not in self._canvases]
+        counts |= {f"references of {e.concept.name}": sum(r.boxes is not None for r in e.references) for e in tokens}
+        counts |= {f"canvases for {e.concept.name}": n_images * pictures(e) for e in self._canvases}
+        return counts
+
+    def fingerprint(self) -> dict[str, str]:
+        """A field for each class with examples: everything about them that changes the numbers."""
+        return {f"exemplars of {e.concept.name}": _described(e) for e in self.examples}
+
+    # ---- on the photo
+
+    def _on_photos(self, frames: Sequence[Frame], questions: Sequence[Question], floor: float) -> list[Detection]:
+        from sam3label.model.detector import Detection
+
+        nothing = np.full(len(self.prompts), np.nan, np.float32)
+        detections = [Detection(nothing, ()) for _ in frames]
+        asked = [[p for p in self.prompts if self._asked_on_photo(p, q)] for q in questions]
+        chosen = [i for i, prompts in enumerate(asked) if prompts]
+        given = [self._exemplars(questions[i], asked[i]) for i in chosen]
+        if chosen:
+            found = self.detector.detect([frames[i] for i in chosen], self.prompts, floor, given)
+            for i, detection in zip(chosen, found, strict=True):
+                detections[i] = detection
+        return detections
+
+    def _asked_on_photo(self, prompt: Prompt, question: Question) -> bool:
+        if prompt.class_name is not None:
+            on_canvas = any(e.concept.name == prompt.class_name for e in self._canvases)
+            return question.guides(prompt.class_name) and not on_canvas
+        return any(name is None or not question.guides(name) for name in self._askers[prompt.key])
+
+    def _exemplars(self, question: Question, asked: Sequence[Prompt]) -> Mapping[str, Exemplar | None]:
+        from sam3label.model.detector import ReferenceTokens
+
+        left = self._position.keys() - {prompt.key for prompt in asked}
+        given: dict[str, Exemplar | None] = dict.fromkeys(left)
+        for prompt in asked:
+            name = prompt.class_name
+            if name is None:
+                continue
+            if name in question.boxes:
+                given[prompt.key] = question.boxes[name]
+            else:
+                given[prompt.key] = ReferenceTokens(tuple(self._encoded(name, question.references[name])))
+        return given
+
+    def _encoded(self, class_name: str, references: Sequence[Reference]) -> Iterator[Tensor]:
+        for reference in references:
+            if reference.boxes is None:
+                continue
+            key = class_name, reference.digest
+            if key not in self._tokens:
+                self._tokens[key] = self.detector.encode_references([reference.frame()], [reference.boxes])[0]
+            yield self._tokens[key]
+
+    # ---- on canvases
+
+    def _on_canvases(
+        self,
+        examples: Examples,
+        frames: Sequence[Frame],
+        questions: Sequence[Question],
+        floor: float,
+    ) -> Iterator[tuple[int, Detection]]:
+        """(frame number, what was found on its target) for every picture of a class that has references."""
+        assert examples.concept.exemplars is not None
+        name, rules = examples.concept.name, examples.concept.exemplars
+        prompts = [prompt for prompt in self.prompts if prompt.class_name == name]
+        jobs = [
+            (index, number, window)
+            for index, frame in enumerate(frames)
+            if name in questions[index].references
+            for number, window in enumerate(canvas.windows(frame.size_hw, rules.tiles))
+        ]
+        for start in range(0, len(jobs), self.detector.image_batch):
+            some = jobs[start : start + self.detector.image_batch]
+            made = [self._picture(examples, frames[i], questions[i], window) for i, _, window in some]
+            pictures = [replace(frames[i], pixels=m.pixels) for (i, _, _), m in zip(some, made, strict=True)]
+            given = [{prompt.key: m.boxes for prompt in prompts} for m in made]
+            found = self.detector.detect(pictures, prompts, floor, given)
+            for (i, number, window), picture, detection in zip(some, made, found, strict=True):
+                mapped = _mapped(detection.candidates, picture.strip, window, number, frames[i].size_hw)
+                yield i, replace(detection, presence=self._spread(prompts, detection.presence), candidates=(*mapped,))
+
+    def _picture(self, examples: Examples, frame: Frame, question: Question, view: canvas.Window) -> canvas.Canvas:
+        assert examples.concept.exemplars is not None
+        name, share = examples.concept.name, examples.concept.exemplars.share
+        target = frame.pixels[view.y : view.y + view.height, view.x : view.x + view.width]
+        cut = [self._cut(name, reference) for reference in question.references[name]]
+        return canvas.compose(target, canvas.choose(cut), share)
+
+    def _cut(self, class_name: str, reference: Reference) -> list[canvas.Crop]:
+        key = class_name, reference.digest
+        if key not in self._crops:
+            self._crops[key] = crops(reference)
+        return self._crops[key]
+
+    def _spread(self, prompts: Sequence[Prompt], presence: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        spread = np.full(len(self.prompts), np.nan, np.float32)
+        spread[[self._position[prompt.key] for prompt in prompts]] = presence
+        return spread
+
+    def _joined(self, one: Detection, other: Detection) -> Detection:
+        found = canvas.once(one.candidates, other.candidates)
+        candidates = sorted(found, key=lambda candidate: self._position[candidate.prompt])
+        return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates))
+
+
+def crops(reference: Reference) -> list[canvas.Crop]:
+    """What a canvas may show of a reference."""
+    if reference.boxes is None:
+        return []
+    pixels, boxes = reference.frame().pixels, reference.boxes
+    pairs = zip(boxes.boxes_xyxy, boxes.positive, strict=True)
+    return canvas.largest([canvas.cut(pixels, box, positive) for box, positive in pairs])
+
+
+def _described(examples: Examples) -> str:
+    if not examples.references:
+        return f"partial labels {examples.digest}"
+    rules = examples.concept.exemplars
+    assert rules is not None
+    how = f"canvas, share {rules.share:g}, tiles {rules.tiles}" if rules.mode == "canvas" else "tokens"
+    return f"{how}, {len(examples.references)} references {examples.digest}"
+
+
+def _mode(examples: Examples) -> str:
+    return examples.concept.exemplars.mode if examples.concept.exemplars else ""
+
+
+def pictures(examples: Examples) -> int:
+    """Canvases per photo: the whole, and the tiles."""
+    tiles = examples.concept.exemplars.tiles if examples.concept.exemplars else 1
+    return 1 if tiles == 1 else 1 + tiles * tiles
+
+
+def _mapped(
+    candidates: Sequence[Candidate], strip: int, window: canvas.Window, number: int, size_hw: tuple[int, int]
+) -> Iterator[Candidate]:
+    """Candidates of a canvas as candidates of the photo. Those of tiles get ids of their own."""
+    for candidate in candidates:
+        part = canvas.on_target(candidate.rle, strip)
+        rle = None if part is None else canvas.in_image(part, window, size_hw)
+        if rle is None:
+            continue
+        own = candidate_id(candidate.item_id, candidate.frame, candidate.id, number) if number else candidate.id
+        yield replace(candidate, id=own, rle=rle, area=masks.area(rle), box_xywh=masks.box_xywh(rle))

@@ -1,0 +1,181 @@
+"""A video as units of work: clips in which objects are tracked, or sampled frames labelled like photos.
+
+Either way a killed run loses at most the unit in flight, and continues to the same result: what a unit needs of those
+before it is read from what they have left in the store.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, UnitResult, candidate_id
+from sam3label.errors import UndecodableError
+from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
+from sam3label.media import video
+
+if TYPE_CHECKING:
+    from sam3label.model.detector import Detection
+    from sam3label.model.tracker import TrackedFrame
+
+OVERLAP = 8  # frames that a clip shares with the one before it, to recognise its objects
+SHORTEST_CLIP = 2 * OVERLAP
+
+Track = Callable[[Iterable[Frame], Sequence[Prompt]], Iterator["TrackedFrame"]]
+Detect = Callable[[Sequence[Frame]], Sequence["Detection"]]
+
+
+class _Reel:
+    """Frames with a look at the next one: `next` is None at the end, and `error` says why if that came early."""
+
+    def __init__(self, source: Iterator[Frame]) -> None:
+        self.source = source
+        self.next: Frame | None = None
+        self.error: str | None = None
+        self.count = 0  # of the video's frames that are known to exist
+        self.step()
+
+    def step(self) -> None:
+        try:
+            self.next = next(self.source, None)
+        except UndecodableError as error:
+            self.next, self.error = None, str(error)
+        if self.next is not None:
+            self.count = self.next.index + 1
+
+    def until(self, stop: int) -> Iterator[Frame]:
+        """The frames before number `stop`."""
+        while self.next is not None and self.next.index < stop:
+            frame = self.next
+            self.step()
+            yield frame
+
+
+def tracked(
+    track: Track, item: MediaItem, prompts: Sequence[Prompt], clip_frames: int, start: int = 0, past: Past = BEGINNING
+) -> Iterator[list[UnitResult]]:
+    """Label a video from frame `start` on, `clip_frames` of it at a time. An empty list comes after each frame of it.
+
+    A video that ends early in an error ends in a failed unit; what is before it is labelled.
+    """
+    reel = _Reel(video.frames(item, max(start - OVERLAP, 0)))
+    shared = deque(reel.until(start), maxlen=OVERLAP)
+    while reel.next is not None:
+        stop = start + clip_frames
+        clip = _Clip(item, prompts, start, past)
+        for one in track(_through(shared, reel.until(stop)), prompts):
+            clip.add(one)
+            if one.frame.index >= start:
+                yield []
+        last = reel.next is None and reel.error is None
+        yield [clip.result(last)]
+        start, past = clip.stop, clip.past()
+    if reel.error is not None:
+        yield [UnitResult(item, start, start + 1, None, error=reel.error)]
+
+
+def _through(shared: deque[Frame], frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The shared frames, then the others, the last of which are then the shared ones."""
+    yield from tuple(shared)
+    for frame in frames:
+        shared.append(frame)
+        yield frame
+
+
+class _Clip:
+    """The frames of one clip as they come, becoming a unit. Frames before `start` only tell who is who."""
+
+    def __init__(self, item: MediaItem, prompts: Sequence[Prompt], start: int, past: Past) -> None:
+        self.item, self.prompts, self.start, self.before = item, prompts, start, past
+        self.stop = start
+        self.next_id = past.next_id
+        self.size_hw: tuple[int, int] | None = None
+        self.early: list[Sighting] = []
+        self.ids: dict[int, int] | None = None  # number in the clip -> id in the video
+        self.candidates: list[Candidate] = []
+        self.presence: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
+
+    def add(self, tracked: TrackedFrame) -> None:
+        index, self.size_hw = tracked.frame.index, tracked.frame.size_hw
+        if index < self.start:
+            names = [prompt.key for prompt in self.prompts]
+            self.early += [Sighting(index, names[o.prompt], o.number, o.instance.rle) for o in tracked.objects]
+            return
+        if self.ids is None:
+            self.ids = match_tracks(self.before.seen, self.early)
+        self.stop = index + 1
+        self.presence.append(tracked.presence)
+        for one in tracked.objects:
+            if one.number not in self.ids:
+                self.ids[one.number] = self.next_id
+                self.next_id += 1
+            track, prompt = self.ids[one.number], self.prompts[one.prompt]
+            self.candidates.append(
+                Candidate(
+                    id=candidate_id(self.item.id, index, prompt.key, track),
+                    item_id=self.item.id,
+                    frame=index,
+                    prompt=prompt.key,
+                    score=self.before.scores.get(track, one.score),
+                    presence=float(tracked.presence[one.prompt]),
+                    box_xywh=one.instance.box_xywh,
+                    area=one.instance.area,
+                    rle=one.instance.rle,
+                    track_id=track,
+                    track_score=one.track_score,
+                )
+            )
+
+    def result(self, last: bool) -> UnitResult:
+        candidates, presence = tuple(self.candidates), np.stack(self.presence)
+        return UnitResult(self.item, self.start, self.stop, self.size_hw, candidates, presence, last=last)
+
+    def past(self) -> Past:
+        return past_of(self.candidates, self.stop, self.next_id)
+
+
+def past_of(candidates: Iterable[Candidate], stop: int, next_id: int) -> Past:
+    """What the clip that starts at frame `stop` must know, from the candidates of the one before it."""
+    seen, scores = [], {}
+    for one in candidates:
+        if one.frame >= stop - OVERLAP and one.track_id is not None:
+            seen.append(Sighting(one.frame, one.prompt, one.track_id, one.rle))
+            scores[one.track_id] = one.score
+    return Past(tuple(seen), next_id, scores)
+
+
+def sampled(
+    detect: Detect,
+    item: MediaItem,
+    frames: Iterator[Frame],
+    batch_size: int,
+    done: int = 0,
+) -> Iterator[list[UnitResult]]:
+    """Label `frames` of a video like photos, one unit each. Frames before number `done` are labelled already.
+
+    Units that were computed together come together, and belong into one transaction: so a resumed run computes the
+    same frames together, and gets the same numbers to the last bit.
+    """
+    reel, stop = _Reel(frames), done
+    while reel.next is not None:
+        batch = list(islice(reel.until(1 << 62), batch_size))
+        last = reel.next is None and reel.error is None
+        yield [
+            UnitResult(
+                item,
+                frame.index,
+                frame.index + 1,
+                frame.size_hw,
+                found.candidates,
+                np.asarray(found.presence, np.float32)[None],
+                last=last and frame is batch[-1],
+            )
+            for frame, found in zip(batch, detect(batch), strict=True)
+        ]
+        stop = batch[-1].index + 1
+    if reel.error is not None:
+        yield [UnitResult(item, stop, stop + 1, None, error=reel.error)]

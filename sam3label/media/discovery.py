@@ -1,0 +1,294 @@
+"""The files to label.
+
+Discovery gives each file an id: its POSIX path relative to the source it was found under.
+"""
+
+# Paths are strings here: a Path object for each of a million files costs more than finding them.
+# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH119, PTH120, PTH122, PTH207, PTH208
+
+from __future__ import annotations
+
+import difflib
+import errno
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from sam3label.core.records import MediaItem
+from sam3label.errors import InputError, os_reason
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+
+FEWEST_FRAMES = 8  # numbered images in a folder for it to be taken as a video
+_FRAME = re.compile(r"(frame[-_ ]?)?(\d+)(\.(?:jpe?g|png|webp|bmp|tiff?))", re.ASCII | re.IGNORECASE)
+_SHOWN = 20  # problems of one kind listed in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What discovery came to: the items sorted by id, and how many files of each other suffix were left out."""
+
+    items: list[MediaItem]
+    skipped: Counter[str]
+
+    @property
+    def videos_skipped(self) -> int:
+        return sum(self.skipped[suffix] for suffix in VIDEO_SUFFIXES)
+
+
+def discover(sources: Sequence[str | Path], videos: bool = False) -> list[MediaItem]:
+    """The items of `find_media`, for callers that do not ask what was left out."""
+    return find_media(sources, videos).items
+
+
+def find_media(sources: Sequence[str | Path], videos: bool = False, numbered_folders: bool = True) -> Found:
+    """Every image (and video, if asked) under the sources: files, folders, glob patterns or `@list.txt`.
+
+    With `videos`, folders of numbered frames are videos too, unless `numbered_folders` says that they are photos.
+
+    Raises InputError naming every source that is missing, unreadable or in conflict with another, and when there is
+    nothing to label.
+    """
+    scan = _Scan(IMAGE_SUFFIXES + VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES)
+    for source in sources:
+        scan.add_source(os.fspath(source))
+    scan.refuse_double_paths()
+    if scan.problems:
+        raise InputError(_listed(scan.problems))
+    if not scan.paths:
+        raise InputError(_nothing_found(sources, scan))
+    if videos and numbered_folders:
+        _join_frames(scan)
+    return Found([_item(key, scan.paths[key]) for key in sorted(scan.paths)], scan.skipped)
+
+
+def _join_frames(scan: _Scan) -> None:
+    """Folders of numbered frames become one video each, in place of their files."""
+    inside: dict[str, list[str]] = {}
+    for key, path in scan.paths.items():
+        inside.setdefault(os.path.dirname(path), []).append(key)
+    for folder, keys in inside.items():
+        if folder in scan.walked and _are_frames([os.path.basename(key) for key in keys]):
+            for key in keys:
+                del scan.paths[key]
+            scan.paths[os.path.dirname(keys[0]) or os.path.basename(folder)] = folder
+
+
+def _are_frames(names: Sequence[str]) -> bool:
+    """Whether files are the frames of one video: `00001.jpg` or `frame_00001.jpg`, numbers of equal width in equal
+    steps, all of one kind. (Cameras number photos too, but with a prefix of their own.)"""
+    found = [_FRAME.fullmatch(name) for name in names]
+    if len(names) < FEWEST_FRAMES or not all(found):
+        return False
+    parts = [match.groups() for match in found if match]
+    numbers = sorted(int(number) for _, number, _ in parts)
+    steps = {b - a for a, b in pairwise(numbers)}
+    return len({(prefix, len(number), suffix) for prefix, number, suffix in parts}) == 1 and len(steps) == 1
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The frames of a folder that is a video, in order. Names of one width sort by their number."""
+    return sorted(path for path in folder.iterdir() if _FRAME.fullmatch(path.name))
+
+
+def _item(key: str, path: str) -> MediaItem:
+    return MediaItem(key, path, "video" if _suffix(path) not in IMAGE_SUFFIXES else "image")
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+class _Scan:
+    """One pass over the sources. Strings and `os.scandir`: no Path and no stat per file, so that millions are fine."""
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        self.wanted = frozenset(wanted)
+        self.paths: dict[str, str] = {}  # id -> absolute path
+        self.skipped: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.entered: set[tuple[int, int]] = set()  # folders of the current source, by device and inode
+        self.walked: set[str] = set()  # folders whose files were all looked at
+
+    def add_source(self, source: str) -> None:
+        self.entered.clear()
+        path = os.path.abspath(source)  # not resolve(): following links would change ids
+        if os.path.lexists(path):
+            self.add_path(path, os.path.dirname(path) if not os.path.isdir(path) else path, source)
+        elif source.startswith("@"):
+            self.add_list(source[1:])
+        elif glob.has_magic(source):
+            self.add_glob(source)
+        else:
+            self.problems.append(f"{source}: no such file or folder{_close_match(path)}")
+
+    def add_path(self, path: str, root: str, shown: str) -> None:
+        """A file or folder the user named: unlike a file met in a folder, a suffix we cannot read is an error."""
+        if os.path.isdir(path):
+            self.walk(path, _key(path, root))
+        elif _suffix(path) in self.wanted:
+            self.add_file(path, _key(path, root))
+        else:
+            self.problems.append(f"{shown}: {_not_wanted(_suffix(path), self.wanted)}")
+
+    def add_glob(self, pattern: str) -> None:
+        root = os.path.abspath(_fixed_part(pattern))
+        matches = sorted(glob.iglob(pattern, recursive=True), key=lambda match: (match.count(os.sep), match))
+        if "**" in pattern:  # it follows links in circles: of several ways to a file, the shortest counts
+            matches = list({os.path.realpath(match): match for match in reversed(matches)}.values())
+        if not matches:
+            self.problems.append(f"{pattern}: the pattern matches nothing")
+        for match in matches:
+            path = os.path.abspath(match)
+            if os.path.isdir(path):
+                self.walk(path, _key(path, root))
+            else:
+                self.meet_file(path, _key(path, root))
+
+    def add_list(self, name: str) -> None:
+        """Relative lines are relative to the list. Lines outside its folder keep their absolute path as id, so that
+        an id never depends on the other lines."""
+        folder = os.path.dirname(os.path.abspath(name))
+        for number, line in self.read_list(name):
+            path = os.path.normpath(os.path.join(folder, line))
+            root = folder if path.startswith(os.path.join(folder, "")) else os.path.abspath(os.sep)
+            if os.path.lexists(path):
+                self.add_path(path, root, f"{name}, line {number}: {line}")
+            else:
+                self.problems.append(f"{name}, line {number}: no such file or folder: {line}{_close_match(path)}")
+
+    def read_list(self, name: str) -> list[tuple[int, str]]:
+        try:
+            text = Path(name).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            self.problems.append(f"@{name}: not a text file in UTF-8; a list has one path per line")
+            return []
+        except OSError as error:
+            self.problems.append(f"@{name}: {os_reason(error)}{_close_match(os.path.abspath(name))}")
+            return []
+        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+        return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+    def walk(self, folder: str, prefix: str) -> None:
+        """Each real folder is entered once, by its own path where it has one under the root, so links cannot loop
+        and never change the ids of what is really there."""
+        real, linked = [(folder, f"{prefix}/" if prefix else "")], list[tuple[str, str]]()
+        while real or linked:
+            if not real:
+                linked.sort(reverse=True)
+                real.append(linked.pop())
+            folder, prefix = real.pop()
+            try:
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in self.entered:
+                    continue
+                self.entered.add((status.st_dev, status.st_ino))
+                self.walked.add(folder)
+                with os.scandir(folder) as entries:
+                    self.walk_entries(entries, prefix, real, linked)
+            except OSError as error:
+                self.problems.append(f"{folder}: the folder cannot be read: {os_reason(error)}")
+
+    def walk_entries(
+        self,
+        entries: Iterable[os.DirEntry[str]],
+        prefix: str,
+        real: list[tuple[str, str]],
+        linked: list[tuple[str, str]],
+    ) -> None:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                (linked if entry.is_symlink() else real).append((entry.path, f"{prefix}{entry.name}/"))
+            else:
+                self.meet_file(entry.path, prefix + entry.name)
+
+    def meet_file(self, path: str, key: str) -> None:
+        """A file met in a folder or by a pattern. Broken links count too: they fail later, by name, not silently."""
+        suffix = _suffix(path)
+        if suffix in self.wanted:
+            self.add_file(path, key)
+        else:
+            self.skipped[suffix] += 1
+
+    def add_file(self, path: str, key: str) -> None:
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode(errors="backslashreplace")
+            self.problems.append(f"{shown}: the name is not UTF-8 text, which no label format can hold: rename it")
+            return
+        other = self.paths.setdefault(key, path)
+        if other != path:
+            common = os.path.commonpath([other, path])
+            self.problems.append(
+                f"{other} and {path} would both be called '{key}': pass the folder they share, {common}, instead"
+            )
+
+    def refuse_double_paths(self) -> None:
+        """One file under two ids would be labelled twice, and could land in two splits of the training set."""
+        if len(set(self.paths.values())) == len(self.paths):
+            return
+        first: dict[str, str] = {}
+        for key, path in self.paths.items():
+            if first.setdefault(path, key) != key:
+                self.problems.append(f"{path} is reached by two sources, which overlap: leave the inner one out")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def _key(path: str, root: str) -> str:
+    """`path` relative to `root` with forward slashes; empty for the root itself."""
+    return "" if path == root else os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder of a glob pattern before its first wildcard: `a/b` of `a/b/*/c*.jpg`."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def _close_match(path: str) -> str:
+    """A hint, " (did you mean ...?)", from the names beside a missing path."""
+    folder, name = os.path.split(path)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _not_wanted(suffix: str, wanted: Iterable[str]) -> str:
+    if suffix in VIDEO_SUFFIXES:
+        return "this is a video, and only images are labelled here"
+    return f"cannot label a '{suffix}' file; allowed: {' '.join(sorted(wanted))}"
+
+
+def _nothing_found(sources: Sequence[str | Path], scan: _Scan) -> str:
+    if not sources:
+        return "no photos given: name at least one file or folder"
+    looked = f"no images found in {', '.join(map(str, sources))}: looked for {' '.join(sorted(scan.wanted))}"
+    other = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in scan.skipped.most_common(5))
+    return f"{looked} (found only: {other})" if other else f"{looked}, and no other files are there"
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return "\n".join([*problems[:_SHOWN], *more])

@@ -1,0 +1,227 @@
+"""Photos decoded ahead of the model, by worker processes that may die.
+
+    items -> DataLoader workers (decode_image) -> uint8 [H, W, 3] through shared memory -> batches, in order
+
+Each item is a task of its own, so a batch is decoded by all workers at once, and its images keep their sizes. Workers
+are forked from a clean server process, not from this one: safe beside CUDA and threads, and a worker that dies is no
+child of ours, so torch cannot raise its death in the middle of model or store code. It is found within five seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sam3label.core.records import Frame, MediaItem, Undecodable
+from sam3label.errors import Sam3LabelError, UndecodableError
+from sam3label.media.image import decode_image
+
+Pixels = npt.NDArray[np.uint8]
+Decode = Callable[[str], Pixels]
+Value = torch.Tensor | Path | str  # pixels in shared memory, pixels in a file, or why there are none
+
+_AHEAD = 2  # images each worker decodes ahead
+_ROOM = 64 << 20  # bytes of shared memory to leave per worker
+_SHARED_MEMORY = "/dev/shm"
+CRASHED = "the decoder crashed on this file"
+
+
+def default_workers(count: int) -> int:
+    """Decoding processes for `count` images: the cores we may use less one, from 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores - 1), max(1, count))
+
+
+def batches(
+    items: Sequence[MediaItem],
+    batch_size: int,
+    workers: int,
+    pin: bool = False,
+    decode: Decode = decode_image,
+) -> Iterator[list[Frame | Undecodable]]:
+    """The items in order, `batch_size` at a time, decoded; what cannot be decoded is Undecodable, with the reason.
+
+    With `workers` 0 this process decodes, and a decoder that crashes takes it along. `pin` puts pixels in page-locked
+    memory where there is CUDA. Raises Sam3LabelError if worker processes cannot start.
+    """
+    pin = pin and torch.cuda.is_available()
+    entries = _decode_here(items, pin, decode) if workers == 0 else _decode_ahead(items, workers, pin, decode)
+    while batch := list(islice(entries, batch_size)):
+        yield batch
+
+
+def _decode_here(items: Sequence[MediaItem], pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
+    for item in items:
+        pixels = _attempt(decode, item.path)
+        yield _entry(item, pixels if isinstance(pixels, str) else torch.from_numpy(pixels), pin)
+
+
+def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
+    """After a worker's death, whatever may have been in its hands is decoded one by one, then all go on."""
+    with tempfile.TemporaryDirectory(prefix="sam3label-") as folder:
+        task = _Task(decode, Path(folder), workers * _ROOM)
+        done = 0
+        while done < len(items):
+            for value in _until_death(task, items[done:], workers, pin):
+                yield _entry(items[done], value, pin)
+                done += 1
+            for item in items[done : done + workers * _AHEAD]:
+                yield _entry(item, _decode_alone(task, item.path), pin)
+                done += 1
+
+
+def _until_death(task: _Task, items: Sequence[MediaItem], workers: int, pin: bool) -> Iterator[Value]:
+    """The values of `items` in order, ending early when a worker dies."""
+    stream = _start_workers(task, items, workers, pin)
+    while True:
+        try:
+            value = next(stream)
+        except (StopIteration, RuntimeError, OSError, EOFError):  # the task raises nothing: what comes is the transport
+            return
+        yield value
+
+
+def _start_workers(task: _Task, items: Sequence[MediaItem], workers: int, pin: bool) -> Iterator[Value]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than the cores: as asked
+        loader = DataLoader(
+            task,
+            batch_size=None,
+            sampler=[item.path for item in items],
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            pin_memory=pin,
+            worker_init_fn=_start_worker,
+            multiprocessing_context=_context(),
+            generator=torch.Generator(),  # its own: the caller's random state stays as it was
+        )
+        return iter(loader)
+
+
+def _context() -> Any:
+    """A fork server that has imported this room once; where there is none, each worker imports it."""
+    methods = torch.multiprocessing.get_all_start_methods()
+    context = torch.multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start_worker(_number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which finishes its batch first
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg remarks on every flaw straight to the terminal
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A run that is killed must not leave workers behind. Torch watches for that in forks of the run itself only."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)
+
+
+class _Task(Dataset[Value]):
+    """What a worker does with a path. Never raises. Indexed by path, so a million items need not be sent to workers."""
+
+    def __init__(self, decode: Decode, folder: Path, room: int) -> None:
+        self.decode, self.folder, self.room = decode, folder, room
+
+    def __getitem__(self, path: str) -> Value:
+        pixels = _attempt(self.decode, path)
+        if isinstance(pixels, str):
+            return pixels
+        if _free_shared_memory() > max(self.room, pixels.nbytes * 2):
+            shared: torch.Tensor = torch.from_numpy(pixels).share_memory_()  # type: ignore[no-untyped-call]
+            return shared
+        return self.spill(pixels)
+
+    def spill(self, pixels: Pixels) -> Path:
+        """Pixels through a file: containers often get 64 MB of shared memory, and a write beyond it kills."""
+        handle, name = tempfile.mkstemp(suffix=".npy", dir=self.folder)
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, pixels)
+        return Path(name)
+
+
+def _attempt(decode: Decode, path: str) -> Pixels | str:
+    try:
+        return decode(path)
+    except UndecodableError as error:
+        return str(error)
+    except Exception as error:  # one file must not end a run of a million
+        return f"the decoder failed ({type(error).__name__}: {error})"
+
+
+def _free_shared_memory() -> int:
+    try:
+        room = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # not a file system here, so not a small one
+        return 1 << 62
+    return room.f_bavail * room.f_frsize
+
+
+def _entry(item: MediaItem, value: Value, pin: bool) -> Frame | Undecodable:
+    if isinstance(value, str):
+        return Undecodable(item, value)
+    if isinstance(value, Path):
+        pixels = torch.from_numpy(np.load(value))
+        value.unlink()
+        value = pixels
+    return Frame(item, 0, (value.pin_memory() if pin else value).numpy())
+
+
+def _decode_alone(task: _Task, path: str) -> Value:
+    """Decode in a process of its own, so that a death has one possible cause; twice, since it may be bad luck."""
+    for _ in range(2):
+        value = _one_process(task, path)
+        if value is not None:
+            return value
+    return CRASHED
+
+
+def _one_process(task: _Task, path: str) -> Value | None:
+    """None if the process died on the file. Raises Sam3LabelError if it did not even start."""
+    receiver, sender = _context().Pipe(duplex=False)
+    process = _context().Process(target=_work_alone, args=(task, path, sender), daemon=True)
+    try:
+        process.start()
+        sender.close()
+        receiver.recv()  # it lives
+    except (EOFError, OSError, RuntimeError) as error:
+        raise Sam3LabelError(
+            "the processes that decode photos cannot start. Try --workers 0; in a Python script, make sure that the "
+            'calls are under `if __name__ == "__main__":`'
+        ) from error
+    try:
+        value: Value = receiver.recv()
+        return value
+    except (EOFError, OSError):
+        return None
+    finally:
+        process.join()
+        receiver.close()
+
+
+def _work_alone(task: _Task, path: str, sender: Connection) -> None:
+    _start_worker(0)
+    sender.send("started")
+    pixels = _attempt(task.decode, path)
+    sender.send(pixels if isinstance(pixels, str) else task.spill(pixels))

@@ -1,0 +1,263 @@
+"""Frames of videos, in the order in which they are shown, upright, one at a time.
+
+A video is a container file (decoded by FFmpeg through PyAV) or a folder of numbered frames (decoded like photos). A
+frame's index is its place in that order, counted as frames are decoded: neither frame counts nor rates written in a
+file are believed. All frames of a video have the size of its first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3label.core.records import Frame, MediaItem
+from sam3label.errors import UndecodableError
+from sam3label.media import discovery
+from sam3label.media.image import decode_image
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+T = TypeVar("T")
+
+AHEAD = 4  # frames decoded ahead of their use
+_MISSING = 0.1  # share of the frames a file promises that may be missing without a word: edit lists cut some off
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded frame whose colours are computed on demand. `seconds` from the start, None where nobody knows."""
+
+    index: int
+    seconds: float | None
+    pixels: Callable[[], Pixels]
+
+    def frame(self, item: MediaItem) -> Frame:
+        return Frame(item, self.index, self.pixels())
+
+
+def pictures(item: MediaItem) -> Iterator[Picture]:
+    """Every frame of a video that can be decoded.
+
+    Raises UndecodableError at the end of what could be read: at once when nothing could, after the last good frame
+    when the file is damaged.
+    """
+    if Path(item.path).is_dir():
+        return _folder_pictures(Path(item.path))
+    return _file_pictures(item.path)
+
+
+def frames(item: MediaItem, start: int = 0) -> Iterator[Frame]:
+    """Frames from number `start` on, decoded ahead by a thread. Errors as `pictures`."""
+    return ahead((one.frame(item) for one in pictures(item) if one.index >= start), AHEAD)
+
+
+def sampled(item: MediaItem, every: int = 1, fps: float | None = None, start: int = 0) -> Iterator[Frame]:
+    """Every `every`-th frame, or the first frame of each 1/`fps` seconds; decoded ahead. Errors as `pictures`."""
+    chosen = _by_time(pictures(item), fps) if fps else (one for one in pictures(item) if one.index % every == 0)
+    return ahead((one.frame(item) for one in chosen if one.index >= start), AHEAD)
+
+
+def _by_time(source: Iterable[Picture], fps: float) -> Iterator[Picture]:
+    last = -1
+    for one in source:
+        if one.seconds is None:
+            raise UndecodableError("a folder of frames has no frame rate: sample it with --every N instead of --fps")
+        tick = int(one.seconds * fps + 1e-6)
+        if tick > last:
+            last = tick
+            yield one
+
+
+def frame_name(item: MediaItem, index: int) -> str:
+    """The file name of a frame: its own in a folder of frames, else its number as a JPEG."""
+    file = frame_source(item, index)
+    return file.name if file else f"{index:06d}.jpg"
+
+
+def frame_source(item: MediaItem, index: int) -> Path | None:
+    """The file that is a photo, or a frame of a folder of frames; None for a frame of a container file."""
+    path = Path(item.path)
+    if item.kind == "image":
+        return path
+    return _files(path)[index] if path.is_dir() else None
+
+
+class Film:
+    """Frames of one video by number, decoded once when asked for in rising order."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._rest, self._next = pictures(MediaItem(self.path, self.path, "video")), 0
+
+    def pixels(self, index: int) -> Pixels:
+        """Raises UndecodableError when the video has no such frame (any more)."""
+        if index < self._next:
+            self._open()
+        for one in self._rest:
+            self._next = one.index + 1
+            if one.index == index:
+                return one.pixels()
+        raise UndecodableError(f"it has no frame {index}")
+
+
+# ---- a folder of frames
+
+
+@lru_cache(maxsize=4)
+def _files(folder: Path) -> list[Path]:
+    return discovery.numbered(folder)
+
+
+def _folder_pictures(folder: Path) -> Iterator[Picture]:
+    size_hw: tuple[int, int] | None = None
+    for index, path in enumerate(discovery.numbered(folder)):
+        try:
+            pixels = decode_image(path)
+        except UndecodableError as error:
+            raise UndecodableError(f"frame {path.name}: {error}") from error
+        size_hw = size_hw or pixels.shape[:2]
+        if pixels.shape[:2] != size_hw:
+            raise UndecodableError(f"frame {path.name} has another size than those before it")
+        yield Picture(index, None, partial(_same, pixels))
+
+
+def _same(pixels: Pixels) -> Pixels:
+    return pixels
+
+
+# ---- a container file
+
+
+def _file_pictures(path: str) -> Iterator[Picture]:
+    import av
+
+    try:
+        container = av.open(path)
+    except (av.FFmpegError, OSError) as error:
+        raise UndecodableError(f"not a video, or its header is damaged ({_short(error)})") from error
+    with container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise UndecodableError("it has no pictures (sound only?)")
+        stream.thread_type = "AUTO"
+        flaws = list[str]()
+        size_hw, index = None, 0
+        for picture in _decoded(container, stream, flaws):
+            size_hw = size_hw or (picture.height, picture.width)
+            yield Picture(index, _seconds(picture, stream, index), partial(_upright, picture, size_hw))
+            index += 1
+        _refuse_damaged(index, stream.frames, flaws)
+
+
+def _decoded(container: Any, stream: Any, flaws: list[str]) -> Iterator[Any]:
+    """What can be decoded; packets that cannot be are left out and noted in `flaws`."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.FFmpegError as error:  # nothing more can be found in the file
+            flaws.append(_short(error))
+            return
+        try:
+            yield from packet.decode()
+        except av.FFmpegError as error:
+            flaws.append(_short(error))
+
+
+def _refuse_damaged(found: int, promised: int, flaws: list[str]) -> None:
+    if flaws or found < promised * (1 - _MISSING) or not found:
+        of = f" of {promised}" if promised else ""
+        why = f" ({flaws[0]})" if flaws else ""
+        raise UndecodableError(f"the video is damaged: {found}{of} frames could be decoded{why}")
+
+
+def _seconds(picture: Any, stream: Any, index: int) -> float:
+    """When the frame is shown; from the rate where the file does not say."""
+    if picture.pts is not None:
+        return float((picture.pts - (stream.start_time or 0)) * picture.time_base)
+    return index / float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _upright(picture: Any, size_hw: tuple[int, int]) -> Pixels:
+    """Colours of a frame, turned as its file says, in the raw size of the video's first frame."""
+    height, width = size_hw
+    pixels: Pixels = picture.reformat(width=width, height=height, format="rgb24").to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, round(picture.rotation / 90) % 4))
+
+
+def _short(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+
+
+def frame_rate(item: MediaItem) -> float:
+    """Frames per second, on average; 25 for a folder of frames and for files that do not say."""
+    import av
+
+    if Path(item.path).is_dir():
+        return 25.0
+    try:
+        with av.open(item.path) as container:
+            stream = container.streams.best("video")
+            return float(stream.average_rate or stream.guessed_rate or 25) if stream else 25.0
+    except (av.FFmpegError, OSError) as error:
+        raise UndecodableError(f"not a video, or its header is damaged ({_short(error)})") from error
+
+
+# ---- decoding ahead
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    error: Exception | None
+
+
+def ahead(source: Iterable[T], n: int) -> Iterator[T]:
+    """The same values, computed by a thread that stays up to `n` ahead. Its error is raised here, in its place."""
+    line: queue.Queue[T | _Ended] = queue.Queue(n)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for value in source:
+                if not _offer(line, value, stop):
+                    return
+            end = _Ended(None)
+        except Exception as error:
+            end = _Ended(error)
+        _offer(line, end, stop)
+
+    worker = threading.Thread(target=work, name="decoder", daemon=True)
+    worker.start()
+    try:
+        while not isinstance(value := line.get(), _Ended):
+            yield value
+        if value.error is not None:
+            raise value.error
+    finally:
+        stop.set()
+        worker.join()
+
+
+def _offer(line: queue.Queue[T | _Ended], value: T | _Ended, stop: threading.Event) -> bool:
+    """Wait for room, unless nobody takes values any more."""
+    while not stop.is_set():
+        try:
+            line.put(value, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False

@@ -1,0 +1,266 @@
+"""Where the weights come from, and proof that they are a complete SAM 3 detector before anything runs on them.
+
+A checkpoint is a folder in the hub's layout: `config.json`, weights in safetensors, tokenizer files. Every failure is a
+`CheckpointError` that says what to do next; nothing is ever replaced by random weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3label.errors import CheckpointError
+
+DEMO = "demo"
+FAMILIES = ("sam3_video", "sam3")
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+_WANTED = [_CONFIG, "*.safetensors", _INDEX, *_TOKENIZER]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder whose files are known to be there and readable. `identity` changes when its numbers can."""
+
+    folder: Path
+    identity: str  # repository@commit, or sha256:... of the files that decide the numbers
+    config: Mapping[str, Any]
+    weights: tuple[Path, ...]
+
+
+def resolve(model: str, revision: str | None = None) -> Checkpoint:
+    """Find the checkpoint named by a hub id, a local folder or "demo", and check that its files are whole.
+
+    Raises CheckpointError with the next step. The detector's weights themselves are compared with the model when it is
+    loaded (`model.Detector.load`).
+    """
+    if model == DEMO:
+        return _local(_demo_folder(), revision)
+    if Path(model).exists():
+        return _local(Path(model).resolve(), revision)
+    _require_hub_id(model)
+    folder = _download(model, revision)
+    config, weights = _checked(folder)
+    return Checkpoint(folder, f"{model}@{folder.name}", config, weights)
+
+
+def _demo_folder() -> Path:
+    folder = Path(__file__).parents[1] / "demo" / "checkpoint"
+    if not (folder / _CONFIG).is_file():
+        raise CheckpointError(
+            "the demo checkpoint is not part of this installation: make one with "
+            "scripts/demo_weights/train_detector.py, or name another model, such as --model facebook/sam3."
+        )
+    return folder
+
+
+def _local(folder: Path, revision: str | None) -> Checkpoint:
+    if revision is not None:
+        raise CheckpointError(f"{folder} is a local folder, which has no revisions: leave out --revision {revision}.")
+    config, weights = _checked(folder)
+    return Checkpoint(folder, _content_hash(folder, weights), config, weights)
+
+
+def _content_hash(folder: Path, weights: tuple[Path, ...]) -> str:
+    """Hash of the weights, the config and the tokenizer: each of them changes what the model answers."""
+    digest = hashlib.sha256()
+    for name in sorted({_CONFIG, *_TOKENIZER, *(file.name for file in weights)}):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+# ---- the files of a folder
+
+
+def _checked(folder: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: name the folder that holds {_CONFIG} and {_WEIGHTS}.")
+    config = _read_config(folder)
+    weights = _weight_files(folder)
+    for file in weights:
+        _check_safetensors(file)
+    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
+        raise CheckpointError(f"{folder} has no tokenizer (tokenizer.json): copy it from the same checkpoint.")
+    return config, weights
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {_CONFIG}: name a folder in the layout of huggingface.co/facebook/sam3."
+        )
+    config = _read_json(path)
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"{folder} holds a {family!r} model, and this program runs SAM 3 only "
+            f"({_CONFIG} must say model_type {' or '.join(FAMILIES)}): use --model facebook/sam3."
+        )
+    return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}): fetch it again.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object: fetch it again.")
+    return value
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    if (folder / _WEIGHTS).is_file():
+        return (folder / _WEIGHTS,)
+    if (folder / _INDEX).is_file():
+        shards = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{folder / _INDEX} lists no weights: fetch it again.")
+        files = tuple(folder / name for name in sorted(set(shards.values())))
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of {len(files)} weight files ({_few(missing)}): fetch them again."
+            )
+        return files
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder} has its weights as {_few(pickles)}, and a pickle can run any code: only {_WEIGHTS} is read. "
+            "Convert it with transformers' save_pretrained, or use --model facebook/sam3."
+        )
+    raise CheckpointError(f"{folder} has no weights ({_WEIGHTS}): download the checkpoint again.")
+
+
+def _check_safetensors(path: Path) -> None:
+    """Refuse a file that is not whole, by its header and its length. Reads no weights."""
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as file:
+        head = file.read(40)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a git-lfs pointer, not the weights: run `git lfs pull` in {path.parent}.")
+    if head.startswith((b"PK", b"\x80")):
+        raise CheckpointError(
+            f"{path} is a PyTorch pickle under another name, not safetensors: convert it with save_pretrained."
+        )
+    try:
+        with safe_open(path, framework="numpy"):
+            return
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({path.stat().st_size} bytes: {error}): download it again."
+        ) from error
+
+
+def _few(names: list[str], limit: int = 3) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+# ---- the hub
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    """The snapshot folder of `repo`, named by its commit. Only the files that are needed; the cache is used."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(repo, revision):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
+
+
+def check_access(model: str, revision: str | None = None) -> str:
+    """Say in words that the checkpoint can be had, without downloading its weights. Raises CheckpointError."""
+    if model == DEMO or Path(model).exists():
+        checkpoint = resolve(model, revision)
+        return f"{checkpoint.folder}: whole ({checkpoint.config['model_type']})"
+    from huggingface_hub import auth_check, snapshot_download
+
+    _require_hub_id(model)
+    try:
+        snapshot_download(model, revision=revision, allow_patterns=_WANTED, local_files_only=True)
+        return f"{model}: in the local cache"
+    except Exception:  # whatever kept it from being there whole, the hub is asked next
+        with _hub_errors(model, revision):
+            auth_check(model)
+    return f"{model}: access granted, not downloaded yet"
+
+
+def _require_hub_id(model: str) -> None:
+    if not _HUB_ID.fullmatch(model):
+        raise CheckpointError(
+            f"model {model!r}: no such folder, and not a hub id. "
+            "Give a folder, a hub id such as facebook/sam3, or 'demo'."
+        )
+
+
+@contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """What the hub's client raises, in our words."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo!r} is no hub id ({error}): give one such as facebook/sam3.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(_hub_message(error, repo, revision)) from error
+    except Exception as error:  # its HTTP library's own errors, which change with its releases; a full disk
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"downloading {repo} failed ({reason}): check disk and network, try again.") from error
+
+
+def _hub_message(error: Exception, repo: str, revision: str | None) -> str:
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"https://huggingface.co/{repo}"
+    status = _status(error)
+    if isinstance(error, GatedRepoError):
+        if get_token() is None:
+            return (
+                f"{repo} is gated and you are not logged in: request access at {page}, then run `hf auth login` "
+                "(or set HF_TOKEN); or try --model demo."
+            )
+        return f"your Hugging Face account has no access to {repo} yet: request it at {page}; or try --model demo."
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo} has no revision {revision!r}: see {page}/commits/main, or leave out --revision."
+    if isinstance(error, RepositoryNotFoundError):
+        login = " If it is private, run `hf auth login` first." if get_token() is None else ""
+        return f"there is no model {repo} on the hub that you may see: check the spelling at {page}.{login}"
+    if status in (401, 403):
+        return (
+            f"the hub refused your token for {repo} (HTTP {status}): renew it with `hf auth login`; "
+            "a fine-grained token needs read access to gated repositories."
+        )
+    if status is not None:
+        return f"the hub answered HTTP {status} for {repo}: try again later, or name a local folder."
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"{repo} is not in the local cache and HF_HUB_OFFLINE is set: unset it to download, or name a local folder."
+        )
+    return (
+        f"{repo} is not in the local cache and {constants.ENDPOINT} cannot be reached: check the network, "
+        "or name a local folder."
+    )
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error of the hub's client, which wraps some of them."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if response is not None:
+            return int(response.status_code)
+        error = error.__cause__
+    return None

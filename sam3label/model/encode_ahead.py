@@ -1,0 +1,56 @@
+"""Images encoded before anything is asked of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from sam3label.core.records import Frame
+from sam3label.model.device import is_out_of_memory
+from sam3label.model.head import ImageState
+
+
+class Ahead:
+    """At most two batches of images encoded before they are asked for: those at hand and the next ones.
+
+    On CUDA in a stream of their own, so that the device is busy while the host reads off the masks of what came before.
+    """
+
+    def __init__(self, device: torch.device, encode: Callable[[Sequence[Frame]], ImageState]) -> None:
+        self._device, self._encode = device, encode
+        self._cuda: Any = torch.cuda if device.type == "cuda" else None
+        self._side = self._cuda.Stream(device) if self._cuda else None
+        self._begun: deque[tuple[tuple[Frame, ...], ImageState, Any]] = deque(maxlen=2)
+
+    def begin(self, frames: Sequence[Frame]) -> None:
+        """Encode these frames. Without the memory for it, nothing happens: they are encoded when they are asked for."""
+        if not frames:
+            return
+        try:
+            self._begun.append((tuple(frames), *self._encoded(frames)))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+
+    def _encoded(self, frames: Sequence[Frame]) -> tuple[ImageState, Any]:
+        if self._side is None:
+            return self._encode(frames), None
+        self._side.wait_stream(self._cuda.current_stream(self._device))
+        with self._cuda.stream(self._side):
+            return self._encode(frames), self._side.record_event()
+
+    def take(self, frames: Sequence[Frame]) -> ImageState | None:
+        """The state of these very frames, if they were begun. What was begun before them is let go: nobody asked."""
+        for number, (begun, state, ready) in enumerate(self._begun):
+            if len(begun) == len(frames) and all(a is b for a, b in zip(begun, frames, strict=True)):
+                for _ in range(number + 1):
+                    self._begun.popleft()
+                if ready is not None:
+                    stream = self._cuda.current_stream(self._device)
+                    stream.wait_event(ready)
+                    state.used_in(stream)
+                return state
+        return None

@@ -1,0 +1,279 @@
+"""Mask logits of one image -> instances: boxes, areas and run-length code at the image's size, taken on the device.
+
+The mask of an instance is its low-resolution logits upsampled bilinearly (`F.interpolate`, align_corners=False) to
+the image and cut at 0, pixel for pixel; but no pixel is computed. Logits are upsampled across only. Down each column
+they are then straight lines between knots, so a run begins or ends where two neighbouring knots differ in sign: those
+few leave the device, and on the host the row follows by division.
+
+Shape legend: K masks, h x w their logits, H x W the image. Runs are column-major: pixel (y, x) is number x * H + y.
+R knots of a column, C columns, N edges: where runs begin and end, in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3label.core import masks
+from sam3label.core.records import Box, Rle
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK_KNOTS = 1 << 22  # held, with their sizes, until their edges are read off together: a few tens of MB
+# F.interpolate and `mix` use the same weights and round every term of a sum at most four times and twice by 2**-24
+# (the rest is for the rounding of the bound): a value below this share of its terms' sizes may be of either sign.
+ROUNDING = 6.5 * 2.0**-24
+
+_Runs = npt.NDArray[np.int64]  # [N, 2]: where runs start and stop in the image
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A mask that is not empty, in the image's pixels."""
+
+    rle: Rle
+    box_xywh: Box
+    area: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Bilinear upsampling of one axis: output i is low[i] and high[i] weighted by the two weights."""
+
+    low: torch.Tensor  # int64 [n_out]
+    high: torch.Tensor
+    weight_low: torch.Tensor  # float32 [n_out, 1]
+    weight_high: torch.Tensor
+    low_host: npt.NDArray[np.int64]
+    high_host: npt.NDArray[np.int64]
+    share: npt.NDArray[np.float64]  # [n_out]: weight_high
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """The outputs [start, stop) that read any of the inputs first..last."""
+        start = int(np.searchsorted(self.high_host, first, side="left"))
+        stop = int(np.searchsorted(self.low_host, last, side="right"))
+        return start, stop
+
+    def mix(self, values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The outputs start:stop of `values` [n_in, m]."""
+        mixed = values.index_select(0, self.low[start:stop]).mul_(self.weight_low[start:stop])
+        return mixed.add_(values.index_select(0, self.high[start:stop]).mul_(self.weight_high[start:stop]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """What of mask number `mask` can be inside: columns x0:x1 of the image, between the logits' rows top..bottom."""
+
+    mask: int
+    top: int
+    bottom: int
+    x0: int
+    x1: int
+
+    @property
+    def tall(self) -> int:
+        """Knots of a column, and a 0 below that closes its last run."""
+        return self.bottom - self.top + 2
+
+    @property
+    def knots(self) -> int:
+        return self.tall * (self.x1 - self.x0)
+
+
+def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Instance | None]:
+    """One instance per mask of float32 `mask_logits` [K, h, w]; None where no pixel of the image is inside.
+
+    Equal, pixel for pixel, to `F.interpolate(mask[None, None], size_hw, mode="bilinear") > 0` of each mask. (Several
+    masks in one such call can differ from that, and from it, where a value is 0 but for rounding.)
+    """
+    rows, columns = (_axis(mask_logits.shape[1 + axis], size_hw, axis, mask_logits.device) for axis in (0, 1))
+    found: list[Instance | None] = [None] * len(mask_logits)
+    for chunk in _chunks(_regions(mask_logits, columns)):
+        for region, runs in zip(chunk, _chunk_runs(mask_logits, chunk, rows, columns, size_hw), strict=True):
+            found[region.mask] = _instance(runs, size_hw)
+    return found
+
+
+def _regions(mask_logits: torch.Tensor, columns: _Axis) -> Iterator[_Region]:
+    """The reach of each mask's support. Above and below it is a row that is outside, or the image's edge."""
+    last = mask_logits.shape[1] - 1
+    for mask, (top, bottom, left, right) in enumerate(_supports(mask_logits)):
+        if top <= bottom:
+            yield _Region(mask, max(top - 1, 0), min(bottom + 1, last), *columns.reach(left, right))
+
+
+def _supports(mask_logits: torch.Tensor) -> list[list[int]]:
+    """First and last row and column with a positive logit, per mask; first > last where there is none. One sync."""
+    import torch
+
+    positive = mask_logits > 0
+    bounds = []
+    for axis in (2, 1):
+        hit = positive.any(axis)  # [K, h] then [K, w]
+        place = torch.arange(hit.shape[1], device=hit.device)
+        bounds += [torch.where(hit, place, hit.shape[1]).amin(1), torch.where(hit, place, -1).amax(1)]
+    return torch.stack(bounds, 1).tolist()
+
+
+def _chunks(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
+    chunk: list[_Region] = []
+    knots = 0
+    for region in regions:
+        if chunk and knots + region.knots > CHUNK_KNOTS:
+            yield chunk
+            chunk, knots = [], 0
+        chunk.append(region)
+        knots += region.knots
+    if chunk:
+        yield chunk
+
+
+def _chunk_runs(
+    mask_logits: torch.Tensor, chunk: list[_Region], rows: _Axis, columns: _Axis, size_hw: tuple[int, int]
+) -> list[_Runs]:
+    """The runs of each region, computed together: the device is waited for a few times a chunk, however many masks."""
+    import torch
+    import torch.nn.functional as F
+
+    values, sizes = [], []
+    for region in chunk:
+        logits = F.pad(mask_logits[region.mask, region.top : region.bottom + 1].T, (0, 1))  # [w, R + 1]
+        values.append(columns.mix(logits, region.x0, region.x1).flatten())
+        sizes.append(columns.mix(logits.abs(), region.x0, region.x1).flatten())
+    value, size = torch.cat(values), torch.cat(sizes)
+    positive = F.pad(value > 0, (1, 0))
+    edges = (positive[1:] != positive[:-1]).nonzero().flatten()
+    around = torch.stack((value[edges - 1], value[edges], size[edges - 1], size[edges]))
+    doubtful = (value.abs_() < size.mul_(ROUNDING)).nonzero().flatten().cpu().numpy()
+    place = _Places(chunk, edges.cpu().numpy())
+    row, unsure = _rows(place, around.cpu().double().numpy(), rows)
+    runs = (place.x * size_hw[0] + row).reshape(-1, 2)
+    found = np.split(runs, np.searchsorted(place.region[::2], np.arange(1, len(chunk))))
+    again = _Places(chunk, np.concatenate((doubtful, place.knot_number[unsure])))
+    for number in np.unique(again.region).tolist():
+        own = np.unique(again.x[again.region == number])
+        found[number] = _settled(found[number], mask_logits[chunk[number].mask], own, size_hw)
+    return found
+
+
+class _Places:
+    """Where knots [N] of a chunk are, by their numbers."""
+
+    def __init__(self, chunk: list[_Region], knot_number: npt.NDArray[np.int64]) -> None:
+        tall, top, x0 = np.array([(region.tall, region.top, region.x0) for region in chunk]).T
+        ends = np.cumsum([region.knots for region in chunk])
+        self.knot_number = knot_number
+        self.region = np.searchsorted(ends, knot_number, side="right")
+        column, knot = np.divmod(knot_number - np.r_[0, ends[:-1]][self.region], tall[self.region])
+        self.x = x0[self.region] + column
+        self.logits_row = top[self.region] + knot
+        self.at_head, self.at_foot = knot == 0, knot == tall[self.region] - 1
+
+
+def _rows(
+    edge: _Places, around: npt.NDArray[np.float64], rows: _Axis
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The image's row [N] of each edge, and where rounding decides it.
+
+    `edge` has the knots that differ in sign from the one above; `around` [4, N] the values of the one above, of the
+    knot, and the sizes of both.
+    """
+    height = len(rows.share)
+    before, after, size_before, size_after = around
+    above = edge.logits_row - 1
+    depth = rows.low_host + rows.share  # of each row of the image, in rows of logits: never falls
+    place = above + before / (before - after)
+    row = np.empty_like(above)
+    row[::2] = np.searchsorted(depth, place[::2], side="right")  # starts: the first row above 0
+    row[1::2] = np.searchsorted(depth, place[1::2], side="left")  # stops: the first row that is not
+    row[edge.at_head], row[edge.at_foot] = 0, height
+    unsure = np.zeros(len(row), np.bool_)
+    for near in (row - 1, row):  # the two rows that the edge is between
+        inside = ~edge.at_head & ~edge.at_foot & (near >= 0) & (near < height)
+        near = np.clip(near, 0, height - 1)
+        share = rows.share[near]
+        value = (1 - share) * before + share * after
+        bound = ((1 - share) * size_before + share * size_after) * ROUNDING
+        unsure |= inside & (rows.low_host[near] == above) & (np.abs(value) <= bound)
+    return row, unsure
+
+
+def _settled(runs: _Runs, mask: torch.Tensor, x: npt.NDArray[np.int64], size_hw: tuple[int, int]) -> _Runs:
+    """The runs with those of the columns `x`, where rounding decides, replaced by what F.interpolate itself finds."""
+    import torch
+    import torch.nn.functional as F
+
+    full = F.interpolate(mask[None, None], size_hw, mode="bilinear", align_corners=False)[0, 0]
+    inside = F.pad((full[:, torch.from_numpy(x).to(mask.device)] > 0).T, (1, 1)).flatten()  # columns end to end
+    edges = (inside[1:] != inside[:-1]).nonzero().flatten().cpu().numpy()
+    column, row = np.divmod(edges, size_hw[0] + 2)
+    exact = (x[column] * size_hw[0] + row).reshape(-1, 2)
+    runs = runs[runs[:, 0] < runs[:, 1]]
+    runs = np.concatenate((runs[~np.isin(runs[:, 0] // size_hw[0], x)], exact))
+    return runs[np.argsort(runs[:, 0])]
+
+
+def _instance(runs: _Runs, size_hw: tuple[int, int]) -> Instance | None:
+    """Runs that each stay within a column, in order, some of them empty -> box, area and code."""
+    runs = runs[runs[:, 0] < runs[:, 1]]
+    if len(runs) == 0:
+        return None
+    height, width = size_hw
+    start, stop = runs[:, 0], runs[:, 1]
+    x, top = np.divmod(start, height)
+    bottom = top + (stop - start)
+    box = (float(x[0]), float(top.min()), float(x[-1] + 1 - x[0]), float(bottom.max() - top.min()))
+    apart = start[1:] != stop[:-1]  # a run to the foot of a column and one from the head of the next are one run
+    edges = np.stack((start[np.r_[True, apart]], stop[np.r_[apart, True]]), 1).ravel()
+    counts = np.diff(edges, prepend=0, append=height * width)
+    counts = counts[:-1] if counts[-1] == 0 else counts
+    return Instance(masks.from_runs(counts.astype(np.uint32), size_hw), box, int((stop - start).sum()))
+
+
+@lru_cache(maxsize=64)
+def _axis(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> _Axis:
+    """Indices and weights as F.interpolate has them for this size and device, by upsampling indicator signals.
+
+    Of three neighbouring inputs each has another remainder by 3, so the two that an output mixes are told apart. They
+    are the ones around the output's position, which double precision finds up to the rounding that the weights settle.
+    On a CPU that rounding depends on the number of channels, and on whether height + width exceed 128: so the signals
+    go one at a time, as masks do, on a strip that is just wide enough.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    n_out, beside = size_hw[axis], size_hw[1 - axis]
+    place = torch.arange(n_in, device=device)
+    signal = (place % 3 == torch.arange(3, device=device)[:, None]).float()  # [3, n_in]
+    strip = [0, 0]
+    strip[axis], strip[1 - axis] = n_out, min(beside, max(1, 129 - n_out))
+    shape = (1, 1, n_in, 1) if axis == 0 else (1, 1, 1, n_in)
+    mixed = [F.interpolate(one.view(shape), strip, mode="bilinear", align_corners=False)[0, 0] for one in signal]
+    mixed = [one.select(1 - axis, 0) for one in mixed]
+    weights = torch.stack(mixed).cpu().numpy()  # [3, n_out]
+    centre = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    nearest = np.clip(np.rint(centre), 0, n_in - 1).astype(np.int64)
+    column = np.arange(n_out)
+    left, right = np.maximum(nearest - 1, 0), np.minimum(nearest + 1, n_in - 1)
+    left_weight = np.where(left < nearest, weights[left % 3, column], 0.0)
+    right_weight = np.where(right > nearest, weights[right % 3, column], 0.0)
+    use_left = left_weight > right_weight
+    low = np.where(use_left, left, nearest)
+    high = np.where(use_left, nearest, right)
+    weight_low = np.where(use_left, left_weight, weights[nearest % 3, column])
+    weight_high = np.where(use_left, weights[nearest % 3, column], right_weight)
+    return _Axis(
+        low=torch.from_numpy(low).to(device),
+        high=torch.from_numpy(high).to(device),
+        weight_low=torch.from_numpy(weight_low.astype(np.float32)[:, None]).to(device),
+        weight_high=torch.from_numpy(weight_high.astype(np.float32)[:, None]).to(device),
+        low_host=low,
+        high_host=high,
+        share=weight_high.astype(np.float64),
+    )

@@ -1,0 +1,132 @@
+"""The detector's weights and tokenizer out of a checkpoint, through transformers: all of them or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam3label.errors import CheckpointError
+from sam3label.model.checkpoint import Checkpoint
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's Sam3Model, float32, on the CPU. Raises CheckpointError unless every weight is there and fits."""
+    from transformers import Sam3Model
+
+    model, problems = _load(checkpoint, Sam3Model, "detector")
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.folder} is not a complete SAM 3 detector: {'; '.join(problems)}. "
+            "It may be another release or a damaged copy: use --model facebook/sam3, or fetch it again."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_video_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's Sam3VideoModel, detector and tracker, as `load_model` loads. Raises CheckpointError."""
+    from transformers import Sam3VideoModel
+
+    if "tracker_config" not in checkpoint.config:
+        raise CheckpointError(f"{checkpoint.folder} has no tracker (a detector only). {_NO_TRACKER}")
+    model, problems = _load(checkpoint, Sam3VideoModel, "video model")
+    if problems:
+        raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {_NO_TRACKER}")
+    return model.eval().requires_grad_(False)
+
+
+_NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or --video frames, which tracks nothing."
+
+
+def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:
+    """A model of class `kind` and what is wrong with its weights."""
+    with _quiet_transformers():
+        try:
+            model, report = kind.from_pretrained(
+                checkpoint.folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except Exception as error:  # a config's values fail in as many ways as there are modules to build
+            raise CheckpointError(
+                f"{checkpoint.folder}: config.json does not describe a SAM 3 {name} that can be built ({error}): "
+                "fetch the checkpoint again."
+            ) from error
+    return model, _weight_problems(report)
+
+
+def _weight_problems(report: Mapping[str, Any]) -> list[str]:
+    wrong = [f"{name} {tuple(got)} instead of {tuple(want)}" for name, got, want in report["mismatched_keys"]]
+    kinds = {
+        "missing": sorted(report["missing_keys"]),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "of another shape": sorted(wrong),
+        "unreadable": [str(message) for message in report.get("error_msgs", ())],
+    }
+    return [
+        f"{len(names)} weights {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in kinds.items()
+        if names
+    ]
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exception on a damaged file
+        raise CheckpointError(
+            f"{checkpoint.folder}: the tokenizer cannot be read ({error}): fetch it again."
+        ) from error
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its bars and reports would mix with ours; what they report is checked and raised."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class _RotaryTable(nn.Module):
+    """The rotary tables of a layer, which depend on nothing but the model's size: computed once, in float32."""
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        super().__init__()
+        self.cos, self.sin = nn.Buffer(cos, persistent=False), nn.Buffer(sin, persistent=False)
+
+    def forward(self, _hidden: Tensor, _positions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cos, self.sin
+
+
+def fix_rotary_tables(model: Any) -> None:
+    """One table per kind of layer (windowed or global), shared. After any cast: the tables stay float32."""
+    tables: dict[int, _RotaryTable] = {}
+    for layer in model.vision_encoder.backbone.layers:
+        if layer.window_size not in tables:
+            like = torch.empty(0, device=layer.position_ids.device)
+            tables[layer.window_size] = _RotaryTable(*layer.rotary_emb(like, layer.position_ids))
+        layer.rotary_emb = tables[layer.window_size]
+
+
+def reuse_buffers(model: Any) -> None:
+    """Every ReLU here follows a linear layer whose output nobody else reads: it needs no buffer of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True

@@ -1,0 +1,476 @@
+"""Thresholds from a few labelled images: the score, presence and NMS values that serve each class best, honestly.
+
+Pure arithmetic over the stored candidates; nothing is asked of a model. Shape legend, for one (image, class) pair:
+C candidates over all the class's phrases, best first, and G truth objects.
+
+Every threshold setting is judged by counts of hits, false alarms and misses at mask IoU 0.5. What is reported is
+cross-validated: an image is only ever judged by thresholds that were chosen without it. The thresholds that are
+written come from all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from sam3label.annotations.coco import Instance, Truth, read_truth
+from sam3label.concepts.concept_list import dump_concepts
+from sam3label.core import masks
+from sam3label.core.files import write_whole
+from sam3label.core.records import Candidate, Concept, ConceptList, exemplar_class
+from sam3label.errors import InputError
+from sam3label.quality.evaluate import categories_of_classes, units_of_truth
+from sam3label.run.decide import SAME_OBJECT_IOU
+from sam3label.run.reader import Run, open_run
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+MATCH_IOU = 0.5
+MIN_OBJECTS = 20  # truth objects without which a class is left alone
+MIN_IMAGES = 5  # and images that show it
+NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+PRESENCE_STEPS = 8
+RESAMPLES = 2000
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is best: the highest F-beta, or the most recall at a precision."""
+
+    beta: float = 1.0
+    precision: float | None = None
+
+    def value(self, hits: Floats, answers: Floats, truth: Floats | float) -> Floats:
+        """Larger is better. Under the precision that is asked for it is below 0, and more precision is better.
+
+        One false alarm more must be affordable: thresholds that just reach a precision miss it on the next images.
+        """
+        if self.precision is None:
+            return f_score(hits, answers, truth, self.beta)
+        precision = hits / (answers + 1)
+        recall = hits / np.maximum(truth, 1e-9)
+        return np.where(precision >= self.precision, recall, precision - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The three values that are chosen."""
+
+    conf: float
+    presence: float
+    iou: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Pooled over images; `interval` is the 95 % bootstrap interval of `f`, resampling images."""
+
+    precision: float
+    recall: float
+    f: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseEffect:
+    """What a phrase brings to its class: alone, and by how much the class would change without it."""
+
+    phrase: str
+    alone: Measured
+    hits: int  # true objects that only this phrase finds
+    false_alarms: int  # false alarms that only this phrase brings
+    f_gain: float
+
+    @property
+    def verdict(self) -> str:
+        if self.hits > 0 and self.f_gain > 0:
+            return "helps"
+        if self.hits <= 0 and self.false_alarms > 0:
+            return "only adds false alarms"
+        return "costs more than it finds" if self.f_gain < 0 else "adds nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassResult:
+    """One class: what it had, what it gets, and what that is worth on images the choice has not seen."""
+
+    name: str
+    objects: int
+    images: int
+    old: Thresholds
+    new: Thresholds  # the same as `old` unless `changed`
+    before: Measured | None = None
+    after: Measured | None = None  # cross-validated
+    gain: float = 0.0
+    gain_interval: tuple[float, float] = (0.0, 0.0)
+    note: str = ""  # why nothing was changed, or what falls short
+    phrases: tuple[PhraseEffect, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return self.new != self.old
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The result for every class, and the concept list with the new values."""
+
+    classes: tuple[ClassResult, ...]
+    concepts: ConceptList
+    truth: str
+    goal: Goal
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image for one class: everything that thresholds can act upon, computed once."""
+
+    score: Floats  # [C]
+    presence: Floats  # [C]
+    phrase: npt.NDArray[np.int64]  # [C], position in the class's prompts; -1 for an exemplar
+    overlap: Floats  # [C, C]
+    truth_iou: Floats  # [C, G]
+    suppressed: Flags  # [C], by a hard negative
+    truth: int
+    cap: int | None
+
+
+def calibrate_run(
+    run_folder: str | Path,
+    truth_path: str | Path,
+    concepts: ConceptList | None = None,
+    goal: Goal = Goal(),
+    folds: int = 5,
+) -> Calibration:
+    """Choose thresholds for the classes that `truth_path` (COCO) has enough examples of. Raises `InputError`."""
+    truth = read_truth(truth_path)
+    if truth.by_phrase:
+        raise InputError(f"{truth_path} is an SA-Co file. Calibration works class by class: COCO truth is expected.")
+    notes: list[str] = []
+    with open_run(run_folder, concepts) as run:
+        floor = float((run.store.meta("fingerprint") or {}).get("floor", 0.0))
+        examples = read_examples(run, truth, notes)
+        results = tuple(
+            _calibrate_class(concept, examples.get(concept.id, []), goal, folds, floor)
+            for concept in run.concepts.concepts
+        )
+        if run.concepts.exclusive:
+            notes.append("Exclusive groups are not part of the choice: check the result with sam3label evaluate.")
+        chosen = tuple(
+            replace(c, conf=r.new.conf, presence=r.new.presence, iou=r.new.iou)
+            for c, r in zip(run.concepts.concepts, results, strict=True)
+        )
+        return Calibration(results, replace(run.concepts, concepts=chosen), str(truth_path), goal, tuple(notes))
+
+
+# ---- examples
+
+
+def read_examples(run: Run, truth: Truth, notes: list[str]) -> dict[int, list[Example]]:
+    """The examples of each class id: every image of the run whose truth was labelled to the end for that class."""
+    units = units_of_truth(run, truth, notes)
+    categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
+    judged = set(truth.pairs)
+    examples: dict[int, list[Example]] = {class_id: [] for class_id in categories}
+    for image_id, unit in units.items():
+        candidates = run.store.candidates(unit)
+        for class_id, category_id in categories.items():
+            if (image_id, category_id) in judged:
+                objects = [o for o in truth.objects.get((image_id, category_id), ()) if not o.crowd]
+                examples[class_id].append(_example(run.concepts.concepts[class_id], candidates, objects, truth.path))
+    return examples
+
+
+def _example(
+    concept: Concept, candidates: Sequence[Candidate], objects: Sequence[Instance], truth_path: str
+) -> Example:
+    if any(o.rle is None for o in objects):
+        raise InputError(f"{truth_path} has boxes without masks for {concept.name!r}: calibration compares masks.")
+    own = [c for c in candidates if c.prompt in concept.prompts or _is_exemplar_of(concept, c)]
+    own = sorted((c for c in own if c.area >= concept.min_area), key=lambda c: (-c.score, c.id))
+    against = [c for c in candidates if c.prompt in concept.negatives]
+    rles = [c.rle for c in own]
+    covers = masks.iou_matrix(rles, [c.rle for c in against]) >= SAME_OBJECT_IOU
+    stronger = np.array([c.score for c in against])[None, :] >= np.array([c.score for c in own])[:, None]
+    return Example(
+        score=np.array([c.score for c in own]),
+        presence=np.array([c.presence for c in own]),
+        phrase=np.array([_position(concept, c) for c in own], dtype=np.int64),
+        overlap=masks.iou_matrix(rles, rles),
+        truth_iou=masks.iou_matrix(rles, [o.rle for o in objects if o.rle]),
+        suppressed=np.asarray((covers & stronger).any(axis=1)),
+        truth=len(objects),
+        cap=concept.max_instances,
+    )
+
+
+def _is_exemplar_of(concept: Concept, candidate: Candidate) -> bool:
+    return candidate.source != "phrase" and exemplar_class(candidate.prompt) == concept.name
+
+
+def _position(concept: Concept, candidate: Candidate) -> int:
+    return concept.prompts.index(candidate.prompt) if candidate.prompt in concept.prompts else -1
+
+
+@dataclass(slots=True)
+class Answers:
+    """What an example answers at one presence and NMS threshold, best first, whatever the score threshold."""
+
+    score: list[float] = field(default_factory=list)
+    hit: list[bool] = field(default_factory=list)
+
+    def counts(self, conf: float) -> tuple[int, int]:
+        """(hits, answers) with a score of at least `conf`."""
+        standing = sum(score >= conf for score in self.score)
+        return sum(self.hit[:standing]), standing
+
+
+def answers(example: Example, presence: float, iou: float, phrases: Sequence[int] | None = None) -> Answers:
+    """Apply the rules of `select` and match with truth, greedily from the best score down.
+
+    Both only ever look at better candidates, so the answers above a score threshold are a prefix of this list.
+    """
+    result = Answers()
+    kept: list[int] = []
+    claimed: set[int] = set()
+    allowed = example.presence >= presence
+    if phrases is not None:
+        allowed &= np.isin(example.phrase, [*phrases, -1])
+    for c in np.flatnonzero(allowed).tolist():
+        if kept and example.overlap[c, kept].max() > iou:
+            continue
+        kept.append(c)
+        if example.suppressed[c] or (example.cap is not None and len(result.score) >= example.cap):
+            continue
+        free = [g for g in range(example.truth) if g not in claimed and example.truth_iou[c, g] >= MATCH_IOU]
+        if free:
+            claimed.add(max(free, key=lambda g: example.truth_iou[c, g]))
+        result.score.append(float(example.score[c]))
+        result.hit.append(bool(free))
+    return result
+
+
+# ---- choosing
+
+
+def _calibrate_class(
+    concept: Concept, examples: Sequence[Example], goal: Goal, folds: int, floor: float
+) -> ClassResult:
+    old = Thresholds(concept.conf, concept.presence, concept.iou)
+    objects, images = sum(e.truth for e in examples), sum(e.truth > 0 for e in examples)
+    result = ClassResult(concept.name, objects, images, old, old)
+    if note := _too_few(objects, images):
+        return replace(result, note=note)
+    settings = _settings(examples, old)
+    table = {s: [answers(e, *s) for e in examples] for s in settings}
+    truth = np.array([e.truth for e in examples], dtype=float)
+    before = _judge(table[old.presence, old.iou], truth, old.conf)
+    after = np.zeros_like(before)
+    for held_out in _folds(len(examples), folds):
+        chosen = _choose(table, truth, ~held_out, old, goal, floor)
+        after[held_out] = _judge(table[chosen.presence, chosen.iou], truth, chosen.conf)[held_out]
+    gain = measure(after, goal).f - measure(before, goal).f
+    result = replace(
+        result,
+        before=measure(before, goal),
+        after=measure(after, goal),
+        gain=gain,
+        gain_interval=_interval(_resampled(after, goal) - _resampled(before, goal)),
+    )
+    better = goal.value(*after.sum(axis=0)) > goal.value(*before.sum(axis=0))
+    new = _choose(table, truth, np.ones(len(examples), dtype=bool), old, goal, floor) if better else old
+    shortfall = _shortfall(result.after, goal)
+    kept = "kept: no other values did better on images held out"
+    result = replace(result, new=new, note=shortfall if better else kept)
+    return replace(result, phrases=_phrase_effects(concept, examples, new, goal))
+
+
+def _too_few(objects: int, images: int) -> str:
+    if objects >= MIN_OBJECTS and images >= MIN_IMAGES:
+        return ""
+    missing = []
+    if objects < MIN_OBJECTS:
+        missing.append(f"{MIN_OBJECTS - objects} more objects")
+    if images < MIN_IMAGES:
+        missing.append(f"{MIN_IMAGES - images} more images that show it")
+    return f"too few examples ({objects} objects in {images} images): {' and '.join(missing)} are needed"
+
+
+def _shortfall(after: Measured | None, goal: Goal) -> str:
+    if after is None or goal.precision is None or after.precision >= goal.precision:
+        return ""
+    return f"the precision on images held out is {after.precision:.3f}, not the {goal.precision:g} asked for"
+
+
+def _settings(examples: Sequence[Example], old: Thresholds) -> list[tuple[float, float]]:
+    """(presence, NMS IoU) settings to try: the old ones first, so that they win ties."""
+    seen = np.concatenate([[0.0], *(e.presence for e in examples)])
+    steps = np.quantile(seen, np.linspace(0, 0.9, PRESENCE_STEPS)).round(3).tolist()
+    presences = dict.fromkeys([old.presence, *steps])
+    return list(product(presences, dict.fromkeys([old.iou, *NMS_IOUS])))
+
+
+def _folds(n: int, folds: int) -> Iterator[Flags]:
+    """Masks of the images held out, each image once."""
+    part = np.random.default_rng(SEED).permutation(n) % min(folds, n)
+    for fold in range(min(folds, n)):
+        yield part == fold
+
+
+def _judge(table: Sequence[Answers], truth: Floats, conf: float) -> Floats:
+    """(hits, answers, truth objects) of each image, [N, 3]."""
+    counts = np.array([a.counts(conf) for a in table], dtype=float).reshape(-1, 2)
+    return np.column_stack([counts, truth])
+
+
+def _choose(
+    table: Mapping[tuple[float, float], Sequence[Answers]],
+    truth: Floats,
+    use: Flags,
+    old: Thresholds,
+    goal: Goal,
+    floor: float,
+) -> Thresholds:
+    """The best thresholds for the images of `use`; of equally good ones those nearest to the old."""
+    best, best_key = old, (-np.inf, -np.inf)
+    for (presence, iou), row in table.items():
+        used = [a for a, wanted in zip(row, use, strict=True) if wanted]
+        conf, value = _best_conf(used, float(truth[use].sum()), goal, floor)
+        key = value, -abs(presence - old.presence) - abs(iou - old.iou)
+        if key > best_key:
+            best, best_key = Thresholds(conf, presence, iou), key
+    return best
+
+
+def _best_conf(used: Iterable[Answers], truth: float, goal: Goal, floor: float) -> tuple[float, float]:
+    """(score threshold, value): half way between the last answer that is taken and the first that is not."""
+    pairs = [(s, h) for a in used for s, h in zip(a.score, a.hit, strict=True)]
+    if not pairs:
+        return max(0.5, floor), -np.inf
+    score, hit = np.array(sorted(pairs, reverse=True), dtype=float).T
+    values = goal.value(np.cumsum(hit), np.arange(1.0, len(hit) + 1), truth)
+    below = np.append(score[1:], floor)
+    values[score == below] = -np.inf  # equal scores cannot be told apart
+    k = int(np.argmax(values))
+    middle = (score[k] + below[k]) / 2
+    rounded = round(float(middle), 3)
+    return (rounded if below[k] < rounded <= score[k] else float(middle)), float(values[k])
+
+
+# ---- measuring
+
+
+def f_score(hits: Floats, answers: Floats, truth: Floats | float, beta: float) -> Floats:
+    """F-beta of counts; 0 where there is nothing at all."""
+    weighted = beta**2 * truth + answers
+    return np.divide((1 + beta**2) * hits, weighted, out=np.zeros_like(weighted), where=weighted > 0)
+
+
+def measure(counts: Floats, goal: Goal = Goal()) -> Measured:
+    """Pool (hits, answers, truth) of images, [N, 3], with the bootstrap interval of F."""
+    hits, found, truth = counts.sum(axis=0)
+    f = f_score(hits, found, truth, goal.beta)
+    precision, recall = (hits / n if n else 0.0 for n in (found, truth))
+    return Measured(float(precision), float(recall), float(f), _interval(_resampled(counts, goal)))
+
+
+def _resampled(counts: Floats, goal: Goal) -> Floats:
+    """F of images drawn with replacement, [RESAMPLES]. The same draws every time, so that differences pair up."""
+    n = len(counts)
+    weights = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    hits, found, truth = (weights @ counts).T
+    return f_score(hits, found, truth, goal.beta)
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+# ---- phrases
+
+
+def _phrase_effects(
+    concept: Concept, examples: Sequence[Example], chosen: Thresholds, goal: Goal
+) -> tuple[PhraseEffect, ...]:
+    """For a class with several phrases: each alone, and the class without it, at the chosen thresholds."""
+    if len(concept.prompts) < 2:
+        return ()
+    truth = np.array([e.truth for e in examples], dtype=float)
+
+    def judged(phrases: Sequence[int]) -> Floats:
+        rows = [answers(e, chosen.presence, chosen.iou, phrases) for e in examples]
+        return _judge(rows, truth, chosen.conf)
+
+    everyone = range(len(concept.prompts))
+    together = judged(everyone)
+    effects = []
+    for position, phrase in enumerate(concept.prompts):
+        without = judged([p for p in everyone if p != position])
+        (hits, found, _), (fewer_hits, fewer_found, _) = together.sum(axis=0), without.sum(axis=0)
+        more_hits = int(hits - fewer_hits)
+        gain = measure(together, goal).f - measure(without, goal).f
+        alone = measure(judged([position]), goal)
+        effects.append(PhraseEffect(phrase, alone, more_hits, int(found - fewer_found) - more_hits, gain))
+    return tuple(effects)
+
+
+# ---- writing
+
+
+def write_concepts(calibration: Calibration, path: str | Path) -> None:
+    """Write the concept list with the new values, each class under a comment that says what was found.
+
+    Raises `OutputError` when the file cannot be written.
+    """
+    text = dump_concepts(calibration.concepts)
+    line_of = _lines_of_classes(text)
+    lines = text.splitlines()
+    for result in reversed(calibration.classes):
+        lines[line_of[result.name] : line_of[result.name]] = [f"  # {line}" for line in describe(result)]
+    header = [
+        f"# Thresholds calibrated by sam3label {version('sam3label')} against {Path(calibration.truth).name}",
+        f"# for {describe_goal(calibration.goal)}. F is cross-validated over images; brackets are 95 % intervals.",
+    ]
+    write_whole(path, "\n".join([*header, *lines]) + "\n")
+
+
+def _lines_of_classes(text: str) -> dict[str, int]:
+    """Class name -> the line of its section in a dumped concept list."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)  # dump_concepts writes a mapping
+    sections = {key.value: value for key, value in root.value}
+    return {key.value: key.start_mark.line for key, _ in sections["concepts"].value}
+
+
+def describe_goal(goal: Goal) -> str:
+    if goal.precision is not None:
+        return f"the most recall at precision {goal.precision:g}"
+    return f"F{goal.beta:g} at mask IoU {MATCH_IOU:g}"
+
+
+def describe(result: ClassResult) -> list[str]:
+    """What was found for a class, in one or two lines of plain text."""
+    if result.before is None or result.after is None:
+        return [result.note]
+    old = result.old
+    low, high = result.gain_interval
+    lines = [
+        f"{result.objects} objects in {result.images} images: F {result.before.f:.3f} -> {result.after.f:.3f}, "
+        f"gain {result.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    ]
+    if result.changed:
+        lines.append(f"was: conf {old.conf:g}, presence {old.presence:g}, iou {old.iou:g}")
+    if result.note:
+        lines.append(result.note)
+    return lines

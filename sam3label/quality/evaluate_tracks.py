@@ -1,0 +1,234 @@
+"""How good tracks are, against a video truth: SA-Co figures on whole tracks, COCO AP of tracks, and HOTA.
+
+Two tracks overlap by the sum of their intersections over the sum of their unions, over all frames. With that, a pair of
+(video, concept) is judged exactly like a pair of (image, concept); HOTA looks frame by frame.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3label.annotations.coco import Instance, Pair, Truth, TruthImage
+from sam3label.annotations.youtube_vis import Track, VideoTruth, read_track_results, read_video_truth, video_name
+from sam3label.core import masks
+from sam3label.core.records import ConceptList, Rle
+from sam3label.errors import InputError
+from sam3label.quality.evaluate import KINDS, Evaluation, Figures, categories_of_classes, match_files, some, warnings_of
+from sam3label.quality.metrics import cgf1, hota
+from sam3label.quality.metrics.average_precision import Kind, average_precision
+from sam3label.run.reader import Run, open_run
+
+Floats = npt.NDArray[np.float64]
+Tracks = Mapping[Pair, Sequence[Track]]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackPredictions:
+    """By pair: `answers` count as found, `followed` are what HOTA looks at, `ranked` is everything with a score."""
+
+    answers: Tracks
+    followed: Tracks
+    ranked: Tracks
+
+
+def evaluate_track_results(truth_path: str | Path, results_path: str | Path) -> Evaluation:
+    """Judge a YouTube-VIS results file. Raises `InputError`."""
+    truth = read_video_truth(truth_path)
+    ranked, unknown = read_track_results(results_path, truth)
+    notes = [f"{unknown} results name a video or a category that the truth does not have; left out."] if unknown else []
+    predictions = TrackPredictions(
+        {pair: [t for t in tracks if t.score >= cgf1.MIN_SCORE] for pair, tracks in ranked.items()},
+        {pair: [t for t in tracks if t.score > cgf1.MIN_SCORE] for pair, tracks in ranked.items()},  # strictly, here
+        ranked,
+    )
+    return evaluate_tracks(truth, predictions, notes)
+
+
+def evaluate_tracked_run(
+    run_folder: str | Path, truth_path: str | Path, concepts: ConceptList | None = None
+) -> Evaluation:
+    """Judge the tracks of a run. Raises `InputError`, also when the run's videos were sampled and not tracked."""
+    truth = read_video_truth(truth_path)
+    notes: list[str] = []
+    with open_run(run_folder, concepts) as run:
+        judged, predictions = tracks_of_run(run, truth, notes)
+    return evaluate_tracks(judged, predictions, notes)
+
+
+def evaluate_tracks(truth: VideoTruth, predictions: TrackPredictions, notes: Sequence[str] = ()) -> Evaluation:
+    """Judge tracks given by the pairs of the truth."""
+    if not truth.pairs:
+        raise InputError(f"{truth.path} leaves nothing to judge: no (video, concept) pair is labelled exhaustively.")
+    figures: dict[Kind, Figures | None] = {kind: _figures(kind, truth, predictions) for kind in KINDS}
+    warnings = warnings_of(figures["segm"] or {})
+    return Evaluation(figures, len(truth.pairs), len({pair[0] for pair in truth.pairs}), (*notes, *warnings))
+
+
+# ---- tracks of a run
+
+
+def tracks_of_run(run: Run, truth: VideoTruth, notes: list[str]) -> tuple[VideoTruth, TrackPredictions]:
+    """(truth reduced to what the run can answer, the run's tracks by its pairs)."""
+    known = _videos_of_truth(run, truth, notes)
+    categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
+    relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in run.concepts.concepts)
+    answers = _collect(run, truth, known, categories, notes)
+    ranked = _collect(Run(run.store, replace(run.concepts, concepts=relaxed)), truth, known, categories, [])
+    judged = set(categories.values())
+    pairs = tuple(pair for pair in truth.pairs if pair[0] in known.values() and pair[1] in judged)
+    return replace(truth, pairs=pairs), TrackPredictions(answers, answers, ranked)
+
+
+def _videos_of_truth(run: Run, truth: VideoTruth, notes: list[str]) -> dict[str, int]:
+    """Item id of the run -> video id of the truth."""
+    items = {video_name(u.item.id): u.item.id for u in run.store.units() if u.item.kind == "video" and u.error is None}
+    matched = match_files([video.name for video in truth.videos.values()], items)
+    known = {items[matched[video.name]]: i for i, video in truth.videos.items() if video.name in matched}
+    for unit in run.store.units():
+        size_hw = truth.videos[known[unit.item.id]].size_hw if unit.item.id in known else None
+        if unit.error is None and size_hw is not None and size_hw != unit.size_hw:
+            raise InputError(f"{unit.item.id} is of another size in {truth.path} than in the run: not the same video.")
+    if not known:
+        names = [video.name for video in truth.videos.values()]
+        raise InputError(
+            f"none of the videos of {truth.path} is in the run: the truth has {some(names)}, the run {some(items)}."
+        )
+    if missing := len(truth.videos) - len(known):
+        notes.append(f"{missing} of {len(truth.videos)} videos of the truth are not in the run; left out.")
+    return known
+
+
+def _collect(
+    run: Run, truth: VideoTruth, known: Mapping[str, int], categories: Mapping[int, int], notes: list[str]
+) -> dict[Pair, list[Track]]:
+    """Labels with the same class and track id as tracks with the score of their best label; frames that truth has."""
+    seen: dict[tuple[int, int, int], dict[int, tuple[Rle, float]]] = defaultdict(dict)
+    loose = 0
+    for unit in run.store.units():
+        if unit.error is not None or unit.item.id not in known:
+            continue
+        length = truth.videos[known[unit.item.id]].length
+        for image in (i for i in run.unit_images(unit) if i.frame < length):
+            for label in image.labels:
+                loose += label.track_id is None
+                if label.class_id in categories and label.track_id is not None:
+                    key = known[unit.item.id], categories[label.class_id], label.track_id
+                    seen[key][image.frame] = label.rle, label.score
+    if loose and not seen:
+        raise InputError(
+            "the run labelled single frames of its videos, so there are no tracks: run it with --video track."
+        )
+    if loose:
+        notes.append(f"{loose} labels belong to no track; left out.")
+    tracks: dict[Pair, list[Track]] = defaultdict(list)
+    for (video_id, category_id, _), frames in seen.items():
+        rles = {frame: rle for frame, (rle, _) in frames.items()}
+        tracks[video_id, category_id].append(Track(rles, max(score for _, score in frames.values())))
+    return tracks
+
+
+# ---- overlaps
+
+
+@dataclass(frozen=True, slots=True)
+class _Overlap:
+    """Of one pair: `iou` of whole tracks [D, G] (crowds: share of the prediction inside), and frame by frame."""
+
+    iou: Floats
+    frames: list[hota.SeenFrame]
+
+
+def _overlap(kind: Kind, found: Sequence[Track], truth: Sequence[Track]) -> _Overlap:
+    shared, found_size, truth_size = np.zeros((len(found), len(truth))), np.zeros(len(found)), np.zeros(len(truth))
+    frames = []
+    for frame in sorted({f for track in (*found, *truth) for f in track.masks}):
+        d = np.array([i for i, track in enumerate(found) if frame in track.masks], dtype=np.int64)
+        g = np.array([i for i, track in enumerate(truth) if frame in track.masks], dtype=np.int64)
+        both, d_size, g_size = _frame_overlap(
+            kind, [found[i].masks[frame] for i in d], [truth[i].masks[frame] for i in g]
+        )
+        shared[np.ix_(d, g)] += both
+        found_size[d] += d_size
+        truth_size[g] += g_size
+        frames.append(hota.SeenFrame(g, d, (both / (d_size[:, None] + g_size[None, :] - both)).T))
+    union = found_size[:, None] + truth_size[None, :] - shared
+    crowd = np.array([track.crowd for track in truth], dtype=bool)
+    whole = np.where(crowd[None, :], found_size[:, None], union)
+    return _Overlap(np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0), frames)
+
+
+def _frame_overlap(kind: Kind, found: Sequence[Rle], truth: Sequence[Rle]) -> tuple[Floats, Floats, Floats]:
+    """(intersections [D, G], sizes [D], sizes [G]) in pixels. No mask is empty."""
+    if kind == "segm":
+        d_size, g_size = (np.array([masks.area(rle) for rle in rles], dtype=float) for rles in (found, truth))
+        return np.rint(masks.cover_matrix(found, truth) * d_size[:, None]), d_size, g_size
+    d, g = (np.array([masks.box_xywh(rle) for rle in rles], dtype=float).reshape(-1, 4) for rles in (found, truth))
+    low = np.maximum(d[:, None, :2], g[None, :, :2])
+    high = np.minimum((d[:, :2] + d[:, 2:])[:, None], (g[:, :2] + g[:, 2:])[None])
+    return np.clip(high - low, 0, None).prod(axis=2), d[:, 2:].prod(axis=1), g[:, 2:].prod(axis=1)
+
+
+# ---- figures
+
+
+def _figures(kind: Kind, truth: VideoTruth, predictions: TrackPredictions) -> Figures:
+    scores: dict[Pair, cgf1.PairScore] = {}
+    counts: dict[Pair, hota.TrackCounts] = {}
+    for pair in truth.pairs:
+        objects = [t for t in truth.tracks.get(pair, ()) if not t.crowd]
+        answers, followed = predictions.answers.get(pair, ()), predictions.followed.get(pair, ())
+        scores[pair] = cgf1.match(_overlap(kind, answers, objects).iou)
+        counts[pair] = hota.count(_overlap(kind, followed, objects).frames, len(objects), len(followed))
+    precision = average_precision(
+        *_as_instances(truth, predictions.ranked), kind, _ranked_iou(kind, truth, predictions)
+    )
+    return {
+        **cgf1.summarize(scores.values()),
+        **hota.summarize(hota.add(counts.values())),
+        **precision.overall,
+        "by_class": _grouped(scores, counts, {pair: truth.categories[pair[1]] for pair in truth.pairs}),
+        "by_video": _grouped(scores, counts, {pair: truth.videos[pair[0]].name for pair in truth.pairs}),
+    }
+
+
+def _grouped(
+    scores: Mapping[Pair, cgf1.PairScore], counts: Mapping[Pair, hota.TrackCounts], group_of: Mapping[Pair, str]
+) -> dict[str, Figures]:
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for pair, name in group_of.items():
+        groups[name].append(pair)
+    return {
+        name: {
+            "pairs": len(pairs),
+            **cgf1.summarize(scores[pair] for pair in pairs),
+            **hota.summarize(hota.add(counts[pair] for pair in pairs)),
+        }
+        for name, pairs in sorted(groups.items())
+    }
+
+
+def _ranked_iou(kind: Kind, truth: VideoTruth, predictions: TrackPredictions) -> dict[Pair, Floats]:
+    return {
+        pair: _overlap(kind, predictions.ranked.get(pair, ()), truth.tracks.get(pair, ())).iou for pair in truth.pairs
+    }
+
+
+def _as_instances(truth: VideoTruth, ranked: Tracks) -> tuple[Truth, dict[Pair, list[Instance]]]:
+    """Tracks as average precision sees them: a score, a crowd flag, and the mean area where they are seen."""
+
+    def instance(track: Track) -> Instance:
+        area = float(np.mean([masks.area(rle) for rle in track.masks.values()])) if track.masks else 0.0
+        return Instance((0.0, 0.0, 0.0, 0.0), area, area, None, track.score, track.crowd)
+
+    objects, found = (
+        {pair: [instance(track) for track in tracks] for pair, tracks in by_pair.items()}
+        for by_pair in (truth.tracks, ranked)
+    )
+    images = {i: TruthImage(video.name, video.size_hw) for i, video in truth.videos.items()}
+    return Truth(truth.path, images, truth.categories, objects, truth.pairs, frozenset(), by_phrase=False), found

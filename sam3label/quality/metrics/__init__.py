@@ -1,0 +1,1 @@
+"""The figures themselves: pure functions over matched truth and answers."""

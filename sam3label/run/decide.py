@@ -1,0 +1,172 @@
+"""Candidates and a person's corrections in, labels out: every decision after the GPU pass, and no model in sight.
+
+`decide` says of each candidate whether it became a label and, if not, why; `select_labels` keeps those that did.
+The order of the rules is the meaning:
+
+1. score, presence and area against the class's thresholds;
+2. within a class (all its phrases together: this is the synonym merge), masks overlapping by more than the class's
+   `iou` are one object and the best score keeps it;
+3. a `not:` candidate that covers the same object with at least the same score suppresses it;
+4. in an `exclusive:` group the class with the best score keeps the object;
+5. `max_instances`, best first.
+
+"The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from sam3label.core import masks
+from sam3label.core.records import Candidate, Concept, ConceptList, Label, exemplar_class
+
+SAME_OBJECT_IOU = 0.5
+
+Outcome = Literal[
+    "label", "low score", "low presence", "small", "duplicate", "hard negative", "exclusive", "max_instances"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of one candidate as one class. `by` is the id of the candidate or label that displaced it."""
+
+    label: Label
+    outcome: Outcome
+    by: str | None = None
+
+
+def select_labels(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Label, ...]:
+    """The labels of one image (or frame), by class id and falling score. Pure; candidates may come in any order."""
+    return tuple(d.label for d in decide(candidates, concepts) if d.outcome == "label")
+
+
+def decide(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Decision, ...]:
+    """One decision for every (candidate, class that asked for it), by class id and falling score."""
+    by_prompt: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_prompt.setdefault(_prompt_class(candidate) or candidate.prompt, []).append(candidate)
+    claimed: set[str] = set()
+    decisions: list[Decision] = []
+    for concept in concepts.concepts:
+        own = [c for p in (*concept.prompts, _class_key(concept.name)) for c in by_prompt.get(p, ())]
+        against = [c for p in concept.negatives for c in by_prompt.get(p, ())]
+        decisions += _decide_class(_labels(own, concept, claimed), against, concept)
+    decisions = _exclusive(decisions, concepts)
+    return tuple(_cap(decisions, concepts))
+
+
+def _class_key(name: str) -> str:
+    return f"class\0{name}"
+
+
+def _prompt_class(candidate: Candidate) -> str | None:
+    """Candidates of exemplar prompts belong to the class that their key names, `exemplar:<class>...`."""
+    name = None if candidate.source == "phrase" else exemplar_class(candidate.prompt)
+    return None if name is None else _class_key(name)
+
+
+def _labels(candidates: Iterable[Candidate], concept: Concept, claimed: set[str]) -> list[Label]:
+    """Labels-to-be, best first. A candidate that serves a second class gets a label id of its own there."""
+    labels = []
+    for c in candidates:
+        label_id = c.id if c.id not in claimed else f"{c.id}-{concept.id}"
+        claimed.add(c.id)
+        labels.append(
+            Label(
+                label_id,
+                concept.id,
+                c.score,
+                c.presence,
+                c.box_xywh,
+                c.area,
+                c.rle,
+                c.prompt,
+                c.source,
+                c.frame,
+                c.track_id,
+            )
+        )
+    return sorted(labels, key=best_first)
+
+
+def best_first(label: Label) -> tuple[float, str]:
+    return -label.score, label.id
+
+
+def _decide_class(labels: Sequence[Label], against: Sequence[Candidate], concept: Concept) -> list[Decision]:
+    decisions = [Decision(label, _threshold(label, concept)) for label in labels]
+    decisions = _merge_duplicates(decisions, concept.iou)
+    return _suppress(decisions, against) if against else decisions
+
+
+def _threshold(label: Label, concept: Concept) -> Outcome:
+    if label.score < concept.conf:
+        return "low score"
+    if label.presence < concept.presence:
+        return "low presence"
+    return "small" if label.area < concept.min_area else "label"
+
+
+def _standing(decisions: Sequence[Decision]) -> list[int]:
+    return [i for i, d in enumerate(decisions) if d.outcome == "label"]
+
+
+def _merge_duplicates(decisions: list[Decision], iou: float) -> list[Decision]:
+    """Greedy NMS on masks. `decisions` come best first."""
+    standing = _standing(decisions)
+    rles = [decisions[i].label.rle for i in standing]
+    overlap = masks.iou_matrix(rles, rles)
+    kept: list[int] = []
+    for row, i in enumerate(standing):
+        winner = next((k for k in kept if overlap[row, k] > iou), None)
+        if winner is None:
+            kept.append(row)
+        else:
+            decisions[i] = replace(decisions[i], outcome="duplicate", by=decisions[standing[winner]].label.id)
+    return decisions
+
+
+def _suppress(decisions: list[Decision], against: Sequence[Candidate]) -> list[Decision]:
+    standing = _standing(decisions)
+    overlap = masks.iou_matrix([decisions[i].label.rle for i in standing], [c.rle for c in against])
+    for row, i in enumerate(standing):
+        score = decisions[i].label.score
+        winner = next(
+            (c for k, c in enumerate(against) if overlap[row, k] >= SAME_OBJECT_IOU and c.score >= score), None
+        )
+        if winner is not None:
+            decisions[i] = replace(decisions[i], outcome="hard negative", by=winner.id)
+    return decisions
+
+
+def _exclusive(decisions: list[Decision], concepts: ConceptList) -> list[Decision]:
+    for group in concepts.exclusive:
+        ids = {c.id for c in concepts.concepts if c.name in group}
+        standing = [i for i in _standing(decisions) if decisions[i].label.class_id in ids]
+        standing.sort(key=lambda i: best_first(decisions[i].label))
+        rles = [decisions[i].label.rle for i in standing]
+        overlap = masks.iou_matrix(rles, rles)
+        kept: list[int] = []
+        for row, i in enumerate(standing):
+            other = decisions[i].label.class_id
+            rivals = (k for k in kept if decisions[standing[k]].label.class_id != other)
+            winner = next((k for k in rivals if overlap[row, k] >= SAME_OBJECT_IOU), None)
+            if winner is None:
+                kept.append(row)
+            else:
+                decisions[i] = replace(decisions[i], outcome="exclusive", by=decisions[standing[winner]].label.id)
+    return decisions
+
+
+def _cap(decisions: Iterable[Decision], concepts: ConceptList) -> Iterator[Decision]:
+    counts: dict[int, int] = {}
+    for d in decisions:  # best first within a class
+        cap = concepts.concepts[d.label.class_id].max_instances
+        if d.outcome == "label":
+            counts[d.label.class_id] = counts.get(d.label.class_id, 0) + 1
+            if cap is not None and counts[d.label.class_id] > cap:
+                d = replace(d, outcome="max_instances")
+        yield d

@@ -1,0 +1,257 @@
+"""Label a few images before labelling them all: what comes out, and what the whole folder would take.
+
+The sample is spread over the sorted images, since the first few are often from one folder, one camera, one morning.
+It is a run like any other, in a folder of its own, so what is shown and measured is what `run` does.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sam3label.concepts.exemplars import Examples, pixel_digest, read_examples
+from sam3label.core import masks
+from sam3label.core.files import write_whole
+from sam3label.core.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
+from sam3label.errors import InputError, UndecodableError
+from sam3label.labelling import canvas
+from sam3label.labelling.job import Progress, RunOptions, find_media, run
+from sam3label.labelling.questions import crops
+from sam3label.media.image import decode_image
+from sam3label.media.loader import default_workers
+from sam3label.run.reader import open_run
+from sam3label.run.store import DATABASE
+from sam3label.show.contact_sheet import Pixels, contact_sheet
+from sam3label.show.report import write_report
+
+BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed
+SHEET_IMAGES = 64
+SHOWN_EXAMPLES = 8  # per class, on the sheet of exemplars
+Cell = tuple[Pixels, Sequence[Label], str]
+AS_RUN_DOES = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the sample came to, and estimates for all `total` images. Bytes and seconds."""
+
+    total: int
+    videos: int  # that a run would label too; not in the sample and not in the estimates
+    labelled: int
+    failures: tuple[tuple[str, str], ...]
+    objects: dict[str, int]  # by class name
+    empty: int  # images without a label
+    images_per_s: float  # once warm
+    seconds: float  # for all images, model loading included
+    memory: int  # most that was in use at a time
+    memory_kind: str
+    disk: int  # of the run folder for all images
+    sheet: Path | None  # None when no image could be labelled
+    page: Path
+    exemplars: Path | None  # the exemplars as they are used; None when there are none
+    messages: tuple[str, ...]  # what the run says of them: cost and trust
+
+
+def preview(
+    sources: Sequence[str | Path],
+    concepts: ConceptList,
+    out: str | Path,
+    n: int = 16,
+    options: RunOptions = AS_RUN_DOES,
+) -> Preview:
+    """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
+
+    Classes with exemplars get a sheet that shows these as they are used, and are labelled by them whatever they are
+    worth: to see that is what a preview is for. Raises a `Sam3LabelError` as `run` does.
+    """
+    folder = Path(out).absolute()
+    items, videos = _photos(sources, options, folder)
+    examples = read_examples(concepts, items)
+    sample = _sample(items, examples, n)
+    write_whole(folder / "sample.txt", "".join(f"{item.path}\n" for item in sample))
+    exemplars = _write_exemplars(folder, examples, sample, concepts.names) if examples else None
+    batch = options.batch_size or max(1, len(sample) // BATCHES)
+    steps: list[Progress] = []
+    messages: list[str] = []
+    start = time.perf_counter()
+    summary = run(
+        [f"@{folder / 'sample.txt'}"],
+        concepts,
+        folder / "run",
+        replace(options, batch_size=batch, fresh=True, accept_exemplars=True),
+        on_progress=steps.append,
+        on_message=messages.append,
+    )
+    loading = time.perf_counter() - start - steps[-1].seconds
+    overhead, per_image = _pace(steps)
+    per_image = max(per_image, _decode_seconds(sample) / _workers(options, len(items)))
+    memory, kind = _peak_memory()
+    return Preview(
+        total=len(items),
+        videos=videos,
+        labelled=summary.progress.done,
+        failures=summary.failures,
+        objects={name: summary.progress.objects.get(name, 0) for name in concepts.names},
+        empty=_empty(folder / "run"),
+        images_per_s=1 / per_image,
+        seconds=loading + overhead + per_image * len(items),
+        memory=memory,
+        memory_kind=kind,
+        disk=round((folder / "run" / DATABASE).stat().st_size / len(sample) * len(items)),
+        sheet=_write_sheet(folder),
+        page=_write_page(folder),
+        exemplars=exemplars,
+        messages=tuple(messages),
+    )
+
+
+def _photos(sources: Sequence[str | Path], options: RunOptions, out: Path) -> tuple[list[MediaItem], int]:
+    """The photos that `run` would label, without earlier previews, and how many videos it would label beside them."""
+    found = find_media(sources, options).items
+    photos = [item for item in found if item.kind == "image" and not Path(item.path).is_relative_to(out)]
+    videos = sum(item.kind == "video" for item in found)
+    if not photos and videos:
+        raise InputError(
+            f"there are {videos} videos (or folders of numbered frames) and no photos. A preview shows photos: "
+            "label one short video with sam3label run, or take numbered frames as photos with --video off."
+        )
+    if not photos:
+        raise InputError(f"{out} holds all the images that were found: choose another folder for the preview with -o.")
+    return photos, videos
+
+
+def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:
+    """`n` items, each from the middle of an equal share of the list; all of them when there are no more."""
+    if len(items) <= n:
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+
+
+def _sample(items: Sequence[MediaItem], examples: Sequence[Examples], n: int) -> list[MediaItem]:
+    """A spread sample; half of it has partial labels, where there are some."""
+    labelled = {item_id for one in examples for item_id in one.photos}
+    first = spread([item for item in items if item.id in labelled], (n + 1) // 2)
+    taken = {item.id for item in first}
+    rest = spread([item for item in items if item.id not in taken], n - len(first)) if len(first) < n else []
+    return sorted((*first, *rest), key=lambda item: item.id)
+
+
+def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
+    """(seconds before the first image, seconds per image once warm) from the progress after each batch."""
+    finished = [step.done + step.failed for step in steps]
+    first, last = steps[min(1, len(steps) - 1)], steps[-1]
+    before = finished[min(1, len(steps) - 1)]
+    if finished[-1] == before:  # one batch: nothing to tell warming up from working
+        return 0.0, last.seconds / max(finished[-1], 1)
+    per_image = (last.seconds - first.seconds) / (finished[-1] - before)
+    return max(0.0, first.seconds - before * per_image), per_image
+
+
+def _decode_seconds(sample: Sequence[MediaItem]) -> float:
+    """Seconds to decode one image. A small sample hides it behind the model; for a long run it may be the limit."""
+    start = time.perf_counter()
+    for item in sample:
+        try:
+            decode_image(item.path)
+        except UndecodableError:
+            continue
+    return (time.perf_counter() - start) / len(sample)
+
+
+def _workers(options: RunOptions, total: int) -> int:
+    return max(1, default_workers(total) if options.workers is None else options.workers)
+
+
+def _peak_memory() -> tuple[int, str]:
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return torch.cuda.max_memory_reserved(), "GPU memory"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "memory"
+
+
+def _empty(run_folder: Path) -> int:
+    with open_run(run_folder) as labelled:
+        return sum(not image.labels for image in labelled.images())
+
+
+def _write_sheet(folder: Path) -> Path | None:
+    with open_run(folder / "run") as labelled:
+        images = list(labelled.images())[:SHEET_IMAGES]
+        shown = [(decode_image(i.item.path), i.labels, _title(i.item.id, len(i.labels))) for i in images]
+        if not shown:
+            return None
+        contact_sheet(shown, labelled.concepts.names, folder / "contact.png")
+        return folder / "contact.png"
+
+
+def _write_exemplars(
+    folder: Path, examples: Sequence[Examples], sample: Sequence[MediaItem], names: Sequence[str]
+) -> Path | None:
+    """Every class's exemplars with their boxes, and the canvas that the first photo becomes."""
+    cells = [cell for one in examples for cell in _example_cells(one, sample, len(names))]
+    if not cells:
+        return None
+    contact_sheet(cells, (*names, "not this"), folder / "exemplars.png")
+    return folder / "exemplars.png"
+
+
+def _example_cells(examples: Examples, sample: Sequence[MediaItem], no: int) -> Iterator[Cell]:
+    name, number, rules = examples.concept.name, examples.concept.id, examples.concept.exemplars
+    target = next(_decoded(sample), None)
+    if examples.references and target and rules is not None and rules.mode == "canvas":
+        chosen = canvas.choose([crops(reference) for reference in examples.references_for(pixel_digest(target.pixels))])
+        if chosen:
+            made = canvas.compose(target.pixels, chosen, rules.share)
+            yield made.pixels, _boxed(made.boxes, made.pixels.shape[:2], number, no), f"{name}: as the model sees it"
+    for reference in examples.references[:SHOWN_EXAMPLES]:
+        title = f"{name}: {reference.name}"
+        yield reference.frame().pixels, _boxed(reference.boxes, reference.size_hw, number, no), title
+    for frame in _decoded([item for item in sample if item.id in examples.photos][:SHOWN_EXAMPLES]):
+        yield frame.pixels, _boxed(_boxes_on(examples, frame), frame.size_hw, number, no), f"{name}: {frame.item.id}"
+
+
+def _boxes_on(examples: Examples, frame: Frame) -> BoxPrompt | None:
+    try:
+        return examples.boxes_on(frame)
+    except InputError:  # the run lists the photo with the reason
+        return None
+
+
+def _decoded(sample: Sequence[MediaItem]) -> Iterator[Frame]:
+    for item in sample:
+        try:
+            yield Frame(item, 0, decode_image(item.path))
+        except UndecodableError:
+            continue
+
+
+def _boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
+    """Boxes as labels to draw, of the frame alone, so that the example shows; a negative one as of class `no`."""
+    height, width = size_hw[0], size_hw[1]
+    line = max(1, max(height, width) // 200)
+    labels = []
+    for corners, positive in zip(boxes.boxes_xyxy, boxes.positive, strict=True) if boxes else ():
+        x, y, right, bottom = (round(float(v)) for v in corners * (width, height, width, height))
+        frame = np.ones((max(1, bottom - y), max(1, right - x)), np.bool_)
+        frame[line:-line, line:-line] = False
+        rle = masks.paste(min(x, width - 1), min(y, height - 1), frame, (height, width))
+        number = class_id if positive else no
+        labels.append(Label("", number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "human"))
+    return labels
+
+
+def _title(item_id: str, objects: int) -> str:
+    return f"{item_id}  ({objects})"
+
+
+def _write_page(folder: Path) -> Path:
+    write_report(folder / "run", folder / "report.html")
+    return folder / "report.html"

@@ -1,0 +1,88 @@
+"""How well a checkpoint tracks: HOTA, identity switches and broken clip borders on synthetic films it never saw.
+
+    python scripts/demo_weights/score_video.py                                      # the demo checkpoint
+    python scripts/demo_weights/score_video.py --model FOLDER --films 12 --frames 60 --clip-frames 24 600 [--card]
+
+The films are made with their truth, labelled by `sam3label`'s own run, first in clips so short that objects must pass
+borders between them, then each as one clip, and judged as `sam3label evaluate` judges. `--card` writes the figures into
+the checkpoint's README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from sam3label.concepts.concept_list import parse_concepts
+from sam3label.demo.films import CONCEPTS, FilmMetrics, score, write_films
+from sam3label.labelling.job import RunOptions, run
+from sam3label.model.checkpoint import resolve
+from sam3label.run.reader import open_run
+
+HELD_OUT = 20_000_000  # films of these seeds are for this script alone
+MARKS = "<!-- film scores -->\n", "<!-- end of film scores -->\n"
+
+
+def measure(model: str, films: int, frames: int, clip_frames: int, seed: int) -> FilmMetrics:
+    """Make films, track every class of shape in them, and judge."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        concepts = parse_concepts(CONCEPTS.format(films=folder / "films", here="this list", runs=folder / "run"))
+        truth = write_films(folder / "films", films, seed, frames)
+        options = RunOptions(model=model, video="track", clip_frames=clip_frames)
+        start = time.perf_counter()
+        run([folder / "films"], concepts, folder / "run", options)
+        seconds = time.perf_counter() - start
+        with open_run(folder / "run") as labelled:
+            return score(labelled, truth, clip_frames, seconds)
+
+
+def row(metrics: FilmMetrics, clip_frames: int) -> str:
+    """A row of the card's table."""
+    figures = (metrics.hota, metrics.det_a, metrics.ass_a, metrics.loc_a)
+    counts = (
+        metrics.id_switches,
+        f"{metrics.borders_broken} of {metrics.borders_passed}",
+        metrics.objects,
+        f"{metrics.films} x {metrics.frames // metrics.films}",
+        clip_frames,
+    )
+    return "| " + " | ".join([*(f"{value:.3f}" for value in figures), *map(str, counts)]) + " |\n"
+
+
+HEAD = (
+    "| HOTA | DetA | AssA | LocA | identity switches | borders broken | objects | films x frames | frames a clip |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def write_card(card: Path, rows: str) -> None:
+    before, _, rest = card.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    card.write_text(before + MARKS[0] + HEAD + rows + MARKS[1] + after)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How well a checkpoint tracks synthetic films it never saw.")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--films", type=int, default=36)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--clip-frames", type=int, nargs="+", default=[24, 600], help="once with each")
+    parser.add_argument("--seed", type=int, default=HELD_OUT)
+    parser.add_argument("--card", action="store_true", help="write the figures into the checkpoint's README.md")
+    arguments = parser.parse_args()
+    rows = ""
+    for clip_frames in arguments.clip_frames:
+        metrics = measure(arguments.model, arguments.films, arguments.frames, clip_frames, arguments.seed)
+        rows += row(metrics, clip_frames)
+        for name, value in {"clip_frames": clip_frames, **asdict(metrics)}.items():
+            print(f"{name:15} {value}", flush=True)
+    if arguments.card:
+        write_card(resolve(arguments.model).folder / "README.md", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from support.hardshapes import KINDS, ONE_PART, shape
+
+from sam3label.core import masks
+
+Array = npt.NDArray[np.bool_]
+
+SMALL = hnp.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+def iou(a: masks.Rle, b: masks.Rle) -> float:
+    return float(masks.iou_matrix([a], [b])[0, 0])
+
+
+@given(SMALL)
+def test_run_length_code_keeps_every_pixel(mask: Array) -> None:
+    rle = masks.encode(mask)
+    assert np.array_equal(masks.decode(rle), mask)
+    assert masks.from_runs(masks.to_runs(rle), rle.size_hw) == rle
+    assert masks.area(rle) == mask.sum()
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.bool_, st.tuples(*[st.integers(1, 300)] * 2), elements=st.booleans(), fill=st.booleans()))
+def test_runs_match_the_pixels(mask: Array) -> None:
+    flat = mask.T.reshape(-1)
+    turns = np.flatnonzero(np.diff(flat)) + 1
+    expected = np.diff(np.concatenate([[0], turns, [flat.size]]))
+    if flat[0]:
+        expected = np.concatenate([[0], expected])
+    assert np.array_equal(masks.to_runs(masks.encode(mask)), expected)
+
+
+def test_runs_of_a_big_image_are_unpacked_without_its_pixels() -> None:
+    runs = [400_000_000 - 3 - 7_000_000, 3, 7_000_000]
+    rle = masks.from_runs(runs, (20_000, 20_000))
+    assert masks.to_runs(rle).tolist() == runs
+    assert masks.area(rle) == 3
+
+
+def test_runs_must_cover_the_image() -> None:
+    with pytest.raises(ValueError, match=r"runs must cover 2 x 3 = 6 pixels, got 5"):
+        masks.from_runs([2, 3], (2, 3))
+
+
+@given(SMALL)
+def test_crop_and_box_are_the_mask_inside_its_box(mask: Array) -> None:
+    rle = masks.encode(mask)
+    x, y, inner = masks.crop(rle)
+    assert masks.box_xywh(rle) == (x, y, inner.shape[1], inner.shape[0])
+    if mask.any():
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        assert (x, y) == (columns[0], rows[0])
+        assert np.array_equal(inner, mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    assert masks.paste(x, y, inner, rle.size_hw) == rle
+
+
+def test_paste_cuts_what_sticks_out() -> None:
+    rle = masks.paste(-2, 3, np.ones((4, 5), np.bool_), (5, 6))
+    assert masks.box_xywh(rle) == (0, 3, 3, 2)
+    assert masks.area(masks.paste(9, 9, np.ones((2, 2), np.bool_), (5, 6))) == 0
+
+
+@given(st.integers(1, 9).flatmap(lambda n: hnp.arrays(np.bool_, (4, n, 7))))
+def test_overlaps_match_the_pixels(stack: Array) -> None:
+    rles = [masks.encode(m) for m in stack]
+    flat = stack.reshape(4, -1).astype(float)
+    common = flat @ flat.T
+    total = flat.sum(1)[:, None] + flat.sum(1)[None] - common
+    assert np.allclose(masks.iou_matrix(rles, rles), np.divide(common, total, out=np.zeros((4, 4)), where=common > 0))
+    cover = np.divide(common, flat.sum(1)[:, None], out=np.zeros((4, 4)), where=common > 0)
+    assert np.allclose(masks.cover_matrix(rles, rles), cover)
+    assert np.array_equal(masks.decode(masks.union(rles)), stack.any(axis=0))
+
+
+def test_overlaps_of_nothing_and_of_different_images() -> None:
+    one = masks.encode(np.ones((3, 4), np.bool_))
+    assert masks.iou_matrix([], [one]).shape == (0, 1)
+    assert masks.cover_matrix([one, one], []).shape == (2, 0)
+    with pytest.raises(ValueError, match="masks of one image expected"):
+        masks.iou_matrix([one], [masks.encode(np.ones((4, 3), np.bool_))])
+
+
+@settings(deadline=None, max_examples=300)
+@given(SMALL)
+@example(np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]], np.bool_))
+def test_coco_polygons_are_exact(mask: Array) -> None:
+    rle = masks.encode(mask)
+    rings = masks.polygons(rle)
+    assert all(len(ring) >= 4 for ring in rings)
+    assert masks.from_polygons(rings, rle.size_hw) == rle
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coco_polygons_of_hard_shapes(kind: str) -> None:
+    rle = masks.encode(shape(kind))
+    rings = masks.polygons(rle)
+    assert masks.from_polygons(rings, rle.size_hw) == rle
+    parts = cv2.connectedComponents(shape(kind).astype(np.uint8))[0] - 1
+    assert len(rings) == parts
+
+
+@pytest.mark.parametrize("kind", ONE_PART)
+def test_contours_of_one_part_are_exact(kind: str) -> None:
+    rle = masks.encode(shape(kind))
+    assert masks.from_contour(masks.contour(rle), rle.size_hw) == rle
+
+
+@settings(deadline=None, max_examples=300)
+@given(SMALL)
+def test_contours_lose_no_pixel_and_are_valid_rows(mask: Array) -> None:
+    rle = masks.encode(mask)
+    ring = masks.contour(rle)
+    if not mask.any():
+        assert ring.shape == (0, 2)
+        return
+    assert len(ring) >= 3 and np.ptp(ring, axis=0).min() > 0
+    assert ring.min() > 0 and (ring < np.array(mask.shape[::-1])).all()
+    back = masks.decode(masks.from_contour(ring, rle.size_hw))
+    assert back[mask].all()
+    if cv2.connectedComponents(mask.astype(np.uint8))[0] == 2:
+        assert np.array_equal(back, mask)
+
+
+@pytest.mark.parametrize("kind", ["two parts", "island in a hole"])
+def test_contours_join_parts_by_a_thin_bridge(kind: str) -> None:
+    rle = masks.encode(shape(kind))
+    back = masks.from_contour(masks.contour(rle), rle.size_hw)
+    assert masks.cover_matrix([rle], [back])[0, 0] == 1.0
+    assert iou(rle, back) > 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tolerance", [1.0, 3.0])
+def test_simplified_rings_stay_valid_and_close(kind: str, tolerance: float) -> None:
+    mask = shape(kind)
+    rle = masks.encode(mask)
+    rings, ring = masks.polygons(rle, tolerance), masks.contour(rle, tolerance)
+    assert all(len(r) >= 3 for r in rings) and len(ring) >= 3
+    assert sum(map(len, rings)) <= sum(map(len, masks.polygons(rle)))
+    assert len(ring) <= max(4, len(masks.contour(rle)))
+    border = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(np.bool_)
+    for back in (masks.from_polygons(rings, rle.size_hw), masks.from_contour(ring, rle.size_hw)):
+        assert (masks.decode(back) ^ mask).sum() <= tolerance * border.sum() + 60  # the bridges between parts
+
+
+def test_empty_mask_and_short_polygon() -> None:
+    empty = masks.encode(np.zeros((4, 5), np.bool_))
+    assert masks.polygons(empty) == []
+    assert masks.from_polygons([], (4, 5)) == empty
+    assert masks.from_contour(masks.contour(empty), (4, 5)) == empty
+    with pytest.raises(ValueError, match="at least 3 points, got 2"):
+        masks.from_polygons([[0, 0, 1, 1]], (4, 5))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
+def test_a_polygon_from_a_broken_file_is_refused_before_it_takes_all_memory(value: float) -> None:
+    with pytest.raises(ValueError, match="no number, or beyond all pictures"):
+        masks.from_polygons([[0, 0, 3, 0, 3, 3], [value, 1, 4, 1, 4, 4]], (4, 5))
+
+
+def test_encode_wants_two_dimensions() -> None:
+    with pytest.raises(ValueError, match=r"mask must be \(H, W\), got \(2, 2, 1\)"):
+        masks.encode(np.ones((2, 2, 1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_oriented_box_holds_every_pixel_and_stays_in_the_image(kind: str) -> None:
+    check_oriented_box(shape(kind))
+
+
+@settings(deadline=None)
+@given(SMALL.filter(np.any))
+def test_oriented_box_of_any_mask(mask: Array) -> None:
+    check_oriented_box(mask)
+
+
+def check_oriented_box(mask: Array) -> None:
+    rle = masks.encode(mask)
+    box = masks.oriented_box(rle)
+    assert box.min() > -1e-5 and (box < np.array(mask.shape[::-1]) + 1e-5).all()
+    sides = np.roll(box, -1, axis=0) - box
+    assert np.allclose((sides * np.roll(sides, -1, axis=0)).sum(axis=1), 0, atol=1e-6)  # right angles
+    corners = np.argwhere(mask)[:, None, ::-1] + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    offset = corners.reshape(-1, 1, 2) - box[None]
+    turn = sides[None, :, 0] * offset[..., 1] - sides[None, :, 1] * offset[..., 0]
+    assert (turn > -1e-4).all() or (turn < 1e-4).all()  # all on one side of every side
+    _, _, w, h = masks.box_xywh(rle)
+    assert abs(np.cross(np.append(sides[0], 0), np.append(sides[1], 0))[2]) <= w * h + 1e-4
+
+
+def test_oriented_box_of_a_diagonal_line_is_narrow() -> None:
+    box = masks.oriented_box(masks.encode(shape("diagonal line")))
+    lengths = np.hypot(*(np.roll(box, -1, axis=0) - box).T)
+    assert lengths.min() < 1.5 and lengths.max() > 40
+    assert masks.oriented_box(masks.encode(np.zeros((3, 3), np.bool_))).shape == (0, 2)

@@ -1,0 +1,292 @@
+"""Calibration: an honest gain on labels made worse on purpose, refusals, and a concept list that loads back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, rectangle, unit
+from typer.testing import CliRunner
+
+from sam3label.annotations.coco import read_truth
+from sam3label.concepts.concept_list import dump_concepts, load_concepts
+from sam3label.core import masks
+from sam3label.core.records import Candidate, Concept, ConceptList, MediaItem, Rle, UnitResult
+from sam3label.demo.shapes import make_scene, matches
+from sam3label.errors import InputError, OutputError
+from sam3label.quality.calibrate import Goal, Thresholds, answers, calibrate_run, read_examples, write_concepts
+from sam3label.run.decide import select_labels
+from sam3label.run.reader import open_run
+from sam3label.run.store import Store
+
+SCENE_HW = (96, 128)
+PHRASES = ("circle", "square", "triangle", "disc", "box")
+CLASSES = concepts(
+    Concept(0, "circle", ("circle", "disc")),
+    Concept(1, "square", ("square",), conf=0.4),
+    Concept(2, "hexagon", ("triangle",)),
+)
+FLOOR = 0.05
+
+
+def shaken(mask: np.ndarray, rng: np.random.Generator) -> Rle:
+    """A mask as a model might find it: moved by a pixel or two."""
+    return masks.encode(np.roll(mask, tuple(int(v) for v in rng.integers(-1, 2, 2)), axis=(0, 1)))
+
+
+def label_scene(item_id: str, seed: int, fade: float) -> tuple[UnitResult, list[tuple[int, Rle]]]:
+    """What a fair model says about a demo scene, circles scored too low by the factor `fade`; and the truth."""
+    scene, rng = make_scene(seed, SCENE_HW), np.random.default_rng(seed)
+    found: list[Candidate] = []
+    truth: list[tuple[int, Rle]] = []
+
+    def add(phrase: str, rle: Rle, score: float) -> None:
+        found.append(candidate(phrase, max(score, FLOOR), rle, item_id=item_id, query=len(found), presence=0.95))
+
+    for number, thing in enumerate(scene.things, start=1):
+        mask = scene.mask(number)
+        if matches("circle", thing):
+            truth.append((1, masks.encode(mask)))
+            if rng.random() < 0.95:
+                add("circle", shaken(mask, rng), fade * float(rng.beta(8, 2)))
+            if rng.random() < 0.5:  # the synonym sees half of them, and never one that "circle" misses
+                add("disc", shaken(mask, rng), fade * float(rng.beta(6, 3)))
+        elif matches("square", thing):
+            truth.append((2, masks.encode(mask)))
+            add("square", shaken(mask, rng), float(rng.beta(8, 2)))
+        elif rng.random() < 0.5:  # something else is taken for a circle
+            add("circle", masks.encode(mask), fade * float(rng.beta(2, 5)))
+    presence = np.full((1, len(PHRASES)), 0.95, np.float32)
+    return UnitResult(MediaItem(item_id, f"/photos/{item_id}"), 0, 1, SCENE_HW, tuple(found), presence), truth
+
+
+def labelled_scenes(folder: Path, n: int, first_seed: int, fade: float = 0.4) -> tuple[Path, Path]:
+    """(run folder, truth file) of `n` demo scenes."""
+    folder.mkdir()
+    units, images, annotations = [], [], []
+    for i in range(n):
+        result, objects = label_scene(f"{i:03d}.jpg", first_seed + i, fade)
+        units.append(result)
+        images.append({"id": i, "file_name": f"{i:03d}.jpg", "height": SCENE_HW[0], "width": SCENE_HW[1]})
+        for category, rle in objects:
+            segmentation = {"size": list(rle.size_hw), "counts": rle.counts.decode()}
+            annotations.append({"image_id": i, "category_id": category, "segmentation": segmentation, "iscrowd": 0})
+    categories = [{"id": 1, "name": "circle"}, {"id": 2, "name": "square"}, {"id": 3, "name": "hexagon"}]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(truth))
+    with Store.writer(folder / "run", phrase_prompts(*PHRASES), {"floor": FLOOR}) as store:
+        store.write(units)
+        store.set_meta("concepts", dump_concepts(CLASSES))
+    return folder / "run", folder / "truth.json"
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return labelled_scenes(tmp_path_factory.mktemp("small") / "set", 50, first_seed=0)
+
+
+@pytest.fixture(scope="module")
+def other_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Images that calibration never sees."""
+    return labelled_scenes(tmp_path_factory.mktemp("other") / "set", 150, first_seed=1000)
+
+
+def test_a_class_scored_too_low_is_repaired_and_the_promise_holds(
+    small_set: tuple[Path, Path], other_set: tuple[Path, Path], tmp_path: Path
+) -> None:
+    calibration = calibrate_run(*small_set)
+    circle = calibration.classes[0]
+    assert circle.before is not None and circle.after is not None
+    assert circle.before.f < 0.2
+    assert circle.gain > 0.5
+    assert circle.gain_interval[0] > 0.3
+    assert circle.new.conf < 0.35
+    write_concepts(calibration, tmp_path / "new.yaml")
+    held_out = calibrate_run(*other_set, concepts=load_concepts(tmp_path / "new.yaml")).classes[0].before
+    assert held_out is not None
+    low, high = held_out.interval
+    assert low <= circle.after.f <= high
+    assert high - low < 0.15
+
+
+def test_a_class_that_is_fine_is_not_made_worse(small_set: tuple[Path, Path], other_set: tuple[Path, Path]) -> None:
+    square = calibrate_run(*small_set).classes[1]
+    assert square.before is not None and square.after is not None
+    assert square.changed == (square.after.f > square.before.f)
+    assert abs(square.gain) < 0.1
+
+
+def test_reported_before_is_what_select_and_truth_say(small_set: tuple[Path, Path]) -> None:
+    """The counts behind F are those of the labels that an export would write."""
+    run_folder, truth_path = small_set
+    truth = read_truth(truth_path)
+    result = calibrate_run(run_folder, truth_path).classes[1]
+    hits = found = objects = 0
+    with open_run(run_folder) as run:
+        for image_id, image in truth.images.items():
+            labels = [x for x in select_labels(run.candidates(image.file_name)[0], run.concepts) if x.class_id == 1]
+            true = [o.rle for o in truth.objects.get((image_id, 2), ()) if o.rle]
+            iou = masks.iou_matrix([x.rle for x in labels], true)
+            hits += int((iou.max(axis=1, initial=0) >= 0.5).sum()) if len(labels) else 0
+            found, objects = found + len(labels), objects + len(true)
+    assert result.before is not None
+    assert result.before.precision == pytest.approx(hits / found)
+    assert result.before.recall == pytest.approx(hits / objects)
+    assert result.before.f == pytest.approx(2 * hits / (found + objects))
+    assert result.objects == objects
+
+
+@pytest.mark.parametrize(
+    ("presence", "iou", "conf"), [(0.0, 0.7, 0.3), (0.6, 0.7, 0.2), (0.0, 0.2, 0.25), (0.4, 0.9, 0.5)]
+)
+def test_answers_follow_the_rules_of_select(presence: float, iou: float, conf: float, tmp_path: Path) -> None:
+    """Random candidates with synonyms, hard negatives, overlaps, a minimum area and a cap."""
+    rng = np.random.default_rng(7)
+    concept = Concept(0, "cat", ("cat", "kitten"), ("dog",), conf, iou, presence, min_area=30, max_instances=4)
+    for _ in range(25):
+        found = [
+            candidate(
+                str(rng.choice(["cat", "kitten", "dog"])), round(float(rng.random()), 2),
+                rectangle(*(int(v) for v in rng.integers(0, 30, 2)), *(int(v) for v in rng.integers(3, 25, 2))),
+                query=q, presence=round(float(rng.random()), 2),
+            )
+            for q in range(12)
+        ]  # fmt: skip
+        (tmp_path / "t.json").write_text(json.dumps(one_image_truth([rectangle(5, 5, 15, 15)])))
+        folder = make_run(
+            tmp_path / f"run{rng.integers(1 << 40)}", ConceptList((concept,)), unit("a.jpg", *found, prompts=3)
+        )
+        with open_run(folder) as run:
+            (example,) = read_examples(run, read_truth(tmp_path / "t.json"), [])[0]
+        labels = sorted((x.score for x in select_labels(found, ConceptList((concept,)))), reverse=True)
+        reply = answers(example, presence, iou)
+        assert [s for s in reply.score if s >= conf] == labels
+        assert reply.counts(conf)[1] == len(labels)
+
+
+def one_image_truth(objects: list[Rle]) -> dict[str, Any]:
+    rows = [
+        {"image_id": 1, "category_id": 1, "segmentation": {"size": list(r.size_hw), "counts": r.counts.decode()}}
+        for r in objects
+    ]
+    image = {"id": 1, "file_name": "a.jpg", "height": SIZE_HW[0], "width": SIZE_HW[1]}
+    return {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "cat"}]}
+
+
+def make_run(folder: Path, classes: ConceptList, *units: UnitResult) -> Path:
+    with Store.writer(folder, phrase_prompts(*classes.phrases), {}) as store:
+        store.write(list(units))
+        store.set_meta("concepts", dump_concepts(classes))
+    return folder
+
+
+def test_phrases_that_help_and_phrases_that_do_not(small_set: tuple[Path, Path]) -> None:
+    effects = {e.phrase: e for e in calibrate_run(*small_set).classes[0].phrases}
+    assert effects["circle"].verdict == "helps"
+    assert effects["circle"].hits > 20
+    assert effects["circle"].alone.recall > effects["disc"].alone.recall
+    assert effects["disc"].hits <= 1
+    assert effects["disc"].verdict != "helps" or effects["disc"].f_gain < 0.02
+    assert calibrate_run(*small_set).classes[1].phrases == ()  # one phrase: nothing to compare
+
+
+def test_a_precision_target_is_met_on_images_held_out(small_set: tuple[Path, Path]) -> None:
+    goals = (Goal(), Goal(precision=0.95), Goal(precision=1.0))
+    plain, strict, perfect = (calibrate_run(*small_set, goal=g).classes[0] for g in goals)
+    assert plain.after is not None and strict.after is not None and perfect.after is not None
+    assert plain.after.precision < 0.95 <= strict.after.precision
+    assert strict.after.recall > 0.8
+    assert strict.new.conf > plain.new.conf
+    assert perfect.note == f"the precision on images held out is {perfect.after.precision:.3f}, not the 1 asked for"
+
+
+def test_beta_weighs_recall(small_set: tuple[Path, Path]) -> None:
+    recall, precision = (calibrate_run(*small_set, goal=Goal(beta=b)).classes[0].new.conf for b in (3.0, 0.3))
+    assert recall <= precision
+
+
+def test_too_few_examples_are_refused_with_what_is_missing(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    hexagon = calibrate_run(*small_set).classes[2]
+    assert hexagon.note == (
+        "too few examples (0 objects in 0 images): 20 more objects and 5 more images that show it are needed"
+    )
+    assert (hexagon.new, hexagon.before) == (hexagon.old, None)
+    truth = one_image_truth([rectangle(2 * i, 2 * j, 1, 1) for i in range(4) for j in range(4)])
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    run = make_run(tmp_path / "run", concepts("cat"), unit("a.jpg"))
+    (cat,) = calibrate_run(run, tmp_path / "t.json").classes
+    assert "(16 objects in 1 images): 4 more objects and 4 more images" in cat.note
+
+
+def test_the_written_list_loads_back_and_keeps_the_rest(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    calibration = calibrate_run(*small_set)
+    write_concepts(calibration, tmp_path / "deep" / "new.yaml")
+    assert load_concepts(tmp_path / "deep" / "new.yaml") == calibration.concepts
+    text = (tmp_path / "deep" / "new.yaml").read_text()
+    assert text.startswith("# Thresholds calibrated by sam3label")
+    assert "# was: conf 0.5, presence 0, iou 0.7" in text
+    assert "# too few examples" in text
+    above_circle = text[: text.index("  circle:")].splitlines()[-2]
+    assert above_circle.strip().startswith("# ") and "gain +" in above_circle
+    assert calibration.concepts.concepts[2] == CLASSES.concepts[2]
+    assert replace(calibration.concepts.concepts[0], conf=0.5, presence=0.0, iou=0.7) == CLASSES.concepts[0]
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_concepts(calibration, tmp_path / "deep" / "new.yaml" / "below.yaml")
+
+
+def test_thresholds_stay_above_the_floor_of_the_run(small_set: tuple[Path, Path]) -> None:
+    for result in calibrate_run(*small_set, goal=Goal(beta=10)).classes:
+        assert result.new.conf >= FLOOR
+
+
+def test_truth_that_cannot_calibrate(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    phrase = {
+        "images": [{"id": 1, "file_name": "a", "text_input": "x", "is_instance_exhaustive": 1}],
+        "annotations": [],
+    }
+    (tmp_path / "saco.json").write_text(json.dumps(phrase))
+    with pytest.raises(InputError, match="is an SA-Co file. Calibration works class by class"):
+        calibrate_run(small_set[0], tmp_path / "saco.json")
+    truth = json.loads(small_set[1].read_text())
+    for row in truth["annotations"]:
+        row["segmentation"], row["bbox"] = [], [0, 0, 9, 9]
+    (tmp_path / "boxes.json").write_text(json.dumps(truth))
+    with pytest.raises(InputError, match="has boxes without masks for 'circle': calibration compares masks"):
+        calibrate_run(small_set[0], tmp_path / "boxes.json")
+
+
+def test_no_candidates_at_all(tmp_path: Path) -> None:
+    truth = one_image_truth([])
+    truth["images"] = [{"id": i, "file_name": f"{i}.jpg"} for i in range(6)]
+    box = {"size": list(SIZE_HW), "counts": rectangle(0, 0, 4, 4).counts.decode()}
+    truth["annotations"] = [{"image_id": i, "category_id": 1, "segmentation": box} for i in range(6) for _ in range(4)]
+    (tmp_path / "t.json").write_text(json.dumps(truth))
+    run = make_run(tmp_path / "run", concepts("cat"), *(unit(f"{i}.jpg") for i in range(6)))
+    (cat,) = calibrate_run(run, tmp_path / "t.json").classes
+    assert cat.after is not None
+    assert (cat.after.f, cat.changed) == (0.0, False)
+    assert cat.note == "kept: no other values did better on images held out"
+    assert cat.new == Thresholds(0.5, 0.0, 0.7)
+
+
+def invoke(arguments: list[str]) -> Result:
+    from sam3label.cli import app
+
+    return CliRunner().invoke(app, arguments)
+
+
+def test_command_line_shows_the_gain_and_writes_the_list(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    run, truth = map(str, small_set)
+    done = invoke(["calibrate", run, "--gt", truth, "-o", str(tmp_path / "new.yaml"), "--precision", "0.9"])
+    assert done.exit_code == 0, done.output
+    assert "the most recall at precision 0.9" in done.output
+    assert "hexagon" in done.output and "disc" in done.output
+    assert load_concepts(tmp_path / "new.yaml").names == CLASSES.names
+    assert invoke(["calibrate", run, "--gt", truth]).exit_code == 0
+    assert (small_set[0] / "concepts.calibrated.yaml").is_file()
+    assert invoke(["evaluate", run, "--gt", truth, "-c", str(tmp_path / "new.yaml")]).exit_code == 0

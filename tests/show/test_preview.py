@@ -1,0 +1,140 @@
+"""Preview: a spread sample, a sheet, a page, and an estimate that the real run keeps."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from sam3label.concepts.concept_list import parse_concepts
+from sam3label.core.records import MediaItem
+from sam3label.demo.shapes import make_scene
+from sam3label.errors import InputError
+from sam3label.labelling.job import RunOptions, run
+from sam3label.run.store import DATABASE
+from sam3label.show.preview import preview, spread
+
+CONCEPTS = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.3}")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """500 small photos in five folders with equal base names, and one that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    scenes = [Image.fromarray(make_scene(seed, (60, 80)).image) for seed in range(20)]
+    for n in range(500):
+        path = folder / f"day{n // 100}" / f"IMG_{n % 100:03d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        scenes[n % len(scenes)].save(path)
+    (folder / "day2" / "IMG_025.jpg").write_bytes(b"not a photo")
+    return folder
+
+
+def options(checkpoint: Path) -> RunOptions:
+    return RunOptions(model=str(checkpoint), device="cpu", workers=0, floor=0.2)
+
+
+def test_the_sample_is_spread_over_all_folders() -> None:
+    items = [MediaItem(f"{i:03d}", f"/{i}") for i in range(100)]
+    assert [i.id for i in spread(items, 4)] == ["012", "037", "062", "087"]
+    assert spread(items, 100) == spread(items, 300) == items
+    assert len({i.id for i in spread(items, 99)}) == 99
+
+
+def test_sheet_page_and_counts(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    made = preview([photos], CONCEPTS, tmp_path / "out", 10, options(tiny_checkpoint))
+    assert (made.total, made.labelled, len(made.failures)) == (500, 9, 1)
+    assert made.failures[0][0].endswith("day2/IMG_025.jpg")
+    assert list(made.objects) == ["cat", "dog"]
+    assert 0 <= made.empty <= 9
+    assert made.sheet is not None
+    with Image.open(made.sheet) as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape[1] > 1200 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+    assert "data:image/jpeg;base64" in made.page.read_text()
+    folders = {Path(line).parent.name for line in (tmp_path / "out" / "sample.txt").read_text().split()}
+    assert folders == {f"day{i}" for i in range(5)}
+    assert made.memory > 1e8 and made.memory_kind == "memory"
+
+
+def test_the_estimate_is_within_a_fifth_of_the_real_run(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that other programs hardly slow: processor time of this process, which does everything here, on one
+    thread, since threads that wait for a busy core spend it too. Three attempts all the same.
+    """
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    torch.set_num_threads(1)
+    ratios = []
+    for attempt in range(3):
+        made = preview([photos], CONCEPTS, tmp_path / f"preview{attempt}", 40, options(tiny_checkpoint))
+        start = time.perf_counter()
+        run([photos], CONCEPTS, tmp_path / f"run{attempt}", options(tiny_checkpoint))
+        ratios.append(made.seconds / (time.perf_counter() - start))
+        if 0.8 <= ratios[-1] <= 1.2:
+            break
+    torch.set_num_threads(2)
+    assert 0.8 <= ratios[-1] <= 1.2, ratios
+    disk = (tmp_path / f"run{len(ratios) - 1}" / DATABASE).stat().st_size
+    assert 0.5 < made.disk / disk < 2
+
+
+def test_previewing_again_replaces_and_never_labels_its_own_sheet(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for n in range(3):
+        Image.fromarray(make_scene(n, (60, 80)).image).save(tmp_path / f"{n}.jpg")
+    for _ in range(2):
+        made = preview([tmp_path], CONCEPTS, tmp_path / "preview", 16, options(tiny_checkpoint))
+        assert (made.total, made.labelled) == (3, 3)
+    with pytest.raises(InputError, match="choose another folder for the preview with -o"):
+        preview([tmp_path / "preview"], CONCEPTS, tmp_path / "preview", 4, options(tiny_checkpoint))
+
+
+def test_videos_are_counted_and_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """With --video track a folder of numbered frames is a video, so it is not in the sample or in the estimate."""
+    track = replace(options(tiny_checkpoint), video="track")
+    (tmp_path / "clip").mkdir()
+    for n in range(8):
+        Image.fromarray(make_scene(n, (60, 80)).image).save(tmp_path / "clip" / f"{n:05d}.jpg")
+    with pytest.raises(InputError, match="there are 1 videos .* and no photos. A preview shows photos"):
+        preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
+    Image.fromarray(make_scene(0, (60, 80)).image).save(tmp_path / "photo.jpg")
+    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
+    assert (made.total, made.videos, made.labelled) == (1, 1, 1)
+    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+    assert (made.total, made.videos, made.labelled) == (9, 0, 4), "numbered photos are photos unless asked otherwise"
+
+
+def test_a_sample_without_a_single_photo(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"nothing")
+    made = preview([tmp_path / "photos"], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+    assert (made.labelled, made.sheet, len(made.failures)) == (0, None, 1)
+    assert made.page.is_file()
+
+
+def invoke(arguments: list[str]) -> Result:
+    from sam3label.cli import app
+
+    return CliRunner().invoke(app, arguments)
+
+
+def test_command_line(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("names: [cat, dog]")
+    out = tmp_path / "out"
+    given = ["-c", str(tmp_path / "c.yaml"), "-n", "4", "-o", str(out), "--model", str(tiny_checkpoint)]
+    done = invoke(["preview", str(photos), *given, "--workers", "0", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "4 of 500 images labelled" in done.output
+    assert re.search(r"images/s; all 500 images: about \d:\d\d:\d\d \(h:mm:ss\)", done.output)
+    assert "GB of memory" in done.output and "on disk" in done.output
+    assert (out / "contact.png").is_file() and (out / "report.html").is_file()
+    missing = invoke(["preview", str(tmp_path / "nothing"), *given])
+    assert (missing.exit_code, "no such file or folder" in missing.output) == (1, True)

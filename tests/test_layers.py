@@ -1,0 +1,102 @@
+"""The walls between the rooms, one name for one thing, and a command line that answers at once."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.layers import LAYERS, NEVER_IMPORTED, imports, modules, table, violations
+
+import sam3label
+
+PACKAGE = Path(sam3label.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = modules(PACKAGE)
+HEAVY = {"torch", "torchvision", "transformers", "fiftyone", "ray"}
+TORCH = {"model", "train", "media.loader"}  # rooms and modules that are torch through and through
+
+
+def test_every_import_is_one_the_table_allows() -> None:
+    assert violations(PACKAGE) == []
+
+
+def test_a_room_imports_only_rooms_below_it() -> None:
+    order = [room.name for room in LAYERS]
+    for place, room in enumerate(LAYERS):
+        assert room.may_import <= set(order[place + 1 :]), room.name
+        assert not room.may_import & NEVER_IMPORTED or room.name == "cli"
+
+
+FORBIDDEN = [
+    (room.name, other.name)
+    for room in LAYERS
+    for other in LAYERS
+    if other.name != room.name and other.name not in room.may_import
+]
+
+
+@pytest.mark.parametrize(("room", "other"), FORBIDDEN, ids=[f"{a}-{b}" for a, b in FORBIDDEN])
+def test_each_forbidden_import_is_noticed(room: str, other: str, tmp_path: Path) -> None:
+    copy = tmp_path / "sam3label"
+    shutil.copytree(PACKAGE / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "checkpoint"))
+    (copy / room / "guest.py").write_text(
+        f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sam3label.{other} import anything\n"
+    )
+    assert violations(copy) == [f"{room}.guest imports {other}"]
+
+
+def test_every_folder_is_a_room_and_every_room_a_folder() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {room.name for room in LAYERS}
+
+
+def test_contributing_shows_the_table_as_it_is() -> None:
+    shown = (ROOT / "CONTRIBUTING.md").read_text()
+    assert table() in shown, "CONTRIBUTING.md is stale: paste what `python tests/support/layers.py` prints"
+
+
+OLD_CORRIDOR = (  # modules that lay beside one another before there were rooms
+    r"records|masks|files|yamlnodes|device|checkpoint|weights|doctor|head|video|postprocess|pace|clips|loader|truth|"
+    r"video_truth|config|exemplars|finetune|finetune_tracker|losses|store|select|footage|stitch|prompts|canvas|trust|"
+    r"splits|evaluate|evaluate_video|calibrate|saco|hota|coco_ap|suspects|contact|render|report|preview"
+)
+
+
+def test_no_name_of_the_old_corridor_is_left() -> None:
+    old = re.compile(rf"\bsam3label\.(?:{OLD_CORRIDOR})\b(?!\.(?:json|html))")
+    texts = [path for kind in ("py", "md", "toml") for path in ROOT.glob(f"*/**/*.{kind}") if ".venv" not in path.parts]
+    assert [f"{path.name}: {hit.group()}" for path in texts for hit in old.finditer(path.read_text())] == []
+
+
+@pytest.mark.parametrize("name", sorted(n for n in MODULES if n.startswith("export.formats.")))
+def test_formats_do_not_import_each_other(name: str) -> None:
+    others = {n for n in imports(MODULES[name]) if n.startswith("sam3label.export.formats.")}
+    assert not others
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_heavy_packages_are_imported_where_they_are_needed(name: str) -> None:
+    heavy = {n.split(".")[0] for n in imports(MODULES[name], top_level_only=True)} & HEAVY
+    allowed = {"torch", "torchvision"} if {name, name.split(".")[0]} & TORCH else set()
+    assert heavy <= allowed
+    if not name.startswith(("review.fiftyone", "cli.", "model.doctor")):
+        assert not {n for n in imports(MODULES[name]) if n.split(".")[0] == "fiftyone"}
+
+
+@pytest.mark.parametrize("verb", [[], ["export"], ["run"], ["evaluate"], ["validate"], ["status"]])
+def test_help_is_instant_because_it_loads_no_model_code(verb: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['sam3label', *{verb!r}, '--help']\n"
+        "from sam3label.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as leaving: assert leaving.code == 0, leaving.code\n"
+        "heavy = {'torch', 'transformers', 'fiftyone', 'ray', 'cv2'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
