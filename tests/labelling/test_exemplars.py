@@ -23,7 +23,7 @@ from sam3label.core.records import BoxPrompt, ConceptList, Frame, MediaItem, exe
 from sam3label.errors import ConfigError, InputError
 from sam3label.labelling import reference_check
 from sam3label.labelling.questions import Guide
-from sam3label.media import discovery
+from sam3label.media.image import decode_image
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector, ReferenceTokens
 from sam3label.model.head import PairScores
@@ -117,7 +117,7 @@ def test_references_in_three_forms_say_the_same(form: str, tmp_path: Path) -> No
     assert first.boxes.positive == (True, False) and second.boxes.positive == (True,)
     expected = np.array([(10, 5, 30, 35), (40, 10, 56, 30)]) / (80, 60, 80, 60)
     assert np.allclose(first.boxes.boxes_xyxy, expected, atol=1e-6)
-    assert np.array_equal(first.frame().pixels, discovery.decode_image(first.path))
+    assert np.array_equal(first.frame().pixels, decode_image(first.path))
     assert examples.references_for(pixel_digest(first.frame().pixels)) == (second,)  # never its own exemplar
     assert examples.references_for("") == (first, second)
 

@@ -650,7 +650,7 @@ def test_without_a_database_the_same_message(run: Path, tmp_path: Path, monkeypa
             patched.setenv(key, "")
         point_fiftyone_at("mongodb://127.0.0.1:9", tmp_path)
         code = (
-            "import sys; from sam3label.review import connect; connect.TIMEOUT_MS = 300\n"
+            "import sys; from sam3label.review.fiftyone import connect; connect.TIMEOUT_MS = 300\n"
             "from sam3label.cli import main\n"
             f"sys.argv = ['sam3label', 'review', 'push', {str(run)!r}]\nmain()"
         )
