@@ -100,3 +100,14 @@ def test_help_is_instant_because_it_loads_no_model_code(verb: list[str]) -> None
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_only_the_job_and_the_reader_open_a_store() -> None:
+    """Everyone else reads through `Run`, whose store is its own."""
+    store = "sam3label.run.store"
+    openers = {name.split(".")[0] for name, path in MODULES.items() if f"{store}.Store" in set(imports(path))}
+    assert openers == {"run", "labelling"}
+    reachers = [
+        name for name, path in MODULES.items() if re.search(r"(?<!sam3label\.)\brun\.store\.", path.read_text())
+    ]
+    assert reachers == []

@@ -49,11 +49,11 @@ def open_app(
 ) -> None:
     """Start the FiftyOne App on the run's dataset, reachable from this machine only. Ctrl-C ends it."""
     from sam3label.review.fiftyone import connect
-    from sam3label.run.store import Store
+    from sam3label.run.reader import open_run
 
     fo = connect.fiftyone()
-    with Store.open(run) as store:
-        chosen = connect.load_dataset(fo, store, dataset)
+    with open_run(run) as opened:
+        chosen = connect.load_dataset(fo, opened, dataset)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start deaf to it
     address = "127.0.0.1"
     session = fo.launch_app(chosen, port=port, address=address, remote=remote)

@@ -324,7 +324,7 @@ def status(run_folder: RunFolder) -> None:
         for name, (objects, images) in count_objects(labelled).items():
             table.add_row(name, str(objects), str(images))
         console.print(table)
-        for figures in (labelled.store.meta("trust") or {}).values():
+        for figures in (labelled.note("trust") or {}).values():
             console.print(Trust.from_json(figures).sentence(), markup=False, highlight=False)
         for item_id, reason in labelled.failures():
             console.print(f"failed  {item_id}: {reason}", markup=False, highlight=False)

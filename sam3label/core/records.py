@@ -238,11 +238,11 @@ def exemplar_class(key: str) -> str | None:
     return key.removeprefix(EXEMPLAR_KEY).split(_KEY_PARTS)[0] if key.startswith(EXEMPLAR_KEY) else None
 
 
-EditAction = Literal["added", "deleted", "relabelled", "reshaped", "approved", "reviewed"]
+CorrectionAction = Literal["added", "deleted", "relabelled", "reshaped", "approved", "reviewed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class Correction:
     """One human decision, kept beside the model's candidates and never over them.
 
     `label_id` names a label (`None` for `reviewed`, which says that a person has seen the whole image: its labels are
@@ -252,7 +252,7 @@ class Edit:
 
     item_id: str
     frame: int
-    action: EditAction
+    action: CorrectionAction
     label_id: str | None = None
     class_name: str | None = None
     rle: Rle | None = None

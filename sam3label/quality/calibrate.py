@@ -158,7 +158,7 @@ def calibrate_run(
         raise InputError(f"{truth_path} is an SA-Co file. Calibration works class by class: COCO truth is expected.")
     notes: list[str] = []
     with open_run(run_folder, concepts) as run:
-        floor = float((run.store.meta("fingerprint") or {}).get("floor", 0.0))
+        floor = run.floor
         examples = read_examples(run, truth, notes)
         results = tuple(
             _calibrate_class(concept, examples.get(concept.id, []), goal, folds, floor)
@@ -183,7 +183,7 @@ def read_examples(run: Run, truth: Truth, notes: list[str]) -> dict[int, list[Ex
     judged = set(truth.pairs)
     examples: dict[int, list[Example]] = {class_id: [] for class_id in categories}
     for image_id, unit in units.items():
-        candidates = run.store.candidates(unit)
+        candidates = run.candidates(unit)
         for class_id, category_id in categories.items():
             if (image_id, category_id) in judged:
                 objects = [o for o in truth.objects.get((image_id, category_id), ()) if not o.crowd]

@@ -11,7 +11,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -144,7 +144,7 @@ def units_of_truth(run: Run, truth: Truth, notes: list[str]) -> dict[int, Unit]:
 
     Raises `InputError` when no file is on both sides, and when the two disagree about an image's size.
     """
-    units = {u.item.id: u for u in run.store.units() if u.error is None and u.item.kind == "image"}
+    units = {u.item.id: u for u in run.done_units() if u.item.kind == "image"}
     items = match_files([image.file_name for image in truth.images.values()], units)
     if not items:
         raise InputError(
@@ -198,14 +198,12 @@ def _coverage(truth: Truth, items: Mapping[str, str], units: Mapping[str, Unit])
 def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: list[str]) -> tuple[Truth, Predictions]:
     """A COCO truth is answered by class: labels, and for average precision labels without score thresholds."""
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
-    relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in run.concepts.concepts)
-    everything = Run(run.store, replace(run.concepts, concepts=relaxed))
-    edited = run.store.edited_ids()
+    everything = run.without_thresholds()
     answers: dict[Pair, list[Instance]] = defaultdict(list)
     ranked: dict[Pair, list[Instance]] = defaultdict(list)
     for image_id, unit in known.items():
         for source, target in ((run, answers), (everything, ranked)):
-            (image,) = source.unit_images(unit, edited=unit.item.id in edited)
+            (image,) = source.unit_images(unit)
             for label in image.labels:
                 if label.class_id in categories:
                     target[image_id, categories[label.class_id]].append(_instance_of(label))
@@ -236,7 +234,7 @@ def categories_of_classes(
 
 def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: list[str]) -> tuple[Truth, Predictions]:
     """An SA-Co truth is answered by phrase: that phrase's candidates, or the labels of a class of that name."""
-    prompts = {p.text.casefold().strip(): p.key for p in run.store.prompts if p.text is not None}
+    prompts = {p.text.casefold().strip(): p.key for p in run.prompts if p.text is not None}
     classes = {c.name.casefold().strip(): c.id for c in run.concepts.concepts}
     answers: dict[Pair, list[Instance]] = {}
     ranked: dict[Pair, list[Instance]] = {}
@@ -246,7 +244,7 @@ def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: li
             continue
         unit = known[pair[0]]
         if phrase in prompts:
-            asked = [c for c in run.store.candidates(unit) if c.prompt == prompts[phrase]]
+            asked = [c for c in run.candidates(unit) if c.prompt == prompts[phrase]]
             ranked[pair] = [_instance_of(c) for c in asked]
             answers[pair] = [i for i in ranked[pair] if i.score >= cgf1.MIN_SCORE]
         else:

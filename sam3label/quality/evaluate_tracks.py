@@ -77,9 +77,8 @@ def tracks_of_run(run: Run, truth: VideoTruth, notes: list[str]) -> tuple[VideoT
     """(truth reduced to what the run can answer, the run's tracks by its pairs)."""
     known = _videos_of_truth(run, truth, notes)
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
-    relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in run.concepts.concepts)
     answers = _collect(run, truth, known, categories, notes)
-    ranked = _collect(Run(run.store, replace(run.concepts, concepts=relaxed)), truth, known, categories, [])
+    ranked = _collect(run.without_thresholds(), truth, known, categories, [])
     judged = set(categories.values())
     pairs = tuple(pair for pair in truth.pairs if pair[0] in known.values() and pair[1] in judged)
     return replace(truth, pairs=pairs), TrackPredictions(answers, answers, ranked)
@@ -87,12 +86,12 @@ def tracks_of_run(run: Run, truth: VideoTruth, notes: list[str]) -> tuple[VideoT
 
 def _videos_of_truth(run: Run, truth: VideoTruth, notes: list[str]) -> dict[str, int]:
     """Item id of the run -> video id of the truth."""
-    items = {video_name(u.item.id): u.item.id for u in run.store.units() if u.item.kind == "video" and u.error is None}
+    items = {video_name(item.id): item.id for item in run.items("video")}
     matched = match_files([video.name for video in truth.videos.values()], items)
     known = {items[matched[video.name]]: i for i, video in truth.videos.items() if video.name in matched}
-    for unit in run.store.units():
+    for unit in run.done_units():
         size_hw = truth.videos[known[unit.item.id]].size_hw if unit.item.id in known else None
-        if unit.error is None and size_hw is not None and size_hw != unit.size_hw:
+        if size_hw is not None and size_hw != unit.size_hw:
             raise InputError(f"{unit.item.id} is of another size in {truth.path} than in the run: not the same video.")
     if not known:
         names = [video.name for video in truth.videos.values()]
@@ -110,8 +109,8 @@ def _collect(
     """Labels with the same class and track id as tracks with the score of their best label; frames that truth has."""
     seen: dict[tuple[int, int, int], dict[int, tuple[Rle, float]]] = defaultdict(dict)
     loose = 0
-    for unit in run.store.units():
-        if unit.error is not None or unit.item.id not in known:
+    for unit in run.done_units():
+        if unit.item.id not in known:
             continue
         length = truth.videos[known[unit.item.id]].length
         for image in (i for i in run.unit_images(unit) if i.frame < length):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sam3label.core.records import Edit, EditAction
+from sam3label.core.records import Correction, CorrectionAction
 from sam3label.review.labels import shape_digest
 
 
@@ -26,21 +26,21 @@ class State:
 class Merged:
     """Decisions to record, the label that results, and whether somebody else had decided otherwise."""
 
-    actions: tuple[EditAction, ...] = ()
+    actions: tuple[CorrectionAction, ...] = ()
     result: State | None = None
     conflict: bool = False
 
 
-def stored_state(base: State | None, edits: Iterable[Edit]) -> State | None:
-    """A label as the run has it: the model's, then its human decisions in order. `edits` are of this label alone."""
+def stored_state(base: State | None, corrections: Iterable[Correction]) -> State | None:
+    """A label as the run has it: the model's, then people's decisions on it in order. They are of this label alone."""
     state = base
-    for edit in edits:
-        if edit.action == "deleted":
+    for correction in corrections:
+        if correction.action == "deleted":
             state = None
             continue
         old = state or base
-        name = edit.class_name or (old.class_name if old else None)
-        shape = shape_digest(edit.rle) if edit.rle else (old.shape if old else None)
+        name = correction.class_name or (old.class_name if old else None)
+        shape = shape_digest(correction.rle) if correction.rle else (old.shape if old else None)
         state = State(name, shape) if name is not None and shape is not None else None
     return state
 
@@ -96,12 +96,12 @@ def _clash(then: str, now: str, stored: str) -> bool:
     return now != then and stored not in (then, now)
 
 
-def _steps(stored: State | None, target: State, base: State | None) -> tuple[EditAction, ...]:
+def _steps(stored: State | None, target: State, base: State | None) -> tuple[CorrectionAction, ...]:
     if stored is None and base is None:
         return ("added",)
     origin = stored or base
     assert origin is not None
-    steps: list[EditAction] = []
+    steps: list[CorrectionAction] = []
     if target.class_name != origin.class_name:
         steps.append("relabelled")
     if target.shape != origin.shape:

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label
-from sam3label.run.decide import SAME_OBJECT_IOU, Decision, decide
+from sam3label.run.decide import SAME_OBJECT_IOU, Decision
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
 
@@ -100,33 +100,16 @@ class Survey:
 
 def look(run: Run, unit: Unit) -> Iterator[Seen]:
     """The frames of one done unit; a photo has one."""
-    assert unit.size_hw is not None
-    by_frame: dict[int, list[Decision]] = {}
-    for decision in decide_frames(run, unit):
-        by_frame.setdefault(decision.label.frame, []).append(decision)
-    presence = run.store.presence(unit)
-    keys = [p.key for p in run.store.prompts]
-    for row, frame in zip(presence, range(unit.frame_start, unit.frame_stop), strict=True):
-        asked = {key: float(value) for key, value in zip(keys, row, strict=True) if not math.isnan(value)}
-        decisions = tuple(by_frame.get(frame, ()))
-        yield Seen(unit.item.id, frame, unit.size_hw, decisions, asked, unit.item.kind == "video")
-
-
-def decide_frames(run: Run, unit: Unit) -> Iterator[Decision]:
-    """Every candidate's fate in every frame of a unit."""
-    frames: dict[int, list[int]] = {}
-    candidates = run.store.candidates(unit)
-    for i, candidate in enumerate(candidates):
-        frames.setdefault(candidate.frame, []).append(i)
-    for rows in frames.values():
-        yield from decide([candidates[i] for i in rows], run.concepts)
+    for seen in run.frames(unit):
+        image = seen.image
+        is_video = unit.item.kind == "video"
+        yield Seen(unit.item.id, image.frame, image.size_hw, seen.decisions, seen.presence, is_video)
 
 
 def look_at_all(run: Run) -> Iterator[Seen]:
     """Every done image and frame, in item order."""
-    for unit in run.store.units():
-        if unit.error is None:
-            yield from look(run, unit)
+    for unit in run.done_units():
+        yield from look(run, unit)
 
 
 # ---- the whole run

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from sam3label.core import masks
-from sam3label.core.records import Edit, Label
+from sam3label.core.records import Correction, Label
 from sam3label.review import reasons
 from sam3label.review.fiftyone import connect
 from sam3label.review.fiftyone.pull import CONFLICTS
@@ -76,15 +76,15 @@ class Summary:
 
 def summarise(run: Run) -> Summary:
     """Walk the reviewed images of a run."""
-    state = run.store.meta(connect.META) or {"audit": 0}
-    edits = run.store.edits()
-    reviewed_ids = {e.item_id for e in edits if e.action == "reviewed"}
-    ids = list(dict.fromkeys(u.item.id for u in run.store.units() if u.error is None))
+    state = run.note(connect.META) or {"audit": 0}
+    corrections = run.corrections()
+    reviewed_ids = {e.item_id for e in corrections if e.action == "reviewed"}
+    ids = [item.id for item in run.items()]
     sample = set(reasons.audit_sample(ids, state["audit"]))
     counts: dict[str, Counts] = {}
     confused: Counter[tuple[str, str]] = Counter()
-    for unit in run.store.units():
-        if unit.item.id in reviewed_ids and unit.error is None:
+    for unit in run.done_units():
+        if unit.item.id in reviewed_ids:
             per_class = np.zeros((len(run.concepts.names), 3), np.int64)
             for seen, final in zip(reasons.look(run, unit), run.unit_images(unit), strict=True):
                 if final.reviewed:
@@ -99,9 +99,9 @@ def summarise(run: Run) -> Summary:
         audit=quality([counts[id_] for id_ in audited], run.concepts.names),
         reviewed=quality(list(counts.values()), run.concepts.names),
         confused=[(a, b, n) for (a, b), n in confused.most_common(10)],
-        decisions=Counter[str](e.action for e in edits),
-        minutes_per_image=minutes_per_image(edits),
-        conflicts=run.store.meta(CONFLICTS) or [],
+        decisions=Counter[str](e.action for e in corrections),
+        minutes_per_image=minutes_per_image(corrections),
+        conflicts=run.note(CONFLICTS) or [],
     )
 
 
@@ -169,16 +169,16 @@ def wilson(p: float, n: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def minutes_per_image(edits: Iterable[Edit]) -> float | None:
+def minutes_per_image(corrections: Iterable[Correction]) -> float | None:
     """Median time between two images that one person marked as reviewed; None if the times do not say.
 
     Breaks are left out, and so are images marked together, whose times are those of one command.
     """
     seen: dict[tuple[str, str], datetime] = {}
-    for edit in edits:
-        if edit.action == "reviewed":
-            at = datetime.fromisoformat(edit.at)
-            seen[edit.who, edit.item_id] = max(at, seen.get((edit.who, edit.item_id), at))
+    for one in corrections:
+        if one.action == "reviewed":
+            at = datetime.fromisoformat(one.at)
+            seen[one.who, one.item_id] = max(at, seen.get((one.who, one.item_id), at))
     times: dict[str, list[datetime]] = defaultdict(list)
     for (who, _), at in seen.items():
         times[who].append(at)

@@ -24,7 +24,7 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.core.records import Candidate, Edit, MediaItem, Prompt, Rle, Source, UnitResult
+from sam3label.core.records import Candidate, Correction, MediaItem, Prompt, Rle, Source, UnitResult
 from sam3label.errors import StoreError
 
 DATABASE = "run.sqlite"
@@ -61,7 +61,7 @@ CREATE INDEX edits_item ON edits(item_id, frame);
 """
 
 _UNIT_COLUMNS = "id, item_id, path, kind, frame_start, frame_stop, height, width, error"
-_EDIT_COLUMNS = "item_id, frame, action, label_id, class_name, height, width, counts, track_id, who, at, pull"
+_CORRECTION_COLUMNS = "item_id, frame, action, label_id, class_name, height, width, counts, track_id, who, at, pull"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Totals:
 
 
 class Store:
-    """A run's database. Open it with `Store.open` (read, and human edits) or `Store.writer` (the labelling run)."""
+    """A run's database. Open it with `Store.open` (read, and corrections) or `Store.writer` (the labelling run)."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock_fd: int | None = None) -> None:
         self.folder = folder
@@ -99,7 +99,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
-        """Open an existing run for reading and for human edits. Raises `StoreError` if there is none."""
+        """Open an existing run for reading and for human corrections. Raises `StoreError` if there is none."""
         path = Path(folder)
         if not (path / DATABASE).is_file():
             raise StoreError(
@@ -211,15 +211,15 @@ class Store:
             ),
         )  # fmt: skip
 
-    def add_edits(self, edits: Sequence[Edit], meta: Mapping[str, Any] | None = None) -> None:
+    def add_corrections(self, corrections: Sequence[Correction], meta: Mapping[str, Any] | None = None) -> None:
         """Append human decisions, all or none, and with them JSON values by key. Never touches candidates."""
         with _sqlite_errors(self.folder), self._db:
             self._db.executemany(
                 "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in (meta or {}).items()]
             )
             self._db.executemany(
-                f"INSERT INTO edits ({_EDIT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [_edit_row(e) for e in edits],
+                f"INSERT INTO edits ({_CORRECTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_correction_row(one) for one in corrections],
             )
 
     # ---- reading
@@ -281,16 +281,16 @@ class Store:
         flat = np.frombuffer(blob or b"", dtype="<f4").astype(np.float32)
         return flat.reshape(-1, len(self.prompts))
 
-    def edits(self, item_id: str | None = None) -> list[Edit]:
+    def corrections(self, item_id: str | None = None) -> list[Correction]:
         """Human decisions, oldest first: of one item, or of all."""
         where, values = ("", ()) if item_id is None else (" WHERE item_id = ?", (item_id,))
-        rows = self._db.execute(f"SELECT {_EDIT_COLUMNS} FROM edits{where} ORDER BY id", values)
+        rows = self._db.execute(f"SELECT {_CORRECTION_COLUMNS} FROM edits{where} ORDER BY id", values)
         return [
-            Edit(item, frame, action, label, name, Rle((h, w), counts) if counts else None, track, who, at, pull)
+            Correction(item, frame, action, label, name, Rle((h, w), counts) if counts else None, track, who, at, pull)
             for item, frame, action, label, name, h, w, counts, track, who, at, pull in rows
         ]
 
-    def edited_ids(self) -> set[str]:
+    def corrected_ids(self) -> set[str]:
         """Ids of items that carry at least one human decision."""
         return {row[0] for row in self._db.execute("SELECT DISTINCT item_id FROM edits")}
 
@@ -300,11 +300,11 @@ def _unit(row: tuple[Any, ...]) -> Unit:
     return Unit(id_, MediaItem(item_id, path, kind), start, stop, None if height is None else (height, width), error)
 
 
-def _edit_row(edit: Edit) -> tuple[Any, ...]:
-    height, width = edit.rle.size_hw if edit.rle else (None, None)
-    counts = edit.rle.counts if edit.rle else None
-    return (edit.item_id, edit.frame, edit.action, edit.label_id, edit.class_name, height, width, counts,
-            edit.track_id, edit.who, edit.at, edit.pull)  # fmt: skip
+def _correction_row(one: Correction) -> tuple[Any, ...]:
+    height, width = one.rle.size_hw if one.rle else (None, None)
+    counts = one.rle.counts if one.rle else None
+    return (one.item_id, one.frame, one.action, one.label_id, one.class_name, height, width, counts,
+            one.track_id, one.who, one.at, one.pull)  # fmt: skip
 
 
 def _short(value: Any) -> str:
@@ -364,10 +364,10 @@ def _refuse_corrected(path: Path) -> None:
     with closing(sqlite3.connect(path / DATABASE)) as db:
         if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'edits'").fetchone()[0]:
             return
-        (edits,) = db.execute("SELECT count(*) FROM edits").fetchone()
-    if edits:
+        (corrections,) = db.execute("SELECT count(*) FROM edits").fetchone()
+    if corrections:
         raise StoreError(
-            f"{path} holds {edits} corrections made by people, and --fresh would throw them away. "
+            f"{path} holds {corrections} corrections made by people, and --fresh would throw them away. "
             "Choose another folder with -o, or delete this one yourself."
         )
 

@@ -52,7 +52,7 @@ def render(
 
 
 def _wanted(run: Run, video: str | None) -> list[str]:
-    found = list(dict.fromkeys(u.item.id for u in run.store.units() if u.error is None and u.item.kind == "video"))
+    found = [item.id for item in run.items("video")]
     if not found:
         raise InputError("the run has no labelled videos. Photos are shown by: sam3label preview, sam3label report")
     if video is None:

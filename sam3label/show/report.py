@@ -14,7 +14,7 @@ import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core.files import write_whole
-from sam3label.core.records import Candidate, ConceptList, Label, LabeledImage, MediaItem
+from sam3label.core.records import ConceptList, Label, LabeledImage, MediaItem
 from sam3label.errors import UndecodableError
 from sam3label.media import video
 from sam3label.media.image import decode_image
 from sam3label.review.suspects import Suspect, find_suspects
-from sam3label.run.decide import Decision, decide
-from sam3label.run.reader import Run, open_run
+from sam3label.run.decide import Decision, select_labels
+from sam3label.run.reader import Run, SeenFrame, open_run
 from sam3label.show.contact_sheet import Pixels, class_color, draw_labels
 
 GALLERY = 48  # pictures
@@ -127,36 +127,22 @@ class _Tally:
 def _tally(run: Run) -> _Tally:
     totals = run.totals()
     tally = _Tally(_Embedded(max(1, -(-totals.candidates // MAX_EMBEDDED))))
-    relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in run.concepts.concepts)
-    everything = replace(run.concepts, concepts=relaxed)
-    edited = run.store.edited_ids()
-    for unit in run.store.units():
-        if unit.error is None:
-            candidates, presences = run.store.candidates(unit), run.store.presence(unit)
-            for image in run.unit_images(unit, edited=unit.item.id in edited):
-                seen = presences[image.frame - unit.frame_start].tolist()
-                presence = dict(zip((p.key for p in run.store.prompts), seen, strict=True))
-                own = [c for c in candidates if c.frame == image.frame]
-                _add(tally, run, image, own, presence, everything)
+    everything = run.without_thresholds().concepts
+    for unit in run.done_units():
+        for seen in run.frames(unit):
+            _add(tally, run.concepts, seen, everything)
     return tally
 
 
-def _add(
-    tally: _Tally,
-    run: Run,
-    image: LabeledImage,
-    candidates: Sequence[Candidate],
-    presence: Mapping[str, float],
-    everything: ConceptList,
-) -> None:
-    standing = [d.label for d in decide(candidates, everything) if d.outcome == "label"]
-    _add_counts(tally, image)
-    _add_histograms(tally, run.concepts, image, standing, presence)
+def _add(tally: _Tally, concepts: ConceptList, seen: SeenFrame, everything: ConceptList) -> None:
+    standing = select_labels(seen.candidates, everything)
+    _add_counts(tally, seen.image)
+    _add_histograms(tally, concepts, seen.image, standing, seen.presence)
     if tally.images % tally.embedded.step == 0:
         for label in standing:
             tally.embedded.rows[label.class_id].append((label.score, label.presence, tally.embedded.images))
         tally.embedded.images += 1
-    _add_cases(tally, image, decide(candidates, run.concepts), presence, run.concepts)
+    _add_cases(tally, seen.image, seen.decisions, seen.presence, concepts)
     tally.images += 1
 
 
@@ -179,7 +165,7 @@ def _add_histograms(
         sides = [label.area**0.5 for label in image.labels if label.class_id == concept.id]
         tally.sizes.setdefault(concept.id, np.zeros(len(SIZE_EDGES) - 1, np.int64))
         tally.sizes[concept.id] += np.histogram(sides, SIZE_EDGES)[0]
-        asked = [presence[p] for p in concept.prompts if presence.get(p, np.nan) == presence.get(p, np.nan)]
+        asked = [presence[p] for p in concept.prompts if p in presence]
         if asked:
             bins = tally.presence.setdefault(concept.id, np.zeros((2, PRESENCE_BINS), np.int64))
             bins[:, min(int(max(asked) * PRESENCE_BINS), PRESENCE_BINS - 1)] += (1, concept.id in labelled)
@@ -208,8 +194,7 @@ def _add_cases(
 
 def _info(run: Run) -> list[tuple[str, str]]:
     info = {k: v for k, v in run.info.items() if not isinstance(v, dict)}
-    fingerprint = run.store.meta("fingerprint") or {}
-    shown = {**info, "floor": fingerprint.get("floor")}
+    shown = {**info, "floor": run.floor}
     return [
         (name, ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for name, v in shown.items() if v is not None
     ]
@@ -284,9 +269,7 @@ def _gallery(run: Run, tally: _Tally) -> Iterator[LabeledImage]:
     """Images and frames spread evenly over the run."""
     wanted = set(np.linspace(0, max(tally.images - 1, 0), min(GALLERY, tally.images)).round().astype(int).tolist())
     first = 0
-    for unit in run.store.units():
-        if unit.error is not None:
-            continue
+    for unit in run.done_units():
         numbers = range(first, first + unit.frame_stop - unit.frame_start)
         first = numbers.stop
         if not wanted.isdisjoint(numbers):

@@ -129,7 +129,9 @@ def test_reported_before_is_what_select_and_truth_say(small_set: tuple[Path, Pat
     hits = found = objects = 0
     with open_run(run_folder) as run:
         for image_id, image in truth.images.items():
-            labels = [x for x in select_labels(run.candidates(image.file_name)[0], run.concepts) if x.class_id == 1]
+            labels = [
+                x for x in select_labels(run.candidates(run.unit(image.file_name)), run.concepts) if x.class_id == 1
+            ]
             true = [o.rle for o in truth.objects.get((image_id, 2), ()) if o.rle]
             iou = masks.iou_matrix([x.rle for x in labels], true)
             hits += int((iou.max(axis=1, initial=0) >= 0.5).sum()) if len(labels) else 0

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from sam3label.annotations.coco import read_truth
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
-from sam3label.core.records import Concept, ConceptList, Edit, Rle, UnitResult
+from sam3label.core.records import Concept, ConceptList, Correction, Rle, UnitResult
 from sam3label.errors import InputError
 from sam3label.quality.evaluate import evaluate_results, evaluate_run, match_files
 from sam3label.run.store import Store
@@ -390,8 +390,12 @@ def test_other_thresholds_and_corrections_change_the_answer(tmp_path: Path) -> N
     lower = concepts(Concept(0, "cat", ("cat", "kitten"), conf=0.3), "dog", "cow")
     assert evaluate_run(run, [truth], lower).to_json()["segm"]["by_class"]["Cat"]["F1@0.5"] > 0.999
     with Store.open(run) as store:
-        store.add_edits(
-            [Edit("in/b.jpg", 0, "deleted", candidate("dog", 0.55, rectangle(0, 0, 20, 20), item_id="in/b.jpg").id)]
+        store.add_corrections(
+            [
+                Correction(
+                    "in/b.jpg", 0, "deleted", candidate("dog", 0.55, rectangle(0, 0, 20, 20), item_id="in/b.jpg").id
+                )
+            ]
         )
     assert evaluate_run(run, [truth]).to_json()["segm"]["by_class"]["dog"]["IL_FN"] == 1
 

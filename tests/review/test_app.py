@@ -224,4 +224,4 @@ def test_a_reviewer_in_the_app(fo: Any, run: Path, address: str, page: Page, nam
         assert brushed[320, 300]
         assert (brushed & BAR).sum() > 0.98 * BAR.sum()
         assert (brushed & ~BAR).sum() < 0.3 * BAR.sum()
-        assert [e.label_id for e in opened.store.edits() if e.action == "deleted"] == [before[ids["ring"]].candidate_id]
+        assert [e.label_id for e in opened.corrections() if e.action == "deleted"] == [before[ids["ring"]].candidate_id]

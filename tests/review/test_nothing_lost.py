@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.reviewing import bar, candidate, make_run, photo
 
 from sam3label.core import masks
-from sam3label.core.records import Edit, Rle, UnitResult
+from sam3label.core.records import Correction, Rle, UnitResult
 from sam3label.review import labels
 from sam3label.review.fiftyone import pull, push
 from sam3label.run.reader import open_run
@@ -42,7 +42,7 @@ class Story:
         self.fo, self.folder = fo, folder
         self.name = f"t{uuid.uuid4().hex[:12]}"
         self.truth: Truth = {}
-        self.rows: list[Edit] = []
+        self.rows: list[Correction] = []
         self.media = 0
         self.add_media()
         self.push()
@@ -79,7 +79,7 @@ class Story:
         self._crash(patch, push, "_sample", made, self.push)
 
     def crash_before_commit(self, patch: pytest.MonkeyPatch) -> None:
-        self._crash(patch, Store, "add_edits", _dies_after(Store.add_edits, 0), self.pull)
+        self._crash(patch, Store, "add_corrections", _dies_after(Store.add_corrections, 0), self.pull)
 
     def crash_after_commit(self, patch: pytest.MonkeyPatch) -> None:
         self._crash(patch, pull, "_agree", _dies_after(pull._agree, 0), self.pull)
@@ -135,7 +135,7 @@ class Story:
 
     def check_rows_only_grow(self) -> None:
         with open_run(self.folder / "run") as run:
-            rows = run.store.edits()
+            rows = run.corrections()
         assert rows[: len(self.rows)] == self.rows
         self.rows = rows
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from sam3label.cli import app
 from sam3label.core import masks
-from sam3label.core.records import Edit, LabeledImage, MediaItem, UnitResult
+from sam3label.core.records import Correction, LabeledImage, MediaItem, UnitResult
 from sam3label.errors import InputError, StoreError
 from sam3label.export.dataset import Options
 from sam3label.export.write import export
@@ -65,9 +65,9 @@ def image(run: Path, item_id: str) -> LabeledImage:
     return found
 
 
-def rows(run: Path) -> list[Edit]:
+def rows(run: Path) -> list[Correction]:
     with open_run(run) as opened:
-        return opened.store.edits()
+        return opened.corrections()
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -223,7 +223,7 @@ def test_every_kind_of_correction(fo: Any, pushed: Any, run: Path) -> None:
     assert {e.who for e in rows(run)} == {"anna"}
     assert all(e.at.startswith("20") and e.at.endswith("+00:00") for e in rows(run))
     with open_run(run) as opened:
-        candidates, _ = opened.candidates("sub/0.png")
+        candidates = opened.candidates(opened.unit("sub/0.png"))
     assert [c.id for c in candidates] == [x.id for x in before]  # the model's own stay as they were
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.builders import rectangle
 
 from sam3label.core import masks
-from sam3label.core.records import Edit, Label, Rle
+from sam3label.core.records import Correction, Label, Rle
 from sam3label.review import labels
 from sam3label.review.merge import Merged, State, merge, stored_state
 from sam3label.review.summary import Summary as ReviewSummary
@@ -25,14 +25,14 @@ BASE = State("cat", DIGEST["x"])
 states = st.none() | st.builds(State, st.sampled_from(["cat", "dog", "owl"]), st.sampled_from(sorted(DIGEST.values())))
 
 
-def edits_for(merged: Merged) -> list[Edit]:
+def corrections_for(merged: Merged) -> list[Correction]:
     """The rows a pull writes for a merge."""
     rles = {digest: SHAPES[name] for name, digest in DIGEST.items()}
     rows = []
     for action in merged.actions:
         name = merged.result.class_name if merged.result and action in ("added", "relabelled") else None
         rle = rles[merged.result.shape] if merged.result and action in ("added", "reshaped") else None
-        rows.append(Edit("a", 0, action, "l", name, rle))
+        rows.append(Correction("a", 0, action, "l", name, rle))
     return rows
 
 
@@ -44,17 +44,17 @@ def test_what_is_recorded_leads_to_what_the_merge_says(
     before = history(base, stored)
     vouched = vouched and now is not None
     merged = merge(base, then, now, stored, vouched=vouched, touched=bool(before))
-    rows = before + edits_for(merged)
+    rows = before + corrections_for(merged)
     assert stored_state(base, rows) == merged.result
     again = merge(base, then, now, merged.result, vouched=vouched, touched=bool(rows))
     assert again.actions == ()
 
 
-def history(base: State | None, stored: State | None) -> list[Edit]:
+def history(base: State | None, stored: State | None) -> list[Correction]:
     """Some rows after which the run holds `stored`."""
     if stored == base:
         return []
-    return edits_for(merge(base, base, stored, base))
+    return corrections_for(merge(base, base, stored, base))
 
 
 @given(then=states, now=states, stored=states)
@@ -243,7 +243,7 @@ def test_minutes_per_image_leave_breaks_and_bulk_out() -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     minutes = [0, 2, 3, 3, 60, 62]
     rows = [
-        Edit(f"{i}.jpg", 0, "reviewed", who="anna", at=(start + timedelta(minutes=m)).isoformat())
+        Correction(f"{i}.jpg", 0, "reviewed", who="anna", at=(start + timedelta(minutes=m)).isoformat())
         for i, m in enumerate(minutes)
     ]
     assert minutes_per_image(rows) == 2.0

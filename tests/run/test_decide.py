@@ -10,9 +10,9 @@ from support.builders import candidate, concepts, phrase_prompts, rectangle, uni
 
 from sam3label.concepts import concept_list
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Concept, ConceptList, Edit, LabeledImage
+from sam3label.core.records import Candidate, Concept, ConceptList, Correction, LabeledImage
 from sam3label.errors import ConfigError
-from sam3label.run.corrections import apply_edits
+from sam3label.run.corrections import apply_corrections
 from sam3label.run.decide import decide, select_labels
 from sam3label.run.reader import Run, count_objects, open_run
 from sam3label.run.store import Store
@@ -134,24 +134,24 @@ def test_nothing_in_nothing_out() -> None:
 # ---- corrections
 
 
-def corrected(found: list[Candidate], *edits: Edit) -> tuple[list[tuple[str, int, str]], bool]:
+def corrected(found: list[Candidate], *corrections: Correction) -> tuple[list[tuple[str, int, str]], bool]:
     wanted = concepts("a", "b")
     decisions = decide(found, wanted)
-    labels, reviewed = apply_edits(select_labels(found, wanted), decisions, edits, wanted.names)
+    labels, reviewed = apply_corrections(select_labels(found, wanted), decisions, corrections, wanted.names)
     return [(label.id, label.class_id, label.source) for label in labels], reviewed
 
 
 def test_each_kind_of_correction() -> None:
     one, two = candidate("a", 0.9, HERE), candidate("a", 0.8, FAR, query=1)
     found = [one, two]
-    assert corrected(found, Edit("a.jpg", 0, "deleted", one.id)) == ([(two.id, 0, "phrase")], False)
-    assert corrected(found, Edit("a.jpg", 0, "relabelled", one.id, class_name="b"))[0] == [
+    assert corrected(found, Correction("a.jpg", 0, "deleted", one.id)) == ([(two.id, 0, "phrase")], False)
+    assert corrected(found, Correction("a.jpg", 0, "relabelled", one.id, class_name="b"))[0] == [
         (two.id, 0, "phrase"),
         (one.id, 1, "human"),
     ]
-    added = Edit("a.jpg", 0, "added", "new", class_name="b", rle=HALF)
+    added = Correction("a.jpg", 0, "added", "new", class_name="b", rle=HALF)
     assert corrected(found, added)[0] == [(one.id, 0, "phrase"), (two.id, 0, "phrase"), ("new", 1, "human")]
-    assert corrected(found, added, Edit("a.jpg", 0, "deleted", "new"))[0] == [
+    assert corrected(found, added, Correction("a.jpg", 0, "deleted", "new"))[0] == [
         (one.id, 0, "phrase"),
         (two.id, 0, "phrase"),
     ]
@@ -161,14 +161,14 @@ def test_a_new_shape_brings_its_own_box_and_area() -> None:
     one = candidate("a", 0.9, HERE)
     wanted = concepts("a")
     decisions = decide([one], wanted)
-    edit = Edit("a.jpg", 0, "reshaped", one.id, rle=HALF)
-    ((label,), _) = apply_edits(select_labels([one], wanted), decisions, [edit], wanted.names)
+    correction = Correction("a.jpg", 0, "reshaped", one.id, rle=HALF)
+    ((label,), _) = apply_corrections(select_labels([one], wanted), decisions, [correction], wanted.names)
     assert (label.rle, label.area, label.box_xywh) == (HALF, 400, (20, 10, 20, 20))
 
 
 def test_a_reviewed_image_holds_exactly_what_a_person_touched() -> None:
     one, two = candidate("a", 0.9, HERE), candidate("a", 0.8, FAR, query=1)
-    approved, seen = Edit("a.jpg", 0, "approved", one.id), Edit("a.jpg", 0, "reviewed")
+    approved, seen = Correction("a.jpg", 0, "approved", one.id), Correction("a.jpg", 0, "reviewed")
     assert corrected([one, two], approved, seen) == ([(one.id, 0, "phrase")], True)
     assert corrected([one, two], seen) == ([], True)
 
@@ -176,11 +176,11 @@ def test_a_reviewed_image_holds_exactly_what_a_person_touched() -> None:
 def test_what_a_person_approved_survives_a_higher_threshold() -> None:
     weak = candidate("a", 0.3, HERE)
     assert corrected([weak]) == ([], False)
-    assert corrected([weak], Edit("a.jpg", 0, "approved", weak.id))[0] == [(weak.id, 0, "phrase")]
+    assert corrected([weak], Correction("a.jpg", 0, "approved", weak.id))[0] == [(weak.id, 0, "phrase")]
 
 
 def test_edits_of_labels_that_are_gone_do_no_harm() -> None:
-    assert corrected([], Edit("a.jpg", 0, "relabelled", "gone", class_name="b")) == ([], False)
+    assert corrected([], Correction("a.jpg", 0, "relabelled", "gone", class_name="b")) == ([], False)
 
 
 # ---- a run
@@ -208,8 +208,12 @@ def test_a_run_streams_done_images_in_order_and_lists_failures(tmp_path: Path) -
         assert len(run) == 2
         assert run.info == {"model": "tiny"}
         assert count_objects(run) == {"a": (1, 1), "b": (0, 0)}
-        found, presence = run.candidates("x/1.jpg")
-        assert (len(found), presence) == (2, {"a": 0.5, "b": 0.5})
+        *_, last = run.done_units()
+        (seen,) = run.frames(last)
+        assert (seen.candidates, seen.image) == (run.candidates(last), images[1])
+        assert (len(seen.candidates), seen.presence) == (2, {"a": 0.5, "b": 0.5})
+        assert (run.floor, run.without_thresholds().concepts.concepts[1].conf) == (0.1, 0.0)
+        assert run.unit("bad.jpg") is None
 
 
 def test_thresholds_may_change_after_the_run_but_phrases_may_not(tmp_path: Path) -> None:
@@ -225,7 +229,9 @@ def test_thresholds_may_change_after_the_run_but_phrases_may_not(tmp_path: Path)
 def test_corrections_reach_whoever_reads_the_run(tmp_path: Path) -> None:
     make_run(tmp_path, concepts("a", "b"))
     with Store.open(tmp_path) as store:
-        store.add_edits([Edit("empty.jpg", 0, "added", "n", class_name="b", rle=FAR), Edit("empty.jpg", 0, "reviewed")])
+        store.add_corrections(
+            [Correction("empty.jpg", 0, "added", "n", class_name="b", rle=FAR), Correction("empty.jpg", 0, "reviewed")]
+        )
     with open_run(tmp_path) as run:
         image = run.image("empty.jpg")
         assert isinstance(image, LabeledImage)

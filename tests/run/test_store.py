@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.builders import candidate, phrase_prompts, rectangle, unit
 
-from sam3label.core.records import Edit
+from sam3label.core.records import Correction
 from sam3label.errors import StoreError
 from sam3label.run.store import DATABASE, Store
 
@@ -90,11 +90,11 @@ def test_other_settings_are_refused_by_name_and_fresh_starts_over(tmp_path: Path
 
 def test_fresh_never_throws_corrections_away(tmp_path: Path) -> None:
     with open_writer(tmp_path) as store:
-        store.add_edits([Edit("a.jpg", 0, "deleted", "1")])
+        store.add_corrections([Correction("a.jpg", 0, "deleted", "1")])
     with pytest.raises(StoreError, match="holds 1 corrections made by people.*-o"):
         Store.writer(tmp_path, PROMPTS, FINGERPRINT, fresh=True)
     with Store.open(tmp_path) as store:
-        assert len(store.edits()) == 1
+        assert len(store.corrections()) == 1
 
 
 def test_one_writer_at_a_time_and_readers_meanwhile(tmp_path: Path) -> None:
@@ -183,21 +183,21 @@ def test_writing_works_from_another_thread(tmp_path: Path) -> None:
         assert store.done_ids() == {"a.jpg"}
 
 
-def test_edits_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
-    edits = [
-        Edit("a.jpg", 0, "deleted", "1", who="ann", at="2026-01-01T00:00:00+00:00", pull="p1"),
-        Edit("a.jpg", 0, "added", "new", class_name="helmet", rle=rectangle(1, 1, 3, 3), track_id=2, pull="p1"),
-        Edit("b.jpg", 3, "reviewed", pull="p2"),
+def test_corrections_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
+    corrections = [
+        Correction("a.jpg", 0, "deleted", "1", who="ann", at="2026-01-01T00:00:00+00:00", pull="p1"),
+        Correction("a.jpg", 0, "added", "new", class_name="helmet", rle=rectangle(1, 1, 3, 3), track_id=2, pull="p1"),
+        Correction("b.jpg", 3, "reviewed", pull="p2"),
     ]
     with open_writer(tmp_path) as store:
-        store.add_edits(edits[:2])
-        store.add_edits(edits[2:])
-        assert store.edits() == edits
-        assert store.edits("b.jpg") == edits[2:]
-        assert store.edited_ids() == {"a.jpg", "b.jpg"}
+        store.add_corrections(corrections[:2])
+        store.add_corrections(corrections[2:])
+        assert store.corrections() == corrections
+        assert store.corrections("b.jpg") == corrections[2:]
+        assert store.corrected_ids() == {"a.jpg", "b.jpg"}
         with pytest.raises(sqlite3.ProgrammingError):
             store.close()
-            store.edits()
+            store.corrections()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +209,6 @@ def test_edits_are_appended_and_read_back_in_order(tmp_path: Path) -> None:
         ({"action": "reshaped", "label_id": "1"}, "mask"),
     ],
 )
-def test_an_edit_that_says_too_little_cannot_be_made(fields: dict, words: str) -> None:
+def test_a_correction_that_says_too_little_cannot_be_made(fields: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Edit("a.jpg", 0, **fields)
+        Correction("a.jpg", 0, **fields)

@@ -19,7 +19,7 @@ from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, recta
 from typer.testing import CliRunner
 
 from sam3label.concepts.concept_list import dump_concepts
-from sam3label.core.records import Candidate, Concept, ConceptList, Edit, LabeledImage, MediaItem, UnitResult
+from sam3label.core.records import Candidate, Concept, ConceptList, Correction, LabeledImage, MediaItem, UnitResult
 from sam3label.errors import OutputError, StoreError
 from sam3label.review.suspects import Suspect, find_suspects
 from sam3label.run.decide import Decision, decide, select_labels
@@ -298,7 +298,7 @@ def test_corrections_count(tmp_path: Path) -> None:
     found = candidate("cat", 0.9, rectangle(0, 0, 20, 20))
     run_folder = make_run(tmp_path / "run", concepts("cat"), [unit("a.jpg", found)])
     with Store.open(run_folder) as store:
-        store.add_edits([Edit("a.jpg", 0, "deleted", found.id), Edit("a.jpg", 0, "reviewed")])
+        store.add_corrections([Correction("a.jpg", 0, "deleted", found.id), Correction("a.jpg", 0, "reviewed")])
     with open_run(run_folder) as run:
         data = collect(run, "x")
     assert (data["classes"][0]["objects"], data["totals"]["empty"], data["totals"]["reviewed"]) == (0, 1, 1)

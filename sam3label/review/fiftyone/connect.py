@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from sam3label.errors import ExtraMissingError, InputError, Sam3LabelError, StoreError
-from sam3label.run.store import Store
+from sam3label.run.reader import Run
 
 _RECIPE = """\
 Review needs FiftyOne and a MongoDB server (6.0 or newer).
@@ -64,20 +64,20 @@ def _first_line(error: Exception) -> str:
     return text[0].split(", Timeout:")[0].rstrip()
 
 
-def load_dataset(fo: Any, store: Store, name: str | None) -> Any:
+def load_dataset(fo: Any, run: Run, name: str | None) -> Any:
     """The dataset the run was pushed to. Raises `StoreError` or `InputError` when it was not, or is another run's."""
-    state = store.meta(META)
+    state = run.note(META)
     if state is None:
-        raise StoreError(f"{store.folder} was not pushed yet: sam3label review push {store.folder}")
+        raise StoreError(f"{run.folder} was not pushed yet: sam3label review push {run.folder}")
     chosen = name or state["dataset"]
     if not fo.dataset_exists(chosen):
         raise InputError(
             f"FiftyOne has no dataset '{chosen}'. Name another with --dataset, or make it: "
-            f"sam3label review push {store.folder} --dataset '{chosen}'"
+            f"sam3label review push {run.folder} --dataset '{chosen}'"
         )
     dataset = fo.load_dataset(chosen)
     if owner(dataset) != state["run"]:
-        raise InputError(f"the FiftyOne dataset '{chosen}' does not belong to {store.folder}. Name its own: --dataset")
+        raise InputError(f"the FiftyOne dataset '{chosen}' does not belong to {run.folder}. Name its own: --dataset")
     return dataset
 
 

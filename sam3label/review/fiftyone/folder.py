@@ -53,7 +53,7 @@ def write_folder(run: Run, out: Path, audit: int | None = None, images: Placemen
     Raises `OutputError` when a folder cannot be written or is something else, `StoreError` when there is nothing yet.
     """
     if not len(run):
-        raise StoreError(f"{run.store.folder} has no labelled image yet, so there is nothing to write.")
+        raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to write.")
     state = remember(run, None, audit)
     whole = reasons.survey(reasons.look_at_all(run), state["audit"])
     made = []

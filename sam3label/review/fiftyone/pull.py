@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sam3label.core import masks
-from sam3label.core.records import Edit, EditAction, Rle
+from sam3label.core.records import Correction, CorrectionAction, Rle
 from sam3label.review import labels, reasons
 from sam3label.review.fiftyone import connect, schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX
@@ -43,7 +43,7 @@ class _Found:
 
     pull_id: str
     who: str
-    edits: list[Edit] = field(default_factory=list)
+    corrections: list[Correction] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     agreed: dict[str, dict[int, Sync]] = field(default_factory=dict)  # sample id -> frame -> what is agreed on now
@@ -73,12 +73,12 @@ class _Known:
 
     size_hw: tuple[int, int]
     base: Mapping[str, State]
-    edits: Mapping[str, Sequence[Edit]]
+    corrections: Mapping[str, Sequence[Correction]]
     reviewed: bool
     ids: Mapping[str, str]  # FiftyOne label id -> label id
 
     def stored(self, label_id: str) -> State | None:
-        return stored_state(self.base.get(label_id), self.edits.get(label_id, ()))
+        return stored_state(self.base.get(label_id), self.corrections.get(label_id, ()))
 
 
 def pull(run: Run, dataset: str | None = None, who: str | None = None) -> tuple[Pulled, ...]:
@@ -88,7 +88,7 @@ def pull(run: Run, dataset: str | None = None, who: str | None = None) -> tuple[
     """
     fo = connect.fiftyone()
     names = [dataset] if dataset else _pushed_names(fo, run)
-    return tuple(_pull_one(run, connect.load_dataset(fo, run.store, name), who or login_name()) for name in names)
+    return tuple(_pull_one(run, connect.load_dataset(fo, run, name), who or login_name()) for name in names)
 
 
 def login_name() -> str:
@@ -100,7 +100,7 @@ def login_name() -> str:
 
 def _pushed_names(fo: Any, run: Run) -> list[str | None]:
     """The run's datasets as far as they are there; None lets `load_dataset` explain that there is none."""
-    state = run.store.meta(connect.META)
+    state = run.note(connect.META)
     if state is None:
         return [None]
     both = (state["dataset"], state["dataset"] + VIDEO_SUFFIX)
@@ -117,25 +117,25 @@ def _pull_one(run: Run, dataset: Any, who: str) -> Pulled:
     _keep_conflicts(run, found.conflicts)
     agreed = {id_: {str(f): sync.packed() for f, sync in frames.items()} for id_, frames in found.agreed.items()}
     if agreed:
-        run.store.add_edits(found.edits, {PENDING: {**(run.store.meta(PENDING) or {}), dataset.name: agreed}})
+        run.record(found.corrections, {PENDING: {**(run.note(PENDING) or {}), dataset.name: agreed}})
     _finish(run, dataset)
-    actions = Counter[str](edit.action for edit in found.edits)
+    actions = Counter[str](correction.action for correction in found.corrections)
     notes = tuple(sorted(text.replace(COUNT, str(n)) for text, n in found.notes.items()))
     return Pulled(dataset.name, dict(actions), tuple(found.conflicts), notes)
 
 
 def _keep_conflicts(run: Run, new: Sequence[str]) -> None:
-    known = run.store.meta(CONFLICTS) or []
+    known = run.note(CONFLICTS) or []
     if added := [text for text in new if text not in known]:
-        run.store.set_meta(CONFLICTS, known + added)
+        run.keep_note(CONFLICTS, known + added)
 
 
 def _finish(run: Run, dataset: Any) -> None:
     """Tell the dataset what the last committed pull agreed on, if that is still to be done."""
-    pending = dict(run.store.meta(PENDING) or {})
+    pending = dict(run.note(PENDING) or {})
     if agreed := pending.pop(dataset.name, None):
         _agree(dataset, agreed)
-        run.store.set_meta(PENDING, pending)
+        run.keep_note(PENDING, pending)
 
 
 def _agree(dataset: Any, agreed: Mapping[str, Mapping[str, Any]]) -> None:
@@ -197,30 +197,30 @@ class _Book:
 
     def known(self, item_id: str, frame: int) -> _Known | None:
         """None when the run does not have the image (any more)."""
-        unit = self.run.store.unit(item_id, frame)
-        if unit is None or unit.error is not None or unit.size_hw is None:
+        unit = self.run.unit(item_id, frame)
+        if unit is None:
             return None
         if unit.id != self.unit_id:
-            edits = self.run.store.edits(item_id)
+            corrections = self.run.corrections(item_id)
             names = self.run.concepts.names
             seen = reasons.look(self.run, unit)
-            self.frames = {s.frame: _known(s, names, [e for e in edits if e.frame == s.frame]) for s in seen}
+            self.frames = {s.frame: _known(s, names, [e for e in corrections if e.frame == s.frame]) for s in seen}
             self.unit_id = unit.id
         return self.frames[frame]
 
 
-def _known(seen: reasons.Seen, names: Sequence[str], own: Sequence[Edit]) -> _Known:
+def _known(seen: reasons.Seen, names: Sequence[str], own: Sequence[Correction]) -> _Known:
     base = {
         d.label.id: State(names[d.label.class_id], labels.shape_digest(d.label.rle))
         for d in seen.decisions
         if d.label.area > 0
     }
-    edits: dict[str, list[Edit]] = {}
-    for edit in own:
-        if edit.label_id is not None:
-            edits.setdefault(edit.label_id, []).append(edit)
-    ids = {labels.object_id(id_): id_ for id_ in (*base, *edits)}
-    return _Known(seen.size_hw, base, edits, any(e.action == "reviewed" for e in own), ids)
+    corrections: dict[str, list[Correction]] = {}
+    for correction in own:
+        if correction.label_id is not None:
+            corrections.setdefault(correction.label_id, []).append(correction)
+    ids = {labels.object_id(id_): id_ for id_ in (*base, *corrections)}
+    return _Known(seen.size_hw, base, corrections, any(e.action == "reviewed" for e in own), ids)
 
 
 # ---- what changed
@@ -311,7 +311,7 @@ class _Reader:
     ) -> None:
         label_id = self.known.ids.get(id_, id_)
         stored = self.known.stored(label_id)
-        earlier = self.known.edits.get(label_id, ())
+        earlier = self.known.corrections.get(label_id, ())
         base = self.known.base.get(label_id)
         merged = merge(base, then, now, stored, vouched=vouched, touched=bool(earlier))
         for action in merged.actions:
@@ -321,7 +321,7 @@ class _Reader:
 
     def add(
         self,
-        action: EditAction,
+        action: CorrectionAction,
         label_id: str | None,
         result: State | None = None,
         rle: Rle | None = None,
@@ -334,19 +334,19 @@ class _Reader:
         view, found = self.view, self.found
         mask = rle if action in ("added", "reshaped") else None
         track = track if action == "added" else None
-        found.edits.append(
-            Edit(view.item_id, view.frame, action, label_id, name, mask, track, found.who, view.at, found.pull_id)
+        found.corrections.append(
+            Correction(view.item_id, view.frame, action, label_id, name, mask, track, found.who, view.at, found.pull_id)
         )
 
-    def conflict(self, label_id: str, earlier: Sequence[Edit], merged: Merged) -> str:
+    def conflict(self, label_id: str, earlier: Sequence[Correction], merged: Merged) -> str:
         """Who said what before, and who says what now."""
         before = _said(earlier[-1].who, earlier) if earlier else "the run had changed it"
-        own = [e for e in self.found.edits if e.label_id == label_id and e.item_id == self.view.item_id]
+        own = [e for e in self.found.corrections if e.label_id == label_id and e.item_id == self.view.item_id]
         after = _said(self.found.who, own) if own else f"{self.found.who} agrees only in part"
         return f"{self.view.where}, label {label_id}: {before}; {after}, which stands"
 
 
-def _said(who: str, edits: Sequence[Edit]) -> str:
+def _said(who: str, corrections: Sequence[Correction]) -> str:
     """The gist of one person's last decisions on one label."""
-    last = [e for e in edits if e.pull == edits[-1].pull]
+    last = [e for e in corrections if e.pull == corrections[-1].pull]
     return f"{who} " + " and ".join(f"{e.action} it" + (f" as {e.class_name}" if e.class_name else "") for e in last)

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sam3label.core.records import MediaItem
@@ -57,7 +56,7 @@ def push(
     """
     fo = connect.fiftyone()
     if not len(run):
-        raise StoreError(f"{run.store.folder} has no labelled image yet, so there is nothing to review.")
+        raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to review.")
     state = remember(run, dataset, audit)
     whole = reasons.survey(reasons.look_at_all(run), state["audit"])
     results = []
@@ -71,17 +70,17 @@ def push(
 
 def remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any]:
     """The run's own note of where it was pushed. The random id ties datasets to it, whatever they are called."""
-    state = run.store.meta(connect.META) or {"run": uuid.uuid4().hex, "dataset": None, "audit": AUDIT}
-    name = dataset or state["dataset"] or Path(run.store.folder).resolve().name
+    state = run.note(connect.META) or {"run": uuid.uuid4().hex, "dataset": None, "audit": AUDIT}
+    name = dataset or state["dataset"] or run.folder.resolve().name
     changed = {**state, "dataset": name, "audit": state["audit"] if audit is None else audit}
-    if changed != run.store.meta(connect.META):
-        run.store.set_meta(connect.META, changed)
+    if changed != run.note(connect.META):
+        run.keep_note(connect.META, changed)
     return changed
 
 
 def dataset_info(run: Run, run_id: str) -> dict[str, Any]:
     """Whose dataset it is, and what the run was made with."""
-    return {"run": run_id, "folder": str(Path(run.store.folder).resolve()), **run.info}
+    return {"run": run_id, "folder": str(run.folder.resolve()), **run.info}
 
 
 def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
@@ -93,7 +92,7 @@ def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
             return dataset
         if owner is not None or len(dataset):
             raise InputError(
-                f"FiftyOne has a dataset '{name}' already, and it does not belong to {run.store.folder}. "
+                f"FiftyOne has a dataset '{name}' already, and it does not belong to {run.folder}. "
                 "Choose another name: --dataset NAME"
             )
         fo.delete_dataset(name)

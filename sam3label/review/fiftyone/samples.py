@@ -89,8 +89,7 @@ def gain_field(kind: str) -> str:
 
 def done_items(run: Run) -> Iterator[tuple[MediaItem, list[Unit]]]:
     """Items with their done units, in item order. A photo has one unit, a video one per clip."""
-    done = (unit for unit in run.store.units() if unit.error is None)
-    for _, units in groupby(done, key=lambda unit: unit.item.id):
+    for _, units in groupby(run.done_units(), key=lambda unit: unit.item.id):
         own = list(units)
         yield own[0].item, own
 
@@ -112,7 +111,7 @@ def sample_values(
                 frames.append(_frame_values(image, seen, reasons, run.concepts.names))
     size_hw = units[0].size_hw
     assert size_hw is not None
-    item = replace(item, path=playable(item, run.store.folder))
+    item = replace(item, path=playable(item, run.folder))
     metadata = _metadata(item, size_hw, units[-1].frame_stop)
     return SampleValues(
         item, size_hw, metadata, tuple(frames), _best_of_each(found) if item.kind == "video" else tuple(found)
