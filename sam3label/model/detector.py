@@ -29,6 +29,7 @@ from sam3label.model.clock import StageClock
 from sam3label.model.device import Stage, batch_sizes, is_out_of_memory, pick_device, pick_dtype
 from sam3label.model.encode_ahead import Ahead
 from sam3label.model.head import Head, ImageState, PairScores
+from sam3label.model.phrases import as_read
 from sam3label.model.weights import fix_rotary_tables, load_model, load_tokenizer, reuse_buffers
 
 PREPROCESSING = "bilinear antialiased, rounded to 8 bits, mean 0.5, std 0.5"
@@ -185,7 +186,11 @@ class Detector:
         return int(self.model.config.text_config.max_position_embeddings)
 
     def _tokenize(self, phrases: Sequence[str]) -> dict[str, list[int]]:
-        tokens = dict(zip(phrases, self.tokenizer(list(phrases))["input_ids"], strict=True)) if phrases else {}
+        texts = {phrase: as_read(phrase) for phrase in phrases}
+        if empty := [repr(phrase) for phrase, text in texts.items() if not text]:
+            raise ConfigError(f"the model reads no word in the phrase {', '.join(empty)}: write it as plain text.")
+        ids = self.tokenizer(list(texts.values()))["input_ids"] if texts else []
+        tokens = dict(zip(texts, ids, strict=True))
         long = [f"{phrase!r} ({len(ids)})" for phrase, ids in tokens.items() if len(ids) > self._context]
         if long:
             raise ConfigError(
