@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from sam3label.annotations.youtube_vis import Track, read_video_truth
 from sam3label.concepts.concept_list import load_concepts
 from sam3label.core import masks
+from sam3label.core.matching import optimal
 from sam3label.core.records import LabeledImage
 from sam3label.demo.job import HELD_OUT, refuse_foreign
 from sam3label.demo.shapes import Scene, make_clip, matches
@@ -235,7 +235,7 @@ def _matched(truth: Sequence[Track], found: Sequence[Track], frame: int) -> list
     columns = [i for i, track in enumerate(found) if frame in track.masks]
     iou = masks.iou_matrix([truth[i].masks[frame] for i in rows], [found[i].masks[frame] for i in columns])
     iou = np.where(iou >= SAME, iou, 0.0)
-    pairs = zip(*linear_sum_assignment(iou, maximize=True), strict=True)
+    pairs = zip(*optimal(iou), strict=True)  # optimal: an exchange of ids is counted only where there is one
     return [(rows[r], columns[c]) for r, c in pairs if iou[r, c] > 0]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.concepts.exemplars import Examples, Reference
+from sam3label.core.matching import greedy
 from sam3label.core.records import Label
 from sam3label.errors import ConfigError
 from sam3label.labelling.questions import Guide, pictures
@@ -153,14 +154,11 @@ def refuse_poor(figures: Iterable[Trust]) -> None:
 def _compared(labels: Sequence[Label], reference: Reference) -> npt.NDArray[np.int64]:
     """(found, wrong, missed): best label first, each truth box is found by the label that overlaps it most."""
     truth = _truth(reference)
-    found = 0
-    for label in labels:
-        x, y, width, height = label.box_xywh
-        overlap = _iou(np.array((x, y, x + width, y + height)), truth)
-        if len(truth) and overlap.max() >= MATCH_IOU:
-            truth = np.delete(truth, int(overlap.argmax()), axis=0)
-            found += 1
-    return np.array((found, len(labels) - found, len(truth)))
+    boxes = np.array([label.box_xywh for label in labels], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    overlap = np.array([_iou(box, truth) for box in boxes]).reshape(len(labels), len(truth))
+    found = len(greedy(overlap, MATCH_IOU)[0])  # greedy: labels are ranked, and the better one is believed first
+    return np.array((found, len(labels) - found, len(truth) - found))
 
 
 def _truth(reference: Reference) -> npt.NDArray[np.float64]:

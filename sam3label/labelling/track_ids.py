@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from sam3label.core import masks
+from sam3label.core.matching import optimal
 from sam3label.core.records import Rle
 
 SAME_TRACK_IOU = 0.5
@@ -56,7 +56,7 @@ def match_tracks(
     overlaps = [[_overlaps(a, b) for a in old.items()] for b in new.items()]
     sums = np.array([[sum(pair) if _mean(pair) >= least else 0.0 for pair in row] for row in overlaps])
     ids, numbers = list(old), list(new)
-    pairs = zip(*linear_sum_assignment(sums, maximize=True), strict=True)
+    pairs = zip(*optimal(sums), strict=True)  # optimal: all tracks of both clips are there, and none comes first
     return {numbers[row][1]: ids[column][1] for row, column in pairs if sums[row, column] > 0}
 
 

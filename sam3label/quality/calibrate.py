@@ -24,6 +24,7 @@ from sam3label.annotations.coco import Instance, Truth, read_truth
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
 from sam3label.core.files import write_whole
+from sam3label.core.matching import greedy
 from sam3label.core.records import Candidate, Concept, ConceptList, exemplar_class
 from sam3label.errors import InputError
 from sam3label.quality.evaluate import categories_of_classes, units_of_truth
@@ -240,9 +241,8 @@ def answers(example: Example, presence: float, iou: float, phrases: Sequence[int
 
     Both only ever look at better candidates, so the answers above a score threshold are a prefix of this list.
     """
-    result = Answers()
     kept: list[int] = []
-    claimed: set[int] = set()
+    standing: list[int] = []
     allowed = example.presence >= presence
     if phrases is not None:
         allowed &= np.isin(example.phrase, [*phrases, -1])
@@ -250,14 +250,13 @@ def answers(example: Example, presence: float, iou: float, phrases: Sequence[int
         if kept and example.overlap[c, kept].max() > iou:
             continue
         kept.append(c)
-        if example.suppressed[c] or (example.cap is not None and len(result.score) >= example.cap):
-            continue
-        free = [g for g in range(example.truth) if g not in claimed and example.truth_iou[c, g] >= MATCH_IOU]
-        if free:
-            claimed.add(max(free, key=lambda g: example.truth_iou[c, g]))
-        result.score.append(float(example.score[c]))
-        result.hit.append(bool(free))
-    return result
+        if not example.suppressed[c]:
+            standing.append(c)
+    standing = standing[: example.cap]
+    hits, _ = greedy(example.truth_iou[standing], MATCH_IOU)  # greedy: a threshold must not change what stands above it
+    hit = np.zeros(len(standing), dtype=bool)
+    hit[hits] = True
+    return Answers(example.score[standing].tolist(), hit.tolist())
 
 
 # ---- choosing

@@ -20,9 +20,9 @@ from statistics import median
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from sam3label.core import masks
+from sam3label.core.matching import optimal
 from sam3label.core.records import Correction, Label
 from sam3label.review import reasons
 from sam3label.review.fiftyone import connect
@@ -130,8 +130,8 @@ def matched(a: Sequence[Label], b: Sequence[Label]) -> list[tuple[int, int]]:
     """One-to-one pairs with IoU of at least `MATCH_IOU`, as many as possible."""
     overlap = masks.iou_matrix([x.rle for x in a], [x.rle for x in b])
     good = np.where(overlap >= MATCH_IOU, overlap + 1.0, 0.0)
-    rows, columns = linear_sum_assignment(-good)
-    return [(i, j) for i, j in zip(rows.tolist(), columns.tolist(), strict=True) if good[i, j] > 0]
+    rows, columns = optimal(good, MATCH_IOU)  # optimal: both sides are complete, and 1 more for each pair counts pairs
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def quality(counts: Sequence[Counts], names: Sequence[str]) -> dict[str, ClassQuality]:

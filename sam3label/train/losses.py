@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+
+from sam3label.core.matching import optimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def hungarian(cost: Tensor, counts: Tensor, copies: int = 1) -> Matches:
     for row, count in enumerate(counts.tolist()):
         if count:
             repeats = max(1, min(copies, costs.shape[1] // count))
-            chosen, columns = linear_sum_assignment(np.tile(costs[row, :, :count], (1, repeats)))
+            chosen, columns = optimal(-np.tile(costs[row, :, :count], (1, repeats)))  # as SAM 3 was trained
             rows += [row] * len(chosen)
             queries += chosen.tolist()
             targets += (columns % count).tolist()

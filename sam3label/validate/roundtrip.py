@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
-from scipy.optimize import linear_sum_assignment
 
 from sam3label.core import masks
+from sam3label.core.matching import optimal
 from sam3label.core.records import Box, Label, LabeledImage, Rle
 from sam3label.export.dataset import as_photo
 from sam3label.validate.report import Match, RoundTrip
@@ -67,7 +67,7 @@ def _match(
         own = [label for label in labels if label.class_id == class_id]
         shapes = [shape for name, shape in held if name == names[class_id]]
         table = _table(own, shapes, task)
-        rows, columns = linear_sum_assignment(-table)
+        rows, columns = optimal(table)  # optimal: a label must not lose its own shape to a neighbour
         value = {int(r): float(table[r, c]) for r, c in zip(rows, columns, strict=True)}
         for row, label in enumerate(own):
             yield Match(image.item.id, names[class_id], label.id, value.get(row, 0.0))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
+
+from sam3label.core.matching import optimal
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -66,7 +67,7 @@ def match(iou: Floats) -> PairScore:
     """Match a pair's predictions with its truth, `iou` [D, G]. Both in file order, which decides exact ties."""
     found, truth = np.full(iou.shape[0], NOT_MATCHED), np.full(iou.shape[1], NOT_MATCHED)
     if iou.size:
-        rows, columns = linear_sum_assignment(-iou)
+        rows, columns = optimal(iou)  # as the official evaluator: once, and judged at every threshold
         found[rows] = truth[columns] = iou[rows, columns]
     return PairScore(found, truth)
 

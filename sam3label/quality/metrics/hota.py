@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
+
+from sam3label.core.matching import optimal
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -55,7 +56,8 @@ def count(frames: Sequence[SeenFrame], truth: int, found: int) -> TrackCounts:
     hits = np.zeros((len(ALPHAS), truth, found))
     overlap = np.zeros(len(ALPHAS))
     for frame in frames:
-        rows, columns = linear_sum_assignment(-alignment[np.ix_(frame.truth, frame.found)] * frame.iou)
+        # optimal by definition: tracks that go together over the whole sequence count for more in each frame
+        rows, columns = optimal(alignment[np.ix_(frame.truth, frame.found)] * frame.iou)
         iou = frame.iou[rows, columns]
         for a, alpha in enumerate(ALPHAS):
             good = iou >= alpha - EPSILON
