@@ -65,12 +65,42 @@ def make_checkpoint(out: Path, size: str = "tiny", seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sam3VideoModel(config).eval()
+        embedding = model.tracker_model.prompt_encoder.shared_embedding  # one and the same in the official code
+        embedding.load_state_dict(model.tracker_model.shared_image_embedding.state_dict())
         if size in SIZES and SIZES[size].lively:
             _enliven(model.detector_model)
     out.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(out)
     save_file(model.state_dict(), out / "model.safetensors", metadata={"format": "pt"})
     _save_processor(out, tokenizer, config.image_size)
+    return out
+
+
+def make_official_file(checkpoint: Path, out: Path, release: str = "3") -> Path:
+    """Write a checkpoint's weights as Meta's file `sam3.pt` has them, with the tensors that ours has no use for.
+
+    Those are the buffers of rotary positions and three projections of points; in release 3.1 two further necks, a
+    tracker of another kind, and no fourth level of the detector's neck.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from sam3label.model.official import to_official
+
+    tensors = to_official(load_file(checkpoint / "model.safetensors"))
+    neck, extra = "detector.backbone.vision_backbone", torch.Generator().manual_seed(0)
+    for i in range(2):
+        tensors[f"{neck}.trunk.blocks.{i}.attn.freqs_cis"] = torch.zeros(4, 2, dtype=torch.complex64)
+    for kind in ("direct", "pool", "pos_enc"):
+        tensors[f"detector.geometry_encoder.points_{kind}_project.weight"] = torch.randn(8, 2, generator=extra)
+    if release == "3.1":
+        levels = {name: t for name, t in tensors.items() if name.startswith(f"{neck}.sam2_convs.")}
+        dropped = (f"{neck}.sam2_convs.", f"{neck}.convs.3.", "tracker.")
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
+        for own in ("interactive_convs", "propagation_convs"):
+            tensors |= {name.replace("sam2_convs", own): tensor for name, tensor in levels.items()}
+        tensors["tracker.model.output_valid_embed"] = torch.randn(16, 8, generator=extra)
+    torch.save({"model": tensors}, out)
     return out
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sam3label.cli import review
+from sam3label.cli import review, weights
 from sam3label.cli.demo import demo
 from sam3label.cli.evaluate import calibrate, evaluate, preview, report
 from sam3label.cli.export import export
@@ -86,10 +86,11 @@ def _explain(error: Sam3LabelError) -> None:
 for _verb in (init, run, demo, status, export, validate, preview, evaluate, calibrate, report, render, doctor):
     app.command(_verb.__name__)(_boundary(_verb))
 
-for _command in review.app.registered_commands:
+for _command in (*review.app.registered_commands, *weights.app.registered_commands):
     if _command.callback is not None:
         _command.callback = _boundary(_command.callback)
 app.add_typer(review.app, name="review")
+app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:

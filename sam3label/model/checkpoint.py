@@ -1,12 +1,12 @@
 """Where the weights come from, and proof that they are a complete SAM 3 detector before anything runs on them.
 
-A checkpoint is a folder in the hub's layout: `config.json`, weights in safetensors, tokenizer files. Every failure is a
-`CheckpointError` that says what to do next; nothing is ever replaced by random weights.
+A checkpoint is a folder in the hub's layout: `config.json`, weights in safetensors, tokenizer files. A single file
+(`sam3.pt`) becomes such a folder first. Every failure is a `CheckpointError` that says what to do next; nothing is ever
+replaced by random weights.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from sam3label.errors import CheckpointError
+from sam3label.model.identity import identity
+from sam3label.model.weight_files import FILE_SUFFIXES, imported
 
 DEMO = "demo"
 FAMILIES = ("sam3_video", "sam3")
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 _WANTED = [_CONFIG, "*.safetensors", _INDEX, *_TOKENIZER]
+_OFFICIAL_FILES = ("sam3.1_multiplex.pt", "sam3.pt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -31,9 +34,15 @@ class Checkpoint:
     """A folder whose files are known to be there and readable. `identity` changes when its numbers can."""
 
     folder: Path
-    identity: str  # repository@commit, or sha256:... of the files that decide the numbers
+    identity: str  # sha256:... of what decides the numbers, wherever it came from
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
+    source: str = ""  # repository@commit, or the path that was named
+
+    @property
+    def release(self) -> str:
+        """ "3" or "3.1"."""
+        return str(self.config.get("sam3label", {}).get("release", "3"))
 
 
 def resolve(model: str, revision: str | None = None) -> Checkpoint:
@@ -48,8 +57,7 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         return _local(Path(model).resolve(), revision)
     _require_hub_id(model)
     folder = _download(model, revision)
-    config, weights = _checked(folder)
-    return Checkpoint(folder, f"{model}@{folder.name}", config, weights)
+    return _whole(folder, f"{model}@{folder.name}")
 
 
 def _demo_folder() -> Path:
@@ -62,29 +70,42 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _local(folder: Path, revision: str | None) -> Checkpoint:
+def _local(path: Path, revision: str | None) -> Checkpoint:
     if revision is not None:
-        raise CheckpointError(f"{folder} is a local folder, which has no revisions: leave out --revision {revision}.")
+        raise CheckpointError(f"{path} is on this machine and has no revisions: leave out --revision {revision}.")
+    return _whole(path, str(path))
+
+
+def _whole(path: Path, source: str) -> Checkpoint:
+    """The checkpoint in a folder, or in the one file of weights that a path or a hub's folder comes down to."""
+    folder = imported(path) if path.is_file() and _is_weight_file(path) else path
+    if folder.is_dir() and (file := _only_official_file(folder)):
+        folder = imported(file)
     config, weights = _checked(folder)
-    return Checkpoint(folder, _content_hash(folder, weights), config, weights)
+    tokenizer = next(folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file())
+    return Checkpoint(folder, identity(weights, config, tokenizer), config, weights, source)
 
 
-def _content_hash(folder: Path, weights: tuple[Path, ...]) -> str:
-    """Hash of the weights, the config and the tokenizer: each of them changes what the model answers."""
-    digest = hashlib.sha256()
-    for name in sorted({_CONFIG, *_TOKENIZER, *(file.name for file in weights)}):
-        if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+def _is_weight_file(path: Path) -> bool:
+    if path.suffix in FILE_SUFFIXES:
+        return True
+    raise CheckpointError(
+        f"{path} is a file of another kind: name sam3.pt, a .safetensors file, "
+        f"or the folder that holds {_CONFIG} and {_WEIGHTS}."
+    )
+
+
+def _only_official_file(folder: Path) -> Path | None:
+    """The file in Meta's naming of a folder that has no other weights, such as what facebook/sam3.1 holds."""
+    if (folder / _WEIGHTS).is_file() or (folder / _INDEX).is_file():
+        return None
+    return next((folder / name for name in _OFFICIAL_FILES if (folder / name).is_file()), None)
 
 
 # ---- the files of a folder
 
 
 def _checked(folder: Path) -> tuple[Mapping[str, Any], tuple[Path, ...]]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file: name the folder that holds {_CONFIG} and {_WEIGHTS}.")
     config = _read_config(folder)
     weights = _weight_files(folder)
     for file in weights:
@@ -138,7 +159,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if pickles:
         raise CheckpointError(
             f"{folder} has its weights as {_few(pickles)}, and a pickle can run any code: only {_WEIGHTS} is read. "
-            "Convert it with transformers' save_pretrained, or use --model facebook/sam3."
+            "Name the file itself if it is sam3.pt or was trained from it, or use --model facebook/sam3."
         )
     raise CheckpointError(f"{folder} has no weights ({_WEIGHTS}): download the checkpoint again.")
 
@@ -177,7 +198,10 @@ def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     with _hub_errors(repo, revision):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
+        if any(folder.glob("*.safetensors")):
+            return folder
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*_WANTED, *_OFFICIAL_FILES]))
 
 
 def check_access(model: str, revision: str | None = None) -> str:

@@ -31,7 +31,12 @@ def load_video_model(checkpoint: Checkpoint) -> Any:
     from transformers import Sam3VideoModel
 
     if "tracker_config" not in checkpoint.config:
-        raise CheckpointError(f"{checkpoint.folder} has no tracker (a detector only). {_NO_TRACKER}")
+        if checkpoint.release == "3.1":
+            raise CheckpointError(
+                "the tracker of SAM 3.1 follows many objects at once and is not part of this program, and SAM 3's does "
+                f"not go with its detector. {_NO_TRACKER}"
+            )
+        raise CheckpointError(f"{checkpoint.source} has no tracker (a detector only). {_NO_TRACKER}")
     model, problems = _load(checkpoint, Sam3VideoModel, "video model")
     if problems:
         raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {_NO_TRACKER}")

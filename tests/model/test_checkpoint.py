@@ -125,7 +125,7 @@ def test_no_such_folder() -> None:
 
 
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
-    assert "is a file: name the folder that holds config.json" in refusal(folder / WEIGHTS)
+    assert "is a file of another kind: name sam3.pt, a .safetensors file" in refusal(folder / "config.json")
 
 
 def test_a_revision_of_a_folder(folder: Path) -> None:
@@ -330,7 +330,7 @@ ASK = """
 import json, sys
 from sam3label.model.checkpoint import check_access, resolve
 from sam3label.errors import CheckpointError
-ask = {"resolve": lambda *a: resolve(*a).identity, "check_access": check_access}
+ask = {"resolve": lambda *a: resolve(*a).source, "check_access": check_access}
 answers = []
 for what, model, revision in json.loads(sys.argv[1]):
     try:

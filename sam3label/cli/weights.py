@@ -1,0 +1,37 @@
+"""`sam3label weights` and `weights convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Show which weights are on this machine and what they can do, or convert them.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def weights(context: typer.Context) -> None:
+    """Show which weights are on this machine, where they came from, and what they can do."""
+    if context.invoked_subcommand is not None:
+        return
+    from sam3label.model.inventory import on_this_machine
+
+    for held in on_this_machine():
+        typer.echo(f"{held.model}\n  {held.release}: {', '.join(held.can)}; {held.size / 1e6:,.0f} MB")
+        typer.echo(f"  from {held.came_from}\n  {held.identity}\n  licence: {held.licence}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A .pt or .safetensors file, folder, hub id or demo.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .pt file for the official code, else a new folder.")],
+) -> None:
+    """Write weights under the official code's names, or in the layout of facebook/sam3."""
+    from sam3label.model.inventory import convert as write
+
+    typer.echo(f"Written: {write(source, out)}")

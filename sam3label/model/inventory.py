@@ -1,0 +1,81 @@
+"""What weights are on this machine, where they came from, and what they can do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam3label.errors import CheckpointError
+from sam3label.model.checkpoint import DEMO, Checkpoint, resolve
+from sam3label.model.identity import cache_folder
+from sam3label.model.weight_files import write_official_file
+
+HUB_IDS = ("facebook/sam3", "facebook/sam3.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One checkpoint of this machine. `model` is what to write behind --model; `size` is in bytes."""
+
+    model: str
+    release: str
+    can: tuple[str, ...]
+    size: int
+    identity: str
+    licence: str
+    came_from: str
+
+
+def on_this_machine() -> list[Weights]:
+    """The demo checkpoint, what the hub's cache holds of SAM 3, and the files converted so far."""
+    return [describe(model) for model in _models()]
+
+
+def _models() -> Iterator[str]:
+    yield DEMO
+    for repo in HUB_IDS:
+        if _is_cached(repo):
+            yield repo
+    yield from sorted(str(path.parent) for path in (cache_folder() / "weights").glob("*/config.json"))
+
+
+def _is_cached(repo: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+def describe(model: str) -> Weights:
+    """Say what a hub id, folder, file or "demo" holds. Raises `CheckpointError` where it cannot be used."""
+    checkpoint = resolve(model)
+    return Weights(
+        model,
+        "demo" if model == DEMO else f"SAM {checkpoint.release}",
+        _abilities(checkpoint),
+        sum(file.stat().st_size for file in checkpoint.weights),
+        checkpoint.identity,
+        "Apache-2.0, this project's" if model == DEMO else "SAM License, Meta's, where they come from facebook/sam3",
+        str(checkpoint.config.get("sam3label", {}).get("made_from", checkpoint.source)),
+    )
+
+
+def _abilities(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return ("images", "videos", "boxes to masks") if "tracker_config" in checkpoint.config else ("images",)
+
+
+def convert(model: str, out: Path) -> str:
+    """Write a checkpoint in the other layout: `out` ending in .pt for the official code, else a folder for the hub's.
+
+    Returns what was written, in words. Raises `CheckpointError`; a folder that holds files already is refused.
+    """
+    checkpoint = resolve(model)
+    if out.suffix == ".pt":
+        return f"{write_official_file(checkpoint.weights, out)} tensors under the official code's names: {out}"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is not empty: name another folder.")
+    if Path(model).is_file():
+        shutil.copytree(checkpoint.folder, out, dirs_exist_ok=True)
+        return f"a folder in the layout of facebook/sam3: {out}"
+    raise CheckpointError(f"{model} is in the layout of facebook/sam3 already: name a .pt file to write.")
