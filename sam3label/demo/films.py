@@ -27,10 +27,12 @@ from sam3label.errors import OutputError
 from sam3label.export.write import export
 from sam3label.labelling.job import Progress, RunOptions, RunSummary, run
 from sam3label.media import video as media_video
+from sam3label.media.video_writer import VideoWriter
 from sam3label.quality.evaluate_tracks import evaluate_tracks, tracks_of_run
 from sam3label.run.reader import Run, open_run
 from sam3label.show.contact_sheet import contact_sheet
-from sam3label.show.render import draw_tracks, render
+from sam3label.show.draw import draw_labels
+from sam3label.show.render import render
 
 TRUTH = {"disc": "circle", "ring": "ring", "star": "star", "square": "square", "triangle": "triangle"}
 CONCEPTS = """\
@@ -159,14 +161,9 @@ def write_films(
 
 def _write_film(path: Path, scenes: Sequence[Scene]) -> None:
     """Encode the same bytes every time: x264's macroblock tree, left out here, chose other bits from run to run."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=12, options={"crf": "12", "x264-params": "mbtree=0"})
-        stream.height, stream.width, stream.pix_fmt = *SIZE_HW, "yuv420p"
+    with VideoWriter(path, 12, crf=12, repeatable=True) as video:
         for scene in scenes:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(scene.image, format="rgb24")))
-        container.mux(stream.encode(None))
+            video.write(scene.image)
 
 
 def _annotations(scenes: Sequence[Scene], phrases: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -254,5 +251,5 @@ def _draw(labelled: Run, path: Path) -> None:
 
 
 def _cell(image: LabeledImage, reel: media_video.Film, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
-    drawn = draw_tracks(reel.pixels(image.frame), image.labels, labelled.concepts.names)
+    drawn = draw_labels(reel.pixels(image.frame), image.labels, labelled.concepts.names, tracks=True)
     return drawn, (), f"{image.item.id} frame {image.frame}"

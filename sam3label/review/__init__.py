@@ -4,5 +4,5 @@ reasons   pure, over the store: which images are worth a person's hour, and why,
 labels    a label here <-> a detection there: ids, masks, and how each looked when the two last agreed
 merge     pure three-way merge of one label: as last agreed, in the dataset now, in the run now
 summary   how good the model was, from the reviewed part
-fiftyone/ the only door to FiftyOne: push, pull, connect, schema, samples, folder, film
+fiftyone/ the only door to FiftyOne: push, pull, connect, schema, samples, folder, playable
 """

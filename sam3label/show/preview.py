@@ -27,7 +27,8 @@ from sam3label.media.image import decode_image
 from sam3label.media.loader import default_workers
 from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE
-from sam3label.show.contact_sheet import Pixels, contact_sheet
+from sam3label.show.contact_sheet import contact_sheet
+from sam3label.show.draw import Pixels
 from sam3label.show.report import write_report
 
 BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList, Label, LabeledImage, MediaItem
@@ -31,7 +32,7 @@ from sam3label.media.image import decode_image
 from sam3label.review.suspects import Suspect, find_suspects
 from sam3label.run.decide import Decision, select_labels
 from sam3label.run.reader import Run, SeenFrame, open_run
-from sam3label.show.contact_sheet import Pixels, class_color, draw_labels
+from sam3label.show.draw import Pixels, class_color, draw_labels
 
 GALLERY = 48  # pictures
 CASES_PER_KIND = 6
@@ -309,5 +310,5 @@ def _jpeg(pixels: Pixels, labels: Sequence[Label], names: Sequence[str]) -> str 
     if any(label.rle.size_hw != pixels.shape[:2] for label in labels):
         return None  # the file is another picture now
     jpeg = io.BytesIO()
-    draw_labels(pixels, labels, names, PICTURE_PX).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(draw_labels(pixels, labels, names, PICTURE_PX)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"

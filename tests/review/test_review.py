@@ -443,7 +443,7 @@ def test_summary_of_the_audit(pushed: Any, run: Path) -> None:
 # ---- video
 
 
-def test_a_folder_of_frames_becomes_a_film(fo: Any, tmp_path: Path, name: str) -> None:
+def test_a_folder_of_frames_becomes_a_video(fo: Any, tmp_path: Path, name: str) -> None:
     """FiftyOne plays files. Odd sides grow by one pixel, and labels stay where they are within a pixel's share."""
     size, folder = (61, 81), tmp_path / "walk"
     masks_ = [bar(size, 5 * t, 10, 20, 20) for t in range(9)]

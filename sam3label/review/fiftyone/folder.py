@@ -118,9 +118,9 @@ def _image_document(values: SampleValues, folder: Path, placer: Placer) -> Json:
 def _sample(values: SampleValues, folder: Path, placer: Placer) -> Json:
     filepath = values.item.path
     if placer.means != "none":
-        # a folder of frames is a film here, whose name says so
+        # a folder of frames is a video file here, whose name says so
         filepath = f"data/{values.item.id}" + ("" if Path(filepath).suffix == Path(values.item.id).suffix else ".mp4")
-        whole_file = replace(values.item, kind="image")  # a film goes whole, not frame by frame
+        whole_file = replace(values.item, kind="image")  # a video goes whole, not frame by frame
         placer.place(LabeledImage(whole_file, values.size_hw), folder / filepath)
     return {
         "_id": _oid(values.item.id),

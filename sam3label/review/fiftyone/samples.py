@@ -10,7 +10,7 @@ from typing import Any
 from sam3label.core.records import Label, LabeledImage, MediaItem
 from sam3label.review import labels
 from sam3label.review import reasons as review_reasons
-from sam3label.review.fiftyone.film import frame_rate, playable
+from sam3label.review.fiftyone.playable import frame_rate, playable
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
 
