@@ -4,38 +4,27 @@
 
     concepts.yaml:7: concepts.helmet.conf: got 1.7; allowed: a number from 0 to 1
 
-The YAML is read into `Node`s, which remember their line; then small functions check one thing each, adding what they
-find to a plain list of problems and returning a usable value in its place.
+The YAML is read into `Node`s, which remember their line; `checking` looks at them. A list may also come from a program
+or a command line, as a dict, a list or phrases: the same checks, the same messages.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
-import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from sam3label.core.records import Concept, ConceptList, Exemplars
-from sam3label.core.yamlnodes import Node, read_nodes, short
+from sam3label.concepts.checking import CANVAS_KEYS, EXAMPLE, RULE_KEYS, check_list, close_to, some
+from sam3label.core.records import Concept, ConceptList
+from sam3label.core.yamlnodes import Node, as_node, read_nodes
 from sam3label.errors import ConfigError
 
-_TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
-_DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside names: known, and not our business
-    *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
-    *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
-)
-_RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances")
-_CONCEPT_KEYS = ("prompts", "not", *_RULE_KEYS, "exemplars", "tile")
-_CANVAS_KEYS = ("share", "tiles")
-_EXAMPLE = "names: [person, helmet]"
 _SHOWN = 50  # problems listed in one message
 
 
@@ -55,6 +44,43 @@ def parse_concepts(
     return _parse(text, name, lambda line: f"{name}:{line}", overrides, Path(folder))
 
 
+def concepts_from(source: object, overrides: Sequence[str] = ()) -> ConceptList:
+    """The concept list that a program gives: a YAML file, class names, classes and their phrases, or a whole document.
+
+    Raises ConfigError. Examples: concepts_from("concepts.yaml"), concepts_from(["person", "helmet"]),
+    concepts_from({"helmet": ["hard hat", "safety helmet"], "person": None}), concepts_from({"helmet": {"conf": 0.6}}),
+    concepts_from({"names": ["car", "truck"], "exclusive": [["car", "truck"]]}).
+    """
+    name = "the concept list"
+    if isinstance(source, ConceptList) and not overrides:
+        return source
+    if isinstance(source, ConceptList):
+        return parse_concepts(dump_concepts(source), name, overrides)
+    if isinstance(source, str | PathLike):
+        return load_concepts(Path(source), overrides)
+    if isinstance(source, Mapping):
+        source = source if "names" in source else _document(source)
+    elif not isinstance(source, Sequence):
+        raise ConfigError(
+            f"{name}: got {type(source).__name__}; allowed: the path of a YAML file, a list of class names, or a dict "
+            'such as {"helmet": ["hard hat"]}'
+        )
+    return _checked(as_node(source, name), name, overrides, Path())
+
+
+def from_phrases(phrases: Sequence[str], overrides: Sequence[str] = ()) -> ConceptList:
+    """A class for each phrase, of that name, in this order: what `-p person -p helmet` says. Raises ConfigError."""
+    nodes = [Node(phrase, f"-p {phrase}", phrase) for phrase in phrases]
+    return _checked(Node(nodes, "-p"), "-p", overrides, Path())
+
+
+def _document(classes: Mapping[Any, Any]) -> dict[str, Any]:
+    """Classes with their phrases, or with all their rules, as the file would have them."""
+    rules = {name: given if isinstance(given, Mapping) else {"prompts": given} for name, given in classes.items()}
+    rules = {name: given for name, given in rules.items() if classes[name] is not None}
+    return {"names": list(classes), "concepts": rules}
+
+
 def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
     """The concept list of a JSON object {phrase: class}, given as text or as the path of a JSON file.
 
@@ -66,22 +92,28 @@ def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
     prompts: dict[str, list[str]] = {}
     for phrase, label in _ontology_pairs(text, name):
         prompts.setdefault(label, []).append(phrase)
-    concepts = {label: {"prompts": phrases} for label, phrases in prompts.items()}
-    document = yaml.safe_dump({"names": list(prompts), "concepts": concepts}, sort_keys=False, allow_unicode=True)
-    return _parse(document, name, lambda _: name, overrides, Path())
+    return _checked(as_node(_document(prompts), name), name, overrides, Path())
 
 
 def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequence[str], folder: Path) -> ConceptList:
     problems: list[str] = []
     root = read_nodes(text, name, place, problems)
     if root is None:
-        raise ConfigError(f"{name}: the file is empty; it needs at least: {_EXAMPLE}")
+        raise ConfigError(f"{name}: the file is empty; it needs at least: {EXAMPLE}")
+    return _checked(root, name, overrides, folder, problems)
+
+
+def _checked(
+    root: Node, name: str, overrides: Sequence[str], folder: Path, problems: Sequence[str] = ()
+) -> ConceptList:
+    """The concept list of a document. Raises ConfigError with every problem, those found while reading first."""
+    found = list(problems)
     if isinstance(root.value, list):
         root = Node({"names": root}, root.where)
-    root = _apply(overrides, root, problems)
-    concepts = _concept_list(root, folder, problems)
-    if problems:
-        raise ConfigError(_message(name, problems))
+    root = _apply(overrides, root, found)
+    concepts = check_list(root, folder, found)
+    if found:
+        raise ConfigError(_message(name, found))
     return concepts
 
 
@@ -97,13 +129,13 @@ def dump_concepts(concepts: ConceptList) -> str:
 
 def _dump_concept(concept: Concept) -> dict[str, Any]:
     rules: dict[str, Any] = {"prompts": list(concept.prompts), "not": list(concept.negatives)}
-    rules |= {key: getattr(concept, key) for key in _RULE_KEYS}
+    rules |= {key: value for key in RULE_KEYS if (value := getattr(concept, key)) is not None}
     if concept.exemplars is not None:
         rules["exemplars"] = {concept.exemplars.kind: concept.exemplars.path}
         if concept.exemplars.kind == "references":
             rules["exemplars"]["mode"] = concept.exemplars.mode
         if concept.exemplars.kind == "references" and concept.exemplars.mode == "canvas":
-            rules["exemplars"] |= {key: getattr(concept.exemplars, key) for key in _CANVAS_KEYS}
+            rules["exemplars"] |= {key: getattr(concept.exemplars, key) for key in CANVAS_KEYS}
     return rules
 
 
@@ -113,7 +145,7 @@ def _read_text(path: Path, hint: str = "") -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_close(path.name, _neighbours(path))}{hint}") from None
+        raise ConfigError(f"{path}: no such file{close_to(path.name, _neighbours(path))}{hint}") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: cannot be read: {reason.lower()}") from error
@@ -163,302 +195,6 @@ def _put(node: Node, path: Sequence[str], leaf: Node) -> Node:
     return replace(node, value={**(node.value or {}), path[0]: _put(inner, path[1:], leaf)})
 
 
-# ---- checking ------------------------------------------------------------------------------------------------------
-
-
-def _concept_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
-    if not isinstance(root.value, dict):
-        problems.append(f"{root.where}: got {_shown(root)}; allowed: a mapping or a list, such as: {_EXAMPLE}")
-        return ConceptList(())
-    _refuse_unknown(root, "", (*_TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=_TOP_KEYS)
-    names = _names(root, problems)
-    defaults = _rules(_mapping(root.value.get("defaults"), "defaults", _RULE_KEYS, problems), "defaults", problems)
-    known = frozenset(names)
-    given = _mapping(root.value.get("concepts"), "concepts", None, problems)
-    for key, node in given.items():
-        _check_class(key, node.where, "concepts", known, problems)
-    concepts = (_concept(i, name, given.get(name), defaults, folder, problems) for i, name in enumerate(names))
-    return ConceptList(tuple(concepts), _exclusive(root.value.get("exclusive"), known, problems))
-
-
-def _names(root: Node, problems: list[str]) -> list[str]:
-    node = root.value.get("names")
-    if node is None or node.value in (None, [], {}):
-        problems.append(f"{(node or root).where}: names: there are none; allowed: at least one, such as: {_EXAMPLE}")
-        return []
-    if isinstance(node.value, dict):
-        children = _numbered(node, problems)
-    elif isinstance(node.value, list):
-        children = dict(enumerate(node.value))
-    else:
-        problems.append(f"{node.where}: names: got {_shown(node)}; allowed: a list, or {{0: person, 1: helmet}}")
-        return []
-    names = _texts(children, "names", problems)
-    _check_nc(root.value.get("nc"), len(children), problems)
-    return names
-
-
-def _numbered(node: Node, problems: list[str]) -> dict[int, Node]:
-    """The entries of an {id: name} mapping in order of id. The ids must be 0..N-1: they are the dataset's."""
-    ids: dict[int, Node] = {}
-    for key, child in node.value.items():
-        number = int(key) if isinstance(key, str) and key.isdecimal() else key
-        if isinstance(number, int) and not isinstance(number, bool):
-            ids[number] = child
-        else:
-            swapped = f"; write {child.value}: {key}" if isinstance(child.value, int) else ""
-            problems.append(f"{child.where}: names: got the id {key!r}; allowed: a whole number from 0{swapped}")
-    count = len(node.value)
-    missing = [str(i) for i in range(count) if i not in ids]
-    beyond = [str(i) for i in ids if not 0 <= i < count]
-    if beyond:
-        problems.append(
-            f"{node.where}: names: got {_some(beyond)} and no {_some(missing)}; "
-            f"allowed: the ids 0 to {count - 1} for {count} classes, none left out"
-        )
-    return {i: ids[i] for i in sorted(ids)}
-
-
-def _check_nc(node: Node | None, count: int, problems: list[str]) -> None:
-    if node is not None and node.value != count:
-        problems.append(f"{node.where}: nc: got {_shown(node)}; allowed: {count}, the number of names, or leave it out")
-
-
-def _concept(
-    number: int, name: str, node: Node | None, defaults: dict[str, Any], folder: Path, problems: list[str]
-) -> Concept:
-    key = f"concepts.{name}"
-    given = _mapping(node, key, _CONCEPT_KEYS, problems)
-    exemplars = _exemplars(given.get("exemplars"), f"{key}.exemplars", folder, problems)
-    prompts = _prompts(given.get("prompts"), name, f"{key}.prompts", exemplars is not None, problems)
-    negatives = _phrases(given["not"], f"{key}.not", problems) if "not" in given else []
-    for phrase in negatives:
-        if phrase in prompts:
-            problems.append(
-                f"{given['not'].where}: {key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
-            )
-    if "tile" in given:
-        problems.append(f"{given['tile'].where}: {key}.tile: tiling is not available in this version; remove the key")
-    rules = defaults | _rules(given, key, problems)
-    return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, **rules)
-
-
-def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, problems: list[str]) -> list[str]:
-    if node is None:
-        return [name]
-    if node.value in (None, []) and not has_exemplars:
-        problems.append(f"{node.where}: {key}: there are none; leave the key out to use the class name as the phrase")
-    return _phrases(node, key, problems)
-
-
-def _phrases(node: Node, key: str, problems: list[str]) -> list[str]:
-    if isinstance(node.value, list):
-        return _texts(dict(enumerate(node.value)), key, problems)
-    if node.value is not None:
-        example = f"[{node.text}]" if isinstance(node.value, str) else "[hard hat, safety helmet]"
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: a list of phrases, such as {example}")
-    return []
-
-
-def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Any]:
-    """The thresholds that are given and right, by name."""
-    rules: dict[str, Any] = {}
-    for name in _RULE_KEYS:
-        if name not in given:
-            continue
-        value, allowed = _rule(name, given[name])
-        if allowed:
-            problems.append(f"{given[name].where}: {key}.{name}: got {_shown(given[name])}; allowed: {allowed}")
-        else:
-            rules[name] = value
-    return rules
-
-
-def _rule(name: str, node: Node) -> tuple[float | None, str]:
-    """A threshold's value, and what is allowed if it is not that."""
-    number = _number(node)
-    if name == "max_instances":
-        right = node.value is None or (isinstance(node.value, int) and number is not None and number >= 1)
-        return node.value, "" if right else "a whole number from 1, or null for no limit"
-    if name == "min_area":
-        return number, "" if number is not None and number >= 0 else "an area in pixels, 0 or more"
-    return number, "" if number is not None and 0 <= number <= 1 else "a number from 0 to 1"
-
-
-def _number(node: Node) -> float | None:
-    """The finite number a node is. Text is tried too, because YAML reads 1e-3 (without a dot) as text."""
-    if isinstance(node.value, bool) or not isinstance(node.value, int | float | str):
-        return None
-    try:
-        number = float(node.value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _exemplars(node: Node | None, key: str, folder: Path, problems: list[str]) -> Exemplars | None:
-    allowed = "a folder of references, {references: refs/helmet, mode: canvas}, or {labels: partial.json}"
-    if node is None:
-        return None
-    if isinstance(node.value, str) and node.value.strip():
-        return Exemplars(_absolute(node.value, folder), "references")
-    if not isinstance(node.value, dict) or not node.value:
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {allowed}")
-        return None
-    given = _mapping(node, key, ("labels", "references", "mode", *_CANVAS_KEYS), problems)
-    kinds: list[Literal["labels", "references"]] = [k for k in ("labels", "references") if k in given]
-    if len(kinds) != 1 or (kinds == ["labels"] and given.keys() & {"mode", *_CANVAS_KEYS}):
-        problems.append(f"{node.where}: {key}: got {_some([str(k) for k in given])}; allowed: {allowed}")
-        return None
-    path, mode = given[kinds[0]], given.get("mode", Node("canvas", node.where))
-    if not isinstance(path.value, str) or not path.value.strip():
-        problems.append(f"{path.where}: {key}.{kinds[0]}: got {_shown(path)}; allowed: a path")
-        return None
-    if mode.value not in ("canvas", "tokens"):
-        problems.append(f"{mode.where}: {key}.mode: got {_shown(mode)}; allowed: canvas, tokens")
-        return None
-    return Exemplars(_absolute(path.value, folder), kinds[0], mode.value, **_canvas(given, key, mode.value, problems))
-
-
-def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[str]) -> dict[str, Any]:
-    """The settings of a canvas that are given and right, by name."""
-    settings: dict[str, Any] = {}
-    for name in (name for name in _CANVAS_KEYS if name in given):
-        node, number = given[name], _number(given[name])
-        if name == "share":
-            right, allowed = number is not None and 0.3 <= number <= 0.95, "a number from 0.3 to 0.95"
-        else:
-            right = isinstance(node.value, int) and number is not None and 1 <= number <= 8
-            allowed = "a whole number from 1 to 8"
-        if mode != "canvas":
-            right, allowed = False, "it only with mode: canvas"
-        if right:
-            settings[name] = number if name == "share" else node.value
-        else:
-            problems.append(f"{node.where}: {key}.{name}: got {_shown(node)}; allowed: {allowed}")
-    return settings
-
-
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.abspath(folder / path)  # noqa: PTH100 - resolve() would follow links
-
-
-def _exclusive(node: Node | None, names: Collection[str], problems: list[str]) -> tuple[tuple[str, ...], ...]:
-    if node is None or node.value is None:
-        return ()
-    allowed = "a list of groups of class names, such as [[forklift, truck]]"
-    if not isinstance(node.value, list) or not all(isinstance(group.value, list) for group in node.value):
-        problems.append(f"{node.where}: exclusive: got {_shown(node)}; allowed: {allowed}")
-        return ()
-    return tuple(_group(group, f"exclusive.{i}", names, problems) for i, group in enumerate(node.value))
-
-
-def _group(node: Node, key: str, names: Collection[str], problems: list[str]) -> tuple[str, ...]:
-    members = _texts(dict(enumerate(node.value)), key, problems)
-    for child in node.value:
-        if isinstance(child.value, str):
-            _check_class(child.value, child.where, key, names, problems)
-    if len(node.value) < 2:
-        problems.append(
-            f"{node.where}: {key}: got {_shown(node)}; allowed: at least two classes that exclude each other"
-        )
-    return tuple(members)
-
-
-# ---- small checks --------------------------------------------------------------------------------------------------
-
-
-def _mapping(node: Node | None, key: str, allowed: Sequence[str] | None, problems: list[str]) -> dict[Any, Node]:
-    """The mapping at `key`; empty where there is nothing, or something else, which is a problem."""
-    if node is None or node.value is None:
-        return {}
-    if not isinstance(node.value, dict):
-        wanted = f"keys and values ({', '.join(allowed)})" if allowed else "class names and their rules"
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {wanted}")
-        return {}
-    if allowed is not None:
-        _refuse_unknown(node, key, allowed, problems)
-    return node.value
-
-
-def _refuse_unknown(
-    node: Node, key: str, allowed: Sequence[str], problems: list[str], shown: Sequence[str] | None = None
-) -> None:
-    for name, child in node.value.items():
-        if name not in allowed:
-            dotted = f"{key}.{name}" if key else str(name)
-            close = _close(str(name), allowed)
-            problems.append(f"{child.where}: {dotted}: unknown key{close}; allowed: {', '.join(shown or allowed)}")
-
-
-def _check_class(name: Any, where: str, key: str, names: Collection[str], problems: list[str]) -> None:
-    """`name` must be one of the classes. With no valid classes there is nothing to compare with: that is reported."""
-    if not isinstance(name, str):
-        problems.append(f"{where}: {key}: got the key {name!r}, which is not text; write class names in quotes")
-    elif names and name not in names:
-        problems.append(f"{where}: {key}: unknown class '{name}'{_close(name, names)}; allowed: {_some(sorted(names))}")
-
-
-def _texts(children: Mapping[int, Node], key: str, problems: list[str]) -> list[str]:
-    """Class names or phrases: text, each once."""
-    first: dict[str, str] = {}
-    for i, child in children.items():
-        text = _text(child, f"{key}.{i}", problems)
-        if text is None:
-            continue
-        if text in first:
-            problems.append(f"{child.where}: {key}.{i}: '{text}' is already at {first[text]}; each may be there once")
-        first.setdefault(text, child.where)
-    return list(first)
-
-
-def _text(node: Node, key: str, problems: list[str]) -> str | None:
-    if not isinstance(node.value, str):
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: text{_quoting(node)}")
-        return None
-    if not node.value or node.value != node.value.strip():
-        problems.append(f"{node.where}: {key}: got '{node.value}'; allowed: text with no space at its ends")
-        return None
-    if bad := [c for c in node.value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]:
-        problems.append(f"{node.where}: {key}: got {node.value!r}; allowed: one line of text, without {bad[0]!r}")
-        return None
-    return node.value
-
-
-def _quoting(node: Node) -> str:
-    """What YAML made of an unquoted word, and how to stop it."""
-    if not node.text:
-        return ""
-    return f' (YAML reads {node.text} without quotes as {_kind(node.value)}; write "{node.text}")'
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    kinds: dict[type, str] = {list: "a list", dict: "a mapping", str: "text"}
-    return kinds.get(type(value), "a date")
-
-
-def _shown(node: Node) -> str:
-    """A value as the user wrote it, cut short; a list or mapping by its kind."""
-    if isinstance(node.value, list | dict):
-        return f"{_kind(node.value)} of {len(node.value)}" if node.value else f"an empty {_kind(node.value)[2:]}"
-    return (short(node.text) if isinstance(node.value, str) else node.text) or "nothing"
-
-
-def _some(words: Sequence[str]) -> str:
-    return ", ".join([*words[:12], *(["..."] if len(words) > 12 else [])])
-
-
-def _close(word: str, options: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1) if len(options) < 5000 else []  # slow beyond
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def _message(name: str, problems: Sequence[str]) -> str:
     if len(problems) == 1:
         return problems[0]
@@ -480,5 +216,5 @@ def _ontology_pairs(text: str, name: str) -> list[tuple[str, str]]:
         raise ConfigError(f'{name}: allowed: phrases and their classes, such as {{"hard hat": "helmet"}}')
     twice = [phrase for phrase, count in Counter(phrase for phrase, _ in pairs).items() if count > 1]
     if twice:
-        raise ConfigError(f"{name}: given more than once: {_some(twice)}; each phrase may be there once")
+        raise ConfigError(f"{name}: given more than once: {some(twice)}; each phrase may be there once")
     return pairs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 
 from sam3label.errors import ConfigError
 
+_TAB = re.compile(" *\t")
 # libyaml where it is built in: ten times faster on long lists, with the same line numbers
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -34,9 +37,19 @@ def read_nodes(text: str, name: str, place: Callable[[int], str], problems: list
     try:
         return _Reader(text, place, problems).document()
     except yaml.YAMLError as error:
-        raise ConfigError(_syntax_problem(error, name, place)) from None
+        raise ConfigError(_syntax_problem(error, text, name, place)) from None
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply") from None
+
+
+def as_node(value: Any, where: str) -> Node:
+    """A value that a program gives as a node, everything in it at the same place."""
+    if isinstance(value, Mapping):
+        return Node({key: as_node(child, where) for key, child in value.items()}, where)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return Node([as_node(child, where) for child in value], where)
+    plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return Node(plain, where, str(plain))
 
 
 def short(text: str) -> str:
@@ -98,7 +111,10 @@ class _Reader:
             return node.value
 
 
-def _syntax_problem(error: yaml.YAMLError, name: str, place: Callable[[int], str]) -> str:
+def _syntax_problem(error: yaml.YAMLError, text: str, name: str, place: Callable[[int], str]) -> str:
     mark = getattr(error, "problem_mark", None)
+    where = place(mark.line + 1) if mark else name
+    if mark and _TAB.match(next(iter(text.splitlines()[mark.line :]), "")):
+        return f"{where}: not valid YAML: the line begins with a tab; write spaces instead"
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    return f"{place(mark.line + 1) if mark else name}: not valid YAML: {problem}"
+    return f"{where}: not valid YAML: {problem}"

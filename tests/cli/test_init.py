@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sam3label.cli import app
-from sam3label.cli.init import starter
 from sam3label.concepts.concept_list import load_concepts, parse_concepts
+from sam3label.concepts.starter import starter
 from sam3label.core.records import Concept
 
 
@@ -75,8 +75,10 @@ def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert run(tmp_path) == (1, f"Error: {tmp_path} is a folder: name a file, such as {tmp_path}/concepts.yaml\n")
-    target = tmp_path / "no" / "c.yaml"
-    assert run(target) == (1, f"Error: {target} cannot be written: no such file or directory\n")
+    (tmp_path / "file").write_text("x")
+    target = tmp_path / "file" / "c.yaml"
+    assert run(target) == (1, f"Error: {target} cannot be written: File exists. Give another place.\n")
+    assert run(tmp_path / "new" / "c.yaml")[0] == 0  # a missing folder is made, as by every verb
 
 
 def test_a_source_that_is_no_concept_list(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_source_that_is_no_concept_list(tmp_path: Path) -> None:
         .filter(bool),
         min_size=1,
         max_size=4,
-        unique=True,
+        unique_by=str.casefold,
     )
 )
 def test_any_names_survive(names: list[str]) -> None:

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts, parse_ontology
+from sam3label.concepts.concept_list import (
+    concepts_from,
+    dump_concepts,
+    from_phrases,
+    load_concepts,
+    parse_concepts,
+    parse_ontology,
+)
 from sam3label.core.records import Concept, ConceptList, Exemplars
 from sam3label.errors import ConfigError
 
@@ -110,6 +117,11 @@ concepts:
     assert [(c.conf, c.min_area) for c in parse_concepts(text).concepts] == [(0.9, 5), (0.8, 5), (0.9, 5)]
 
 
+def test_one_phrase_needs_no_list() -> None:
+    concepts = parse_concepts("names: [helmet]\nconcepts: {helmet: {prompts: hard hat, not: baseball cap}}")
+    assert concepts.concepts[0].prompts == ("hard hat",) and concepts.concepts[0].negatives == ("baseball cap",)
+
+
 def test_numbers_in_every_spelling() -> None:
     text = "names: [a]\nconcepts: {a: {conf: 1e-3, iou: 1, presence: 0, min_area: 1.5e2, max_instances: null}}"
     assert parse_concepts(text).concepts[0] == Concept(0, "a", ("a",), (), 0.001, 1.0, 0.0, 150.0, None)
@@ -199,12 +211,17 @@ def test_problems_of_overrides_are_told_with_those_of_the_file() -> None:
 # ---- refused -------------------------------------------------------------------------------------------------------
 
 HELMET = "names: [person, helmet]\nconcepts:\n  helmet:\n    "
+TAB = "not valid YAML: the line begins with a tab; write spaces instead"
 TEXT_ONLY = "allowed: text (YAML reads"
 
 REFUSED = {
     # names
     "names: [a, a]": "c.yaml:1: names.1: 'a' is already at c.yaml:1; each may be there once",
     "names:\n- a\n- b\n- a": "c.yaml:4: names.2: 'a' is already at c.yaml:2; each may be there once",
+    "names:\n- helmet\n- Helmet": (
+        "c.yaml:3: names.1: 'Helmet' and 'helmet' (c.yaml:2) differ only in case, and the model and many tools take "
+        "them for one; rename one, or make one class with both as prompts"
+    ),
     "names:": "c.yaml:1: names: there are none; allowed: at least one, such as: names: [person, helmet]",
     "names: {}": "c.yaml:1: names: there are none; allowed: at least one, such as: names: [person, helmet]",
     "[]": "c.yaml:1: names: there are none; allowed: at least one, such as: names: [person, helmet]",
@@ -241,7 +258,7 @@ REFUSED = {
     "names: [a]\n? [x, y]\n: 1": "c.yaml:2: a key must be a plain word or number",
     HELMET + "prompt: [a]": (
         "c.yaml:4: concepts.helmet.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, iou, "
-        "presence, min_area, max_instances, exemplars, tile"
+        "presence, min_area, max_instances, exemplars"
     ),
     "names: [a]\ndefaults: {confidence: 1}": (
         "c.yaml:2: defaults.confidence: unknown key; allowed: conf, iou, presence, min_area, max_instances"
@@ -256,7 +273,7 @@ REFUSED = {
     "names: [a]\nconcepts: [a]": "c.yaml:2: concepts: got a list of 1; allowed: class names and their rules",
     "names: [a]\nconcepts: {a: 0.5}": (
         "c.yaml:2: concepts.a: got 0.5; allowed: keys and values (prompts, not, conf, iou, presence, min_area, "
-        "max_instances, exemplars, tile)"
+        "max_instances, exemplars)"
     ),
     "names: [a]\ndefaults: 0.5": (
         "c.yaml:2: defaults: got 0.5; allowed: keys and values (conf, iou, presence, min_area, max_instances)"
@@ -267,12 +284,23 @@ REFUSED = {
     HELMET + "prompts:": (
         "c.yaml:4: concepts.helmet.prompts: there are none; leave the key out to use the class name as the phrase"
     ),
-    HELMET + "prompts: hard hat": (
-        "c.yaml:4: concepts.helmet.prompts: got 'hard hat'; allowed: a list of phrases, such as [hard hat]"
+    HELMET + "prompts: hard hat, cap": (
+        "c.yaml:4: concepts.helmet.prompts: got 'hard hat, cap', which is one phrase; "
+        "allowed: [hard hat, cap] for a list, or ['hard hat, cap'] if the comma belongs to the phrase"
+    ),
+    HELMET + "prompts: 5": (
+        "c.yaml:4: concepts.helmet.prompts: got 5; allowed: a phrase, or a list such as [hard hat, safety helmet] "
+        '(YAML reads 5 without quotes as a number; write "5")'
+    ),
+    HELMET + "prompts: ' hat'": (
+        "c.yaml:4: concepts.helmet.prompts: got ' hat'; allowed: text with no space at its ends"
     ),
     HELMET + "not: {a: b}": (
         "c.yaml:4: concepts.helmet.not: got a mapping of 1; "
-        "allowed: a list of phrases, such as [hard hat, safety helmet]"
+        "allowed: a phrase, or a list such as [hard hat, safety helmet]"
+    ),
+    HELMET + "not: [Helmet]": (
+        "c.yaml:4: concepts.helmet.not: 'Helmet' is also a prompt of helmet; remove it from one of the two"
     ),
     HELMET + "prompts: [hat, 5]": (
         f'c.yaml:4: concepts.helmet.prompts.1: got 5; {TEXT_ONLY} 5 without quotes as a number; write "5")'
@@ -359,7 +387,9 @@ REFUSED = {
     "# nothing\n\n": "c.yaml: the file is empty; it needs at least: names: [person, helmet]",
     "names:\n  - a\n  b: c": "c.yaml:3: not valid YAML: did not find expected '-' indicator",
     "names: [a": "c.yaml:2: not valid YAML: did not find expected ',' or ']'",
-    "names:\n\t- a": "c.yaml:2: not valid YAML: found character that cannot start any token",
+    "names:\n\t- a": f"c.yaml:2: {TAB}",
+    "names: [a]\nconcepts:\n  a:\n  \tconf: 0.5": f"c.yaml:4: {TAB}",
+    "names:\n- a\n- @b": "c.yaml:3: not valid YAML: found character that cannot start any token",
     "names: [a]\n---\nnames: [b]": "c.yaml:2: not valid YAML: but found another document",
     "names: *x": "c.yaml:1: not valid YAML: found undefined alias",
     "names: [a\0b]": "c.yaml: not valid YAML: control characters are not allowed",
@@ -389,6 +419,16 @@ concepts:
 exclusive: [[helmet]]
 """
     assert [line.split(":")[1] for line in problems(text)] == ["3", "2", "4", "6", "6", "6", "7"]
+
+
+def test_what_is_in_a_misspelt_class_is_checked_at_once() -> None:
+    text = "names: [helmet]\nconcepts:\n  helmt:\n    conf: 7\n    prompt: hat\n    prompts: [hat, hat]\n"
+    assert [line.split("; ")[0] for line in problems(text)] == [
+        "c.yaml:3: concepts: unknown class 'helmt' (did you mean 'helmet'?)",
+        "c.yaml:5: concepts.helmt.prompt: unknown key (did you mean 'prompts'?)",
+        "c.yaml:6: concepts.helmt.prompts.1: 'hat' is already at c.yaml:6",
+        "c.yaml:4: concepts.helmt.conf: got 7",
+    ]
 
 
 def test_a_very_long_message_is_cut() -> None:
@@ -457,10 +497,72 @@ def test_ontologies_that_are_none(text: str, problem: str) -> None:
     assert str(caught.value) == problem
 
 
+# ---- from a program or the command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"person": None, "helmet": ["hard hat", "safety helmet"]},
+        {"person": "person", "helmet": ("hard hat", "safety helmet")},
+        {"person": {}, "helmet": {"prompts": ["hard hat", "safety helmet"]}},
+        {"names": ["person", "helmet"], "concepts": {"helmet": {"prompts": ["hard hat", "safety helmet"]}}},
+    ],
+)
+def test_a_dict_is_a_concept_list(source: object) -> None:
+    expected = ConceptList((Concept(0, "person", ("person",)), Concept(1, "helmet", ("hard hat", "safety helmet"))))
+    assert concepts_from(source) == expected
+
+
+def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("names: [person, helmet]")
+    from_list = concepts_from(["person", "helmet"])
+    assert from_list == concepts_from(tmp_path / "c.yaml") == concepts_from(str(tmp_path / "c.yaml"))
+    assert concepts_from(from_list) == from_list == from_phrases(["person", "helmet"])
+    assert concepts_from(from_list, ["defaults.conf=0.3"]).concepts[1].conf == 0.5  # a list has decided every rule
+    assert concepts_from(from_list, ["concepts.helmet.conf=0.3"]).concepts[1].conf == 0.3
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({"a": {"conf": 7}}, "the concept list: concepts.a.conf: got 7; allowed: a number from 0 to 1"),
+        (
+            {"a": {"prompt": "x"}},
+            "the concept list: concepts.a.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, "
+            "iou, presence, min_area, max_instances, exemplars",
+        ),
+        ([], "the concept list: names: there are none; allowed: at least one, such as: names: [person, helmet]"),
+        (
+            7,
+            "the concept list: got int; allowed: the path of a YAML file, a list of class names, or a dict such as "
+            '{"helmet": ["hard hat"]}',
+        ),
+        ("nowhere.yaml", "nowhere.yaml: no such file; `sam3label init` writes one"),
+    ],
+)
+def test_what_a_program_gives_is_checked(source: object, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        concepts_from(source)
+    assert str(caught.value) == problem
+
+
+def test_phrases_of_the_command_line_are_classes() -> None:
+    concepts = from_phrases(["person", "hard hat"], ["concepts.hard hat.conf=0.7"])
+    assert [(c.id, c.name, c.prompts, c.conf) for c in concepts.concepts] == [
+        (0, "person", ("person",), 0.5),
+        (1, "hard hat", ("hard hat",), 0.7),
+    ]
+    with pytest.raises(ConfigError, match="-p a: names.1: 'a' is already at -p a; each may be there once"):
+        from_phrases(["a", "a"])
+    with pytest.raises(ConfigError, match="-p: names: there are none"):
+        from_phrases([])
+
+
 # ---- round trips ---------------------------------------------------------------------------------------------------
 
 words = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=12).map(str.strip)
-names = st.lists(words.filter(bool), min_size=1, max_size=6, unique=True)
+names = st.lists(words.filter(bool), min_size=1, max_size=6, unique_by=str.casefold)
 fractions = st.floats(0, 1)
 folders = words.filter(lambda word: word.strip("./") == word != "").map(lambda word: f"/x/{word.replace('//', '/')}")
 paths = st.builds(Exemplars, folders, st.just("references"), st.sampled_from(["canvas", "tokens"]))
@@ -472,7 +574,7 @@ def concept_lists(draw: st.DrawFn) -> ConceptList:
     classes = draw(names)
     concepts = []
     for number, name in enumerate(classes):
-        phrases = draw(st.lists(words.filter(bool), min_size=1, max_size=4, unique=True))
+        phrases = draw(st.lists(words.filter(bool), min_size=1, max_size=4, unique_by=str.casefold))
         cut = draw(st.integers(1, len(phrases)))
         rules = draw(st.tuples(fractions, fractions, fractions, st.floats(0, 1e12), st.none() | st.integers(1, 10**6)))
         concepts.append(

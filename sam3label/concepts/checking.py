@@ -1,0 +1,357 @@
+"""The checks of a concept list: `Node`s in, concepts out, and every problem as a line of a plain list.
+
+Small functions check one thing each, add what they find to `problems` and return a usable value in its place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sam3label.core.records import Concept, ConceptList, Exemplars
+from sam3label.core.yamlnodes import Node, short
+
+TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
+RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances")
+CANVAS_KEYS = ("share", "tiles")
+EXAMPLE = "names: [person, helmet]"
+_DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside names: known, and not our business
+    *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
+    *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
+)
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars")
+_TILE = "tile"  # known, and refused with a reason of its own
+
+
+def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
+    """The concept list that a document says; paths in it are relative to `folder`."""
+    if not isinstance(root.value, dict):
+        problems.append(f"{root.where}: got {_shown(root)}; allowed: a mapping or a list, such as: {EXAMPLE}")
+        return ConceptList(())
+    _refuse_unknown(root, "", (*TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=TOP_KEYS)
+    names = _names(root, problems)
+    defaults = _rules(_mapping(root.value.get("defaults"), "defaults", RULE_KEYS, problems), "defaults", problems)
+    known = frozenset(names)
+    given = _mapping(root.value.get("concepts"), "concepts", None, problems)
+    for key, node in given.items():
+        _check_class(key, node.where, "concepts", known, problems)
+        if key not in known:  # what is in it will be wrong under the right name too
+            _concept(0, str(key), node, defaults, folder, problems)
+    concepts = (_concept(i, name, given.get(name), defaults, folder, problems) for i, name in enumerate(names))
+    return ConceptList(tuple(concepts), _exclusive(root.value.get("exclusive"), known, problems))
+
+
+def _names(root: Node, problems: list[str]) -> list[str]:
+    node = root.value.get("names")
+    if node is None or node.value in (None, [], {}):
+        problems.append(f"{(node or root).where}: names: there are none; allowed: at least one, such as: {EXAMPLE}")
+        return []
+    if isinstance(node.value, dict):
+        children = _numbered(node, problems)
+    elif isinstance(node.value, list):
+        children = dict(enumerate(node.value))
+    else:
+        problems.append(f"{node.where}: names: got {_shown(node)}; allowed: a list, or {{0: person, 1: helmet}}")
+        return []
+    names = _texts(children, "names", problems)
+    _refuse_twins(children, problems)
+    _check_nc(root.value.get("nc"), len(children), problems)
+    return names
+
+
+def _refuse_twins(children: Mapping[int, Node], problems: list[str]) -> None:
+    first: dict[str, Node] = {}
+    for i, child in children.items():
+        twin = first.setdefault(child.value.casefold(), child) if isinstance(child.value, str) else child
+        if twin.value != child.value:
+            problems.append(
+                f"{child.where}: names.{i}: '{child.value}' and '{twin.value}' ({twin.where}) differ only in case, and "
+                "the model and many tools take them for one; rename one, or make one class with both as prompts"
+            )
+
+
+def _numbered(node: Node, problems: list[str]) -> dict[int, Node]:
+    """The entries of an {id: name} mapping in order of id. The ids must be 0..N-1: they are the dataset's."""
+    ids: dict[int, Node] = {}
+    for key, child in node.value.items():
+        number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if isinstance(number, int) and not isinstance(number, bool):
+            ids[number] = child
+        else:
+            swapped = f"; write {child.value}: {key}" if isinstance(child.value, int) else ""
+            problems.append(f"{child.where}: names: got the id {key!r}; allowed: a whole number from 0{swapped}")
+    count = len(node.value)
+    missing = [str(i) for i in range(count) if i not in ids]
+    beyond = [str(i) for i in ids if not 0 <= i < count]
+    if beyond:
+        problems.append(
+            f"{node.where}: names: got {some(beyond)} and no {some(missing)}; "
+            f"allowed: the ids 0 to {count - 1} for {count} classes, none left out"
+        )
+    return {i: ids[i] for i in sorted(ids)}
+
+
+def _check_nc(node: Node | None, count: int, problems: list[str]) -> None:
+    if node is not None and node.value != count:
+        problems.append(f"{node.where}: nc: got {_shown(node)}; allowed: {count}, the number of names, or leave it out")
+
+
+def _concept(
+    number: int, name: str, node: Node | None, defaults: dict[str, Any], folder: Path, problems: list[str]
+) -> Concept:
+    key = f"concepts.{name}"
+    given = _mapping(node, key, (*_CONCEPT_KEYS, _TILE), problems, shown=_CONCEPT_KEYS)
+    exemplars = _exemplars(given.get("exemplars"), f"{key}.exemplars", folder, problems)
+    prompts = _prompts(given.get("prompts"), name, f"{key}.prompts", exemplars is not None, problems)
+    negatives = _phrases(given["not"], f"{key}.not", problems) if "not" in given else []
+    read = {prompt.casefold() for prompt in prompts}  # the model reads no case
+    for phrase in (phrase for phrase in negatives if phrase.casefold() in read):
+        problems.append(
+            f"{given['not'].where}: {key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
+        )
+    if _TILE in given:
+        problems.append(f"{given[_TILE].where}: {key}.tile: tiling is not available in this version; remove the key")
+    rules = defaults | _rules(given, key, problems)
+    return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, **rules)
+
+
+def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, problems: list[str]) -> list[str]:
+    if node is None:
+        return [name]
+    if node.value in (None, []) and not has_exemplars:
+        problems.append(f"{node.where}: {key}: there are none; leave the key out to use the class name as the phrase")
+    return _phrases(node, key, problems)
+
+
+def _phrases(node: Node, key: str, problems: list[str]) -> list[str]:
+    """A list of phrases, or one phrase as it is."""
+    if isinstance(node.value, list):
+        return _texts(dict(enumerate(node.value)), key, problems)
+    if isinstance(node.value, str) and "," in node.value:
+        problems.append(
+            f"{node.where}: {key}: got {_shown(node)}, which is one phrase; "
+            f"allowed: [{node.value}] for a list, or ['{node.value}'] if the comma belongs to the phrase"
+        )
+    elif isinstance(node.value, str):
+        phrase = _text(node, key, problems)
+        return [] if phrase is None else [phrase]
+    elif node.value is not None:
+        problems.append(
+            f"{node.where}: {key}: got {_shown(node)}; "
+            f"allowed: a phrase, or a list such as [hard hat, safety helmet]{_quoting(node)}"
+        )
+    return []
+
+
+def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Any]:
+    """The thresholds that are given and right, by name."""
+    rules: dict[str, Any] = {}
+    for name in RULE_KEYS:
+        if name not in given:
+            continue
+        value, allowed = _rule(name, given[name])
+        if allowed:
+            problems.append(f"{given[name].where}: {key}.{name}: got {_shown(given[name])}; allowed: {allowed}")
+        else:
+            rules[name] = value
+    return rules
+
+
+def _rule(name: str, node: Node) -> tuple[float | None, str]:
+    """A threshold's value, and what is allowed if it is not that."""
+    number = _number(node)
+    if name == "max_instances":
+        right = node.value is None or (isinstance(node.value, int) and number is not None and number >= 1)
+        return node.value, "" if right else "a whole number from 1, or null for no limit"
+    if name == "min_area":
+        return number, "" if number is not None and number >= 0 else "an area in pixels, 0 or more"
+    return number, "" if number is not None and 0 <= number <= 1 else "a number from 0 to 1"
+
+
+def _number(node: Node) -> float | None:
+    """The finite number a node is. Text is tried too, because YAML reads 1e-3 (without a dot) as text."""
+    if isinstance(node.value, bool) or not isinstance(node.value, int | float | str):
+        return None
+    try:
+        number = float(node.value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _exemplars(node: Node | None, key: str, folder: Path, problems: list[str]) -> Exemplars | None:
+    allowed = "a folder of references, {references: refs/helmet, mode: canvas}, or {labels: partial.json}"
+    if node is None:
+        return None
+    if isinstance(node.value, str) and node.value.strip():
+        return Exemplars(_absolute(node.value, folder), "references")
+    if not isinstance(node.value, dict) or not node.value:
+        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {allowed}")
+        return None
+    given = _mapping(node, key, ("labels", "references", "mode", *CANVAS_KEYS), problems)
+    kinds: list[Literal["labels", "references"]] = [k for k in ("labels", "references") if k in given]
+    if len(kinds) != 1 or (kinds == ["labels"] and given.keys() & {"mode", *CANVAS_KEYS}):
+        problems.append(f"{node.where}: {key}: got {some([str(k) for k in given])}; allowed: {allowed}")
+        return None
+    path, mode = given[kinds[0]], given.get("mode", Node("canvas", node.where))
+    if not isinstance(path.value, str) or not path.value.strip():
+        problems.append(f"{path.where}: {key}.{kinds[0]}: got {_shown(path)}; allowed: a path")
+        return None
+    if mode.value not in ("canvas", "tokens"):
+        problems.append(f"{mode.where}: {key}.mode: got {_shown(mode)}; allowed: canvas, tokens")
+        return None
+    return Exemplars(_absolute(path.value, folder), kinds[0], mode.value, **_canvas(given, key, mode.value, problems))
+
+
+def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[str]) -> dict[str, Any]:
+    """The settings of a canvas that are given and right, by name."""
+    settings: dict[str, Any] = {}
+    for name in (name for name in CANVAS_KEYS if name in given):
+        node, number = given[name], _number(given[name])
+        if name == "share":
+            right, allowed = number is not None and 0.3 <= number <= 0.95, "a number from 0.3 to 0.95"
+        else:
+            right = isinstance(node.value, int) and number is not None and 1 <= number <= 8
+            allowed = "a whole number from 1 to 8"
+        if mode != "canvas":
+            right, allowed = False, "it only with mode: canvas"
+        if right:
+            settings[name] = number if name == "share" else node.value
+        else:
+            problems.append(f"{node.where}: {key}.{name}: got {_shown(node)}; allowed: {allowed}")
+    return settings
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.abspath(folder / path)  # noqa: PTH100 - resolve() would follow links
+
+
+def _exclusive(node: Node | None, names: Collection[str], problems: list[str]) -> tuple[tuple[str, ...], ...]:
+    if node is None or node.value is None:
+        return ()
+    allowed = "a list of groups of class names, such as [[forklift, truck]]"
+    if not isinstance(node.value, list) or not all(isinstance(group.value, list) for group in node.value):
+        problems.append(f"{node.where}: exclusive: got {_shown(node)}; allowed: {allowed}")
+        return ()
+    return tuple(_group(group, f"exclusive.{i}", names, problems) for i, group in enumerate(node.value))
+
+
+def _group(node: Node, key: str, names: Collection[str], problems: list[str]) -> tuple[str, ...]:
+    members = _texts(dict(enumerate(node.value)), key, problems)
+    for child in node.value:
+        if isinstance(child.value, str):
+            _check_class(child.value, child.where, key, names, problems)
+    if len(node.value) < 2:
+        problems.append(
+            f"{node.where}: {key}: got {_shown(node)}; allowed: at least two classes that exclude each other"
+        )
+    return tuple(members)
+
+
+# ---- small checks --------------------------------------------------------------------------------------------------
+
+
+def _mapping(
+    node: Node | None,
+    key: str,
+    allowed: Sequence[str] | None,
+    problems: list[str],
+    shown: Sequence[str] | None = None,
+) -> dict[Any, Node]:
+    """The mapping at `key`; empty where there is nothing, or something else, which is a problem."""
+    if node is None or node.value is None:
+        return {}
+    if not isinstance(node.value, dict):
+        wanted = f"keys and values ({', '.join(shown or allowed)})" if allowed else "class names and their rules"
+        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {wanted}")
+        return {}
+    if allowed is not None:
+        _refuse_unknown(node, key, allowed, problems, shown)
+    return node.value
+
+
+def _refuse_unknown(
+    node: Node, key: str, allowed: Sequence[str], problems: list[str], shown: Sequence[str] | None = None
+) -> None:
+    for name, child in node.value.items():
+        if name not in allowed:
+            dotted = f"{key}.{name}" if key else str(name)
+            close = close_to(str(name), shown or allowed)
+            problems.append(f"{child.where}: {dotted}: unknown key{close}; allowed: {', '.join(shown or allowed)}")
+
+
+def _check_class(name: Any, where: str, key: str, names: Collection[str], problems: list[str]) -> None:
+    """`name` must be one of the classes. With no valid classes there is nothing to compare with: that is reported."""
+    if not isinstance(name, str):
+        problems.append(f"{where}: {key}: got the key {name!r}, which is not text; write class names in quotes")
+    elif names and name not in names:
+        problems.append(
+            f"{where}: {key}: unknown class '{name}'{close_to(name, names)}; allowed: {some(sorted(names))}"
+        )
+
+
+def _texts(children: Mapping[int, Node], key: str, problems: list[str]) -> list[str]:
+    """Class names or phrases: text, each once."""
+    first: dict[str, str] = {}
+    for i, child in children.items():
+        text = _text(child, f"{key}.{i}", problems)
+        if text is None:
+            continue
+        if text in first:
+            problems.append(f"{child.where}: {key}.{i}: '{text}' is already at {first[text]}; each may be there once")
+        first.setdefault(text, child.where)
+    return list(first)
+
+
+def _text(node: Node, key: str, problems: list[str]) -> str | None:
+    if not isinstance(node.value, str):
+        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: text{_quoting(node)}")
+        return None
+    if not node.value or node.value != node.value.strip():
+        problems.append(f"{node.where}: {key}: got '{node.value}'; allowed: text with no space at its ends")
+        return None
+    if bad := [c for c in node.value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]:
+        problems.append(f"{node.where}: {key}: got {node.value!r}; allowed: one line of text, without {bad[0]!r}")
+        return None
+    return node.value
+
+
+def _quoting(node: Node) -> str:
+    """What YAML made of an unquoted word, and how to stop it."""
+    if not node.text:
+        return ""
+    return f' (YAML reads {node.text} without quotes as {_kind(node.value)}; write "{node.text}")'
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    kinds: dict[type, str] = {list: "a list", dict: "a mapping", str: "text"}
+    return kinds.get(type(value), "a date")
+
+
+def _shown(node: Node) -> str:
+    """A value as the user wrote it, cut short; a list or mapping by its kind."""
+    if isinstance(node.value, list | dict):
+        return f"{_kind(node.value)} of {len(node.value)}" if node.value else f"an empty {_kind(node.value)[2:]}"
+    return (short(node.text) if isinstance(node.value, str) else node.text) or "nothing"
+
+
+def some(words: Sequence[str]) -> str:
+    """The first dozen words for a message."""
+    return ", ".join([*words[:12], *(["..."] if len(words) > 12 else [])])
+
+
+def close_to(word: str, options: Collection[str]) -> str:
+    """ " (did you mean 'helmet'?)" where one of the options is near, else nothing."""
+    close = difflib.get_close_matches(word, options, n=1) if len(options) < 5000 else []  # slow beyond
+    return f" (did you mean '{close[0]}'?)" if close else ""
