@@ -26,7 +26,7 @@ def validate(
 ) -> None:
     """Load a dataset as trainers do and say what they would drop. Exit code 3 if they would, 1 if it is unreadable."""
     from sam3label.concepts.concept_list import load_concepts
-    from sam3label.errors import OutputError
+    from sam3label.core.files import write_whole
     from sam3label.run.reader import open_run
     from sam3label.validate import validate as check
 
@@ -37,10 +37,8 @@ def validate(
             report = check(dataset, labelled)
     print_report(report)
     if json_out is not None:
-        try:
-            json_out.write_text(json.dumps(report.as_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{json_out} cannot be written ({error.strerror}).") from error
+        text = json.dumps(report.as_json(), ensure_ascii=False, indent=1) + "\n"
+        write_whole(json_out, text.encode("utf-8", "backslashreplace"))  # names may hold half a surrogate pair
     if not report.clean:
         raise typer.Exit(3)
 
@@ -59,13 +57,22 @@ def print_report(report: Report) -> None:
     trip = report.round_trip
     if trip and (trip.lost or trip.images_missing):
         console.print("Not all of the run is in this dataset: export it again if it should be.", style="yellow")
-    verdict = "Clean: nothing would be dropped." if report.clean else "Something would be dropped: see above."
-    console.print(verdict, style="green" if report.clean else "red")
+    console.print(_verdict(report), style="green" if report.clean else "red")
+
+
+def _verdict(report: Report) -> str:
+    if any(f.effect == "drops" for f in report.findings):
+        return "Something would be dropped: see above."
+    if not report.clean:
+        return "Nothing would be dropped, but labels would be read turned against their photos: see above."
+    return "Nothing would be dropped; see the notes above." if report.findings else "Clean: nothing would be dropped."
 
 
 def _print_counts(report: Report, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from sam3label.validate.report import shown
 
     console.print(f"{report.dataset} ({report.kind})", markup=False, soft_wrap=True)
     table = Table("")
@@ -76,23 +83,20 @@ def _print_counts(report: Report, console: Console) -> None:
     table.add_row("instances", *(str(s.instances.total()) for s in report.splits))
     table.add_section()
     for name in list(report.classes.values())[:40]:
-        table.add_row(escape(name), *(str(s.instances[name]) for s in report.splits))
+        table.add_row(escape(shown(name)), *(str(s.instances[name]) for s in report.splits))
     console.print(table)
 
 
 def _print_findings(report: Report, console: Console) -> None:
-    from rich.markup import escape
-    from rich.table import Table
+    """A line a finding, never folded: file names in it can be copied."""
+    from rich.text import Text
 
-    if not report.findings:
-        return
-    table = Table()
-    for column in ("effect", "who", "what", "times", "for example"):
-        table.add_column(column, overflow="fold")
     for f in report.findings:
-        style = "red" if f.effect == "drops" else "yellow"
-        table.add_row(f.effect, f.who, f.what, str(f.count), escape("\n".join(f.examples[:3])), style=style)
-    console.print(table)
+        times = f" ({f.count} times)" if f.count > 1 else ""
+        style = "yellow" if f.effect == "note" else "red"
+        console.print(Text(f"{f.effect:<5}  {f.who}: {f.what}{times}", style), soft_wrap=True)
+        for example in f.examples[:3]:
+            console.print(Text(f"         {example}", style), soft_wrap=True)
 
 
 def _print_round_trip(report: Report, console: Console) -> None:
@@ -103,7 +107,8 @@ def _print_round_trip(report: Report, console: Console) -> None:
         return
     console.print(
         f"Round trip of {trip.labels} labels: {trip.measure} {trip.mean:.4f} on average, {trip.minimum:.4f} at worst; "
-        f"{trip.lost} lost, {trip.extra} extra instances, {trip.images_missing} images missing. The worst:",
+        f"{trip.lost} lost, {trip.extra} extra instances, {trip.images_missing} images missing."
+        + (" The worst:" if trip.worst else ""),
         soft_wrap=True,
     )
     for match in trip.worst:

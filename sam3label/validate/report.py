@@ -1,19 +1,30 @@
-"""What `validate` found, as plain values. A finding either drops labels at training or is worth knowing."""
+"""What `validate` found, as plain values. A finding drops labels at training, turns them, or is worth knowing."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-Effect = Literal["drops", "note"]
+Effect = Literal["drops", "turns", "note"]
 EXAMPLES = 10
+_ORDER = ("drops", "turns", "note")
+_LONGEST = 200  # letters of an example: a broken file may hold a name of a megabyte
+
+
+def shown(text: str) -> str:
+    """A text out of somebody's file, ready to print: what is no visible character becomes its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(slots=True)
 class Finding:
-    """One rule that some records break. `drops`: the trainers in `who` leave them out, or refuse the dataset."""
+    """One rule that some records break.
+
+    `drops`: the readers in `who` leave them out, or refuse the dataset. `turns`: they read them turned against their
+    photo. Either makes a dataset unclean.
+    """
 
     effect: Effect
     who: str
@@ -31,6 +42,9 @@ class Findings:
     def drops(self, who: str, what: str, example: str = "", count: int = 1) -> None:
         self._add("drops", who, what, example, count)
 
+    def turns(self, who: str, what: str, example: str = "", count: int = 1) -> None:
+        self._add("turns", who, what, example, count)
+
     def note(self, who: str, what: str, example: str = "", count: int = 1) -> None:
         self._add("note", who, what, example, count)
 
@@ -38,11 +52,12 @@ class Findings:
         finding = self._found.setdefault((effect, who, what), Finding(effect, who, what))
         finding.count += count
         if example and len(finding.examples) < EXAMPLES:
-            finding.examples.append(example)
+            cut = example if len(example) <= _LONGEST else example[:_LONGEST] + " ..."
+            finding.examples.append(shown(cut))
 
     def sorted(self) -> tuple[Finding, ...]:
-        """Drops first, the most frequent first."""
-        return tuple(sorted(self._found.values(), key=lambda f: (f.effect != "drops", -f.count)))
+        """What drops first, the most frequent first."""
+        return tuple(sorted(self._found.values(), key=lambda f: (_ORDER.index(f.effect), -f.count)))
 
 
 @dataclass(slots=True)
@@ -53,6 +68,15 @@ class Split:
     images: int = 0
     empty: int = 0
     instances: Counter[str] = field(default_factory=Counter)  # by class name
+
+
+_SPLIT_ORDER = ("train", "val", "valid", "test")
+
+
+def in_order(splits: Iterable[Split]) -> tuple[Split, ...]:
+    """train, val, test; others after them as they came."""
+    known = {name: place for place, name in enumerate(_SPLIT_ORDER)}
+    return tuple(sorted(splits, key=lambda split: known.get(split.name, len(known))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +113,7 @@ class RoundTrip:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it. `clean` if no trainer would drop anything."""
+    """All of it. `clean` if no trainer would drop or turn anything."""
 
     dataset: str
     kind: str
@@ -101,7 +125,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        return not any(f.effect == "drops" for f in self.findings)
+        return all(f.effect == "note" for f in self.findings)
 
     def as_json(self) -> dict[str, Any]:
         """Everything in the report, for machines."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +15,16 @@ from pycocotools import mask as coco_mask
 from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import Box, Label, LabeledImage, Rle
+from sam3label.core.whole_folder import read_marker
 from sam3label.export.dataset import as_photo
-from sam3label.validate.report import Match, RoundTrip
+from sam3label.validate.photos import read_photo
+from sam3label.validate.report import Findings, Match, RoundTrip
 
 if TYPE_CHECKING:
     from sam3label.run.reader import Run
 
 WORST = 10
+EQUAL = 0.9995  # what prints as 1.000
 MEASURES = {
     "segment": "mask IoU",
     "detect": "box IoU",
@@ -29,30 +35,83 @@ MEASURES = {
 Instances = Sequence[tuple[str, Rle | Box]]
 
 
-def compare(
-    run: Run, options: Mapping[str, Any], task: str, instances_of: Callable[[LabeledImage], Instances | None]
-) -> RoundTrip:
-    """`instances_of` gives what the dataset holds of an image or of a frame, None when that is not in it.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a dataset holds of one image: its instances, and its photo if that is in it."""
 
-    `options` are those of the export, as its marker notes them: labels it left out on purpose are not lost.
+    instances: Instances
+    photo: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One image or frame of the run. `place` counts the labelled frames of its video from 0."""
+
+    image: LabeledImage  # frames of videos under the id that formats of photos give them
+    video: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to compare a dataset with its run.
+
+    `held` gives what the dataset holds of an image, None when that is not in it. `shown` is what a format can keep of
+    an image's labels: where it has no room for overlaps, the pixels left to each.
     """
+
+    task: str
+    held: Callable[[Asked], Held | None]
+    videos_only: bool = False
+    shown: Callable[[Sequence[Label]], Sequence[Label]] = list
+
+
+def compare(run: Run, options: Mapping[str, Any], reading: Reading, findings: Findings) -> RoundTrip:
+    """`options` are those of the export, as its marker notes them: labels it left out on purpose are not lost."""
     matches: list[Match] = []
     total, count, lost, extra, missing = 0.0, 0, 0, 0, 0
-    for image in map(as_photo, run.images()):
+    for asked in _asked(run, reading.videos_only):
+        image = asked.image
         labels = [label for label in image.labels if _meant(label, run.concepts.names, options)]
-        held = instances_of(image)
+        held = reading.held(asked)
         if held is None:
             missing += bool(labels) or bool(options.get("keep_empty", True))
-            held = []
-        found = list(_match(image, labels, held, run.concepts.names, task))
+            held = Held(())
+        elif held.photo is not None:
+            _check_replaced(held.photo, image, findings)
+        found = list(_match(image, reading.shown(labels), held.instances, run.concepts.names, reading.task))
         count += len(found)
         total += sum(m.iou for m in found)
         lost += sum(m.iou == 0 for m in found)
-        extra += max(0, len(held) - len(labels))
+        extra += max(0, len(held.instances) - len(labels))
         matches = sorted([*matches, *found], key=lambda m: m.iou)[:WORST]
     mean = total / count if count else None
     minimum = matches[0].iou if matches else None
-    return RoundTrip(MEASURES[task], count, lost, extra, missing, mean, minimum, tuple(matches))
+    worst = tuple(m for m in matches if m.iou < EQUAL)
+    return RoundTrip(MEASURES[reading.task], count, lost, extra, missing, mean, minimum, worst)
+
+
+def export_options(path: Path) -> dict[str, Any]:
+    """The options a dataset was exported with; none where it is not one of ours."""
+    folder = path if path.is_dir() else path.parent
+    marker = read_marker(folder) or read_marker(folder.parent) or {}
+    return dict(marker.get("options", {}))
+
+
+def _asked(run: Run, videos_only: bool) -> Iterator[Asked]:
+    places = Counter[str]()
+    for image in run.images():
+        if videos_only and image.item.kind == "image":
+            continue
+        yield Asked(as_photo(image), image.item.id, places[image.item.id])
+        places[image.item.id] += 1
+
+
+def _check_replaced(path: Path, image: LabeledImage, findings: Findings) -> None:
+    photo = read_photo(path)
+    if photo is not None and photo.seen_hw != image.size_hw:
+        what = "the photo is not the one that was labelled: its size differs (label it again)"
+        findings.drops("every trainer", what, image.item.id)
 
 
 def _meant(label: Label, names: Sequence[str], options: Mapping[str, Any]) -> bool:
@@ -75,10 +134,24 @@ def _match(
 
 def _table(labels: Sequence[Label], shapes: Sequence[Rle | Box], task: str) -> npt.NDArray[np.float64]:
     """[labels, shapes] in the task's measure."""
-    if not shapes:
-        return np.zeros((len(labels), 0))
     if task == "detect":
-        boxes = np.array([label.box_xywh for label in labels]), np.array(shapes, dtype=np.float64)
-        return np.asarray(coco_mask.iou(*boxes, [0] * len(shapes)), dtype=np.float64)
-    own, others = [label.rle for label in labels], [s for s in shapes if isinstance(s, Rle)]
-    return masks.cover_matrix(own, others) if task == "obb" else masks.iou_matrix(own, others)
+        boxes = [shape for shape in shapes if not isinstance(shape, Rle)]
+        if not boxes:
+            return np.zeros((len(labels), 0))
+        own = np.array([masks.box_xywh(label.rle) for label in labels])
+        found = coco_mask.iou(own, np.array(boxes, dtype=np.float64), [0] * len(boxes))
+        return np.asarray(found, dtype=np.float64)
+    size = labels[0].rle.size_hw
+    others = [s for s in shapes if isinstance(s, Rle) and s.size_hw == size]  # of a replaced photo none is comparable
+    rles = [label.rle for label in labels]
+    return masks.cover_matrix(rles, others) if task == "obb" else masks.iou_matrix(rles, others)
+
+
+def uncovered(order: Sequence[Label]) -> Iterator[Label]:
+    """Each label with the pixels that none before it has; what has none left is dropped."""
+    taken: Rle | None = None
+    for label in order:
+        rle = label.rle if taken is None else masks.difference(label.rle, taken)
+        if masks.area(rle):
+            yield replace(label, rle=rle)
+        taken = label.rle if taken is None else masks.union([taken, label.rle])

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
+_NOTHING = "No valid images found"  # what it says when every photo of a folder is broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Reading:
     """What the trainer's loader makes of a folder. `failure` is its own error, None if it loads."""
 
     version: str
-    photos: int = 0
+    photos: frozenset[str] = frozenset()  # file names
     instances: int = 0
     failure: str | None = None
 
@@ -27,12 +28,19 @@ def installed() -> bool:
     return find_spec("ultralytics") is not None
 
 
+def datasets_folder() -> Path | None:
+    """Where it looks for a relative `path:` that the working directory has not; None where it is not installed."""
+    if not installed():
+        return None
+    with _quiet():
+        from ultralytics.utils import DATASETS_DIR
+
+    return Path(DATASETS_DIR)
+
+
 def read(images: Path, names: Mapping[int, str], task: str) -> Reading:
     """Load a folder of photos with labels beside. Writes a cache there and repairs JPEGs: give it a copy."""
-    for key, value in _OFFLINE.items():
-        os.environ.setdefault(key, value)
-    quiet = io.StringIO()
-    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), _without_its_patches():
+    with _quiet():
         import ultralytics
         from ultralytics.data.dataset import YOLODataset
         from ultralytics.utils import LOGGER
@@ -42,19 +50,25 @@ def read(images: Path, names: Mapping[int, str], task: str) -> Reading:
         try:
             loaded = YOLODataset(img_path=str(images), data=data, task=task, augment=False, imgsz=64)
         except Exception as error:  # the trainer's own failure, in its own words, is the finding
+            if _NOTHING in str(error):
+                return Reading(ultralytics.__version__)
             return Reading(ultralytics.__version__, failure=f"{type(error).__name__}: {str(error).splitlines()[0]}")
         instances = sum(len(x["cls"]) for x in loaded.labels)
-    return Reading(ultralytics.__version__, len(loaded.labels), instances)
+    return Reading(ultralytics.__version__, frozenset(Path(p).name for p in loaded.im_files), instances)
 
 
 @contextlib.contextmanager
-def _without_its_patches() -> Iterator[None]:
-    """Importing it replaces functions of PIL and torch for the whole process; they are put back."""
+def _quiet() -> Iterator[None]:
+    """Nothing printed, nothing fetched, and its replacements of PIL's and torch's functions put back."""
     import torch
     from PIL import Image
 
+    for key, value in _OFFLINE.items():
+        os.environ.setdefault(key, value)
     opened, saved = Image.open, torch.save
+    said = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
     finally:
         Image.open, torch.save = opened, saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ def photo(folder: Path, item_id: str, size_hw: tuple[int, int] = SIZE_HW) -> str
     """Write a noisy photo; its suffix decides the format."""
     path = folder / item_id
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(item_id)).integers(0, 255, (*size_hw, 3), np.uint8)
+    noise = np.random.default_rng(zlib.crc32(item_id.encode()))  # no two photos alike
+    pixels = noise.integers(0, 255, (*size_hw, 3), np.uint8)
     done, data = cv2.imencode(path.suffix.lower(), pixels)
     assert done
     path.write_bytes(data.tobytes())

@@ -45,7 +45,7 @@ LAYERS = [
         "what is worth a look, and corrections there and back; `fiftyone/` is the only door to FiftyOne",
         "export run media core",
     ),
-    _room("validate", "reads a dataset back as trainers do", "export run core"),
+    _room("validate", "reads a dataset back as trainers do", "export run media core"),
     _room(
         "quality",
         "how good labels are: evaluate, calibrate; `metrics/` holds the figures themselves",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ np.set_printoptions(**_unpatched[2])
 cv2.setNumThreads(_unpatched[3])
 torch.set_printoptions(profile="default")
 
-__all__ = ["DEFAULT_CFG", "SegmentationModel", "YOLODataset", "check_det_dataset", "read_back", "segments_as_masks"]
+__all__ = [
+    "DEFAULT_CFG",
+    "SegmentationModel",
+    "YOLODataset",
+    "check_det_dataset",
+    "loader_masks",
+    "read_back",
+    "segments_as_masks",
+]
 
 
 def read_back(image: Path, n_classes: int) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]], str]:
@@ -50,3 +59,12 @@ def segments_as_masks(segments: list[npt.NDArray[np.float32]], size_hw: tuple[in
     """Each segment drawn as the training code draws it, at full size."""
     scale = np.array(size_hw[::-1], dtype=np.float32)
     return [polygon2mask(size_hw, [(s * scale).reshape(-1)]).astype(bool) for s in segments]
+
+
+def loader_masks(images: Path, n_classes: int, size: int) -> list[npt.NDArray[np.bool_]]:
+    """Masks [N, size, size] of each photo in order, as the training loader gives them: photos of that longer side."""
+    settings = copy(DEFAULT_CFG)
+    settings.mask_ratio, settings.overlap_mask = 1, False
+    data = {"names": {i: str(i) for i in range(n_classes)}, "nc": n_classes, "channels": 3}
+    loaded = YOLODataset(img_path=str(images), data=data, task="segment", augment=False, imgsz=size, hyp=settings)
+    return [loaded[k]["masks"].numpy().astype(bool) for k in range(len(loaded))]
