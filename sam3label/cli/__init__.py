@@ -20,13 +20,18 @@ from typing import Annotated, Any
 import typer
 
 from sam3label.cli import review, weights
+from sam3label.cli.calibrate import calibrate
 from sam3label.cli.demo import demo
-from sam3label.cli.evaluate import calibrate, evaluate, preview, report
+from sam3label.cli.doctor import doctor
+from sam3label.cli.evaluate import evaluate
 from sam3label.cli.export import export
 from sam3label.cli.init import init
-from sam3label.cli.run import doctor, run, status
+from sam3label.cli.preview import preview
+from sam3label.cli.render import render
+from sam3label.cli.report import report
+from sam3label.cli.run import run
+from sam3label.cli.status import status
 from sam3label.cli.validate import validate
-from sam3label.cli.video import render
 from sam3label.errors import Sam3LabelError
 
 _debug = False

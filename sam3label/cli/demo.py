@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sam3label.cli.progress import progress_display
+
 
 def demo(
     out: Annotated[
@@ -28,7 +30,6 @@ def demo(
 
 
 def _photos(out: Path, images: int, seed: int) -> None:
-    from sam3label.cli.run import progress_display
     from sam3label.demo.job import demo as job
 
     with progress_display(quiet=False) as show:
@@ -57,7 +58,6 @@ def _photos(out: Path, images: int, seed: int) -> None:
 
 
 def _films(out: Path, films: int, seed: int) -> None:
-    from sam3label.cli.run import progress_display
     from sam3label.demo.films import film_demo
 
     with progress_display(quiet=False) as show:

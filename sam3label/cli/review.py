@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sam3label.cli.run import RunFolder
+from sam3label.cli.options import RunFolder
 
 if TYPE_CHECKING:
     from sam3label.export.photos import Placement

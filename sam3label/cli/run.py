@@ -1,9 +1,8 @@
-"""`sam3label run`, `status` and `doctor`."""
+"""`sam3label run`."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,23 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Group
+from sam3label.cli.options import ConceptFile, Photos, read_concepts
+from sam3label.cli.progress import duration, progress_display, rate
 
-    from sam3label.core.records import ConceptList
-    from sam3label.labelling.job import Progress, RunSummary
+if TYPE_CHECKING:
+    from sam3label.labelling.progress import RunSummary
+
 
 SHOWN_FAILURES = 50
-
-Photos = Annotated[
-    list[str],
-    typer.Argument(metavar="PHOTOS...", help="Files, folders, globs in quotes, or @list.txt (a path a line)."),
-]
-ConceptFile = Annotated[
-    Path | None,
-    typer.Option("--concepts", "-c", help="Concept list (YAML; a YOLO data.yaml is one). Make one: sam3label init"),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `sam3label run`.")]
 
 
 def run(
@@ -79,15 +69,15 @@ def run(
 ) -> None:
     """Label a folder of images. The same command again continues where it stopped."""
     from sam3label.export.registry import refuse_unknown_formats
-    from sam3label.labelling.job import RunOptions
-    from sam3label.labelling.job import run as label
+    from sam3label.labelling.job import label
+    from sam3label.labelling.options import LabelOptions
 
     refuse_unknown_formats(export or [])
     _one_of("--dtype", dtype, ("auto", "fp32", "bf16"))
     _one_of("--prompt-style", prompt_style, ("official", "transformers"))
     _one_of("--video", video, ("auto", "track", "frames", "off"))
     concept_list = read_concepts(concepts, ontology, settings or [])
-    options = RunOptions(
+    options = LabelOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
         batch_size=_images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
         fresh=fresh, accept_exemplars=accept_exemplars,
@@ -103,21 +93,6 @@ def run(
     export_all(out, export or [], quiet)
     if summary.failures:
         raise typer.Exit(3)
-
-
-def read_concepts(path: Path | None, ontology: str | None, settings: list[str]) -> ConceptList:
-    """The concept list of the command line: a file, or an ontology. Raises `ConfigError`."""
-    from sam3label.concepts import concept_list as concept_lists
-    from sam3label.errors import ConfigError
-
-    if (path is None) == (ontology is None):
-        raise ConfigError(
-            "say what to look for: -c concepts.yaml (make one with: sam3label init), or --ontology '{...}'"
-        )
-    if path is not None:
-        return concept_lists.load_concepts(path, settings)
-    assert ontology is not None
-    return concept_lists.parse_ontology(ontology, settings)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
@@ -156,94 +131,6 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
             signal.signal(signum, handler)
 
 
-@contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Where the run stands: a live display on a terminal, a plain line every few seconds elsewhere, or nothing."""
-    if quiet:
-        yield lambda _: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.live import Live
-
-        with Live(console=Console(stderr=True), refresh_per_second=4) as live:
-            yield lambda progress: live.update(_panel(progress))
-    else:
-        yield _plain_lines(every_seconds=5.0)
-
-
-def _plain_lines(every_seconds: float) -> Callable[[Progress], None]:
-    due = 0.0
-
-    def show(progress: Progress) -> None:
-        nonlocal due
-        last = progress.done + progress.failed == progress.total
-        if progress.seconds >= due or last:
-            due = progress.seconds + every_seconds
-            typer.echo(_line(progress), err=True)
-
-    return show
-
-
-def _line(progress: Progress) -> str:
-    finished = progress.done + progress.failed
-    failed = f", {progress.failed} failed" if progress.failed else ""
-    frames = f", {progress.frames} frames of videos" if progress.frames else ""
-    return (
-        f"{finished}/{progress.total} images{failed}{frames}, {sum(progress.objects.values())} objects, "
-        f"{_rate(progress)}, {_left(progress)}"
-    )
-
-
-def _rate(progress: Progress) -> str:
-    finished = progress.done + progress.failed
-    return f"{finished / progress.seconds:.1f} images/s" if finished and progress.seconds else "starting"
-
-
-def _left(progress: Progress) -> str:
-    finished = progress.done + progress.failed
-    if not finished:
-        return "time left unknown"
-    return f"{_duration((progress.total - finished) * progress.seconds / finished)} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
-
-
-def _panel(progress: Progress) -> Group:
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.text import Text
-
-    finished = progress.done + progress.failed
-    classes = sorted(progress.objects.items(), key=lambda entry: -entry[1])
-    counts = "  ".join(f"{name} {n}" for name, n in classes[:8]) + ("  ..." if len(classes) > 8 else "")
-    busy = sum(progress.stages.values()) or 1.0
-    shares = "  ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in progress.stages.items())
-    return Group(
-        ProgressBar(total=max(progress.total, 1), completed=finished, width=60),
-        Text(_line(progress)),
-        Text(f"objects: {counts or 'none yet'}"),
-        Text(f"time:    {shares or 'starting'}{_advice(progress)}"),
-    )
-
-
-_ADVICE = {
-    "decode": "decoding is the bottleneck: try more --workers",
-    "post": "reading off masks is the bottleneck: a higher --floor keeps fewer",
-    "write": "writing is the bottleneck: try -o on a faster disk",
-}
-
-
-def _advice(progress: Progress) -> str:
-    """What to change when a stage other than the model takes most of the time."""
-    slowest = max(progress.stages, key=lambda stage: progress.stages[stage], default="")
-    most = progress.stages.get(slowest, 0.0) > 0.5 * sum(progress.stages.values())
-    return f"  ({_ADVICE[slowest]})" if progress.done > 50 and most and slowest in _ADVICE else ""
-
-
 def print_summary(summary: RunSummary, names: Sequence[str], out: Path) -> None:
     """The table at the end of a run, with everything a user must know before training on the labels.
 
@@ -254,7 +141,7 @@ def print_summary(summary: RunSummary, names: Sequence[str], out: Path) -> None:
 
     console, progress = Console(), summary.progress
     finished = progress.done + progress.failed
-    console.print(f"{progress.done} images labelled in {_duration(progress.seconds)} ({_rate(progress)})")
+    console.print(f"{progress.done} images labelled in {duration(progress.seconds)} ({rate(progress)})")
     table = Table("class")
     table.add_column("objects", justify="right")
     for name in names:
@@ -301,48 +188,3 @@ def export_all(run_folder: Path, formats: list[str], quiet: bool) -> None:
             export(labelled, name, target)
         if not quiet:
             typer.echo(f"{name}: {target}")
-
-
-def status(run_folder: RunFolder) -> None:
-    """What a run holds: progress, objects per class, failures. Safe while the run is going on."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sam3label.labelling.reference_check import Trust
-    from sam3label.run.reader import count_objects, open_run
-
-    console = Console()
-    with open_run(run_folder) as labelled:
-        totals, info = labelled.totals(), labelled.info
-        console.print(
-            f"{run_folder}: {totals.done} images labelled, {totals.failed} failed, {totals.candidates} candidates"
-        )
-        console.print(
-            f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}", markup=False
-        )
-        table = Table("class", "objects", "images")
-        for name, (objects, images) in count_objects(labelled).items():
-            table.add_row(name, str(objects), str(images))
-        console.print(table)
-        for figures in (labelled.note("trust") or {}).values():
-            console.print(Trust.from_json(figures).sentence(), markup=False, highlight=False)
-        for item_id, reason in labelled.failures():
-            console.print(f"failed  {item_id}: {reason}", markup=False, highlight=False)
-
-
-def doctor(
-    model: Annotated[str, typer.Option(help="The checkpoint whose access is checked.")] = "facebook/sam3",
-) -> None:
-    """Check this machine: Python, torch, device and memory, access to the checkpoint, optional extras."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sam3label.model.doctor import examine
-
-    table = Table("what", "found", "advice")
-    checks = examine(model)
-    for check in checks:
-        table.add_row(check.what, check.found, check.advice)
-    Console().print(table)
-    if any(check.advice and check.needed for check in checks):
-        raise typer.Exit(1)

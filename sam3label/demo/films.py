@@ -25,7 +25,9 @@ from sam3label.demo.job import HELD_OUT, refuse_foreign
 from sam3label.demo.shapes import Scene, make_clip, matches
 from sam3label.errors import OutputError
 from sam3label.export.write import export
-from sam3label.labelling.job import Progress, RunOptions, RunSummary, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Progress, RunSummary
 from sam3label.media import video as media_video
 from sam3label.media.video_writer import VideoWriter
 from sam3label.quality.evaluate_tracks import evaluate_tracks, tracks_of_run
@@ -111,9 +113,9 @@ def film_demo(
     truth = write_films(folder / "films", films, HELD_OUT + seed)
     concepts_file, runs = folder / "concepts.yaml", folder / "run"
     concepts_file.write_text(CONCEPTS.format(films=folder / "films", here=concepts_file, runs=folder / "run-2"))
-    options = RunOptions(model="demo", video="track", clip_frames=CLIP_FRAMES, fresh=True)
+    options = LabelOptions(model="demo", video="track", clip_frames=CLIP_FRAMES, fresh=True)
     start = time.perf_counter()
-    summary = run([folder / "films"], load_concepts(concepts_file), runs, options, on_progress=on_progress)
+    summary = label([folder / "films"], load_concepts(concepts_file), runs, options, on_progress=on_progress)
     seconds = time.perf_counter() - start
     exports = {name: folder / "datasets" / name for name in ("ytvis", "mot")}
     with open_run(runs) as labelled:

@@ -21,7 +21,9 @@ from sam3label.core.records import Label, LabeledImage, Rle
 from sam3label.demo.shapes import write_scenes
 from sam3label.errors import OutputError
 from sam3label.export.write import export
-from sam3label.labelling.job import Progress, RunOptions, RunSummary, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Progress, RunSummary
 from sam3label.media.image import decode_image
 from sam3label.quality.metrics import cgf1
 from sam3label.run.reader import Run, open_run
@@ -98,8 +100,8 @@ def demo(
     concepts_file = folder / "concepts.yaml"
     concepts_file.write_text(CONCEPTS.format(photos=photos, here=concepts_file, runs=folder / "run-2"))
     start = time.perf_counter()
-    summary = run(
-        [photos], load_concepts(concepts_file), runs, RunOptions(model="demo", fresh=True), on_progress=on_progress
+    summary = label(
+        [photos], load_concepts(concepts_file), runs, LabelOptions(model="demo", fresh=True), on_progress=on_progress
     )
     seconds = time.perf_counter() - start
     with open_run(runs) as labelled:

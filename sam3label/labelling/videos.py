@@ -15,18 +15,87 @@ import numpy as np
 
 from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, UnitResult, candidate_id
 from sam3label.errors import UndecodableError
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Tally
+from sam3label.labelling.questions import Guide
 from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
 from sam3label.media import video
+from sam3label.run.store import Store
 
 if TYPE_CHECKING:
+    from sam3label.model.checkpoint import Checkpoint
     from sam3label.model.detector import Detection
-    from sam3label.model.tracker import TrackedFrame
+    from sam3label.model.tracker import TrackedFrame, Tracker
 
 OVERLAP = 8  # frames that a clip shares with the one before it, to recognise its objects
 SHORTEST_CLIP = 2 * OVERLAP
 
 Track = Callable[[Iterable[Frame], Sequence[Prompt]], Iterator["TrackedFrame"]]
 Detect = Callable[[Sequence[Frame]], Sequence["Detection"]]
+
+
+def label_videos(
+    store: Store,
+    guide: Guide,
+    checkpoint: Checkpoint,
+    videos: Sequence[MediaItem],
+    options: LabelOptions,
+    tally: Tally,
+    stopped: Callable[[], bool],
+) -> Iterator[list[UnitResult]]:
+    """Label videos one after the other, until `stopped` says so. Loads what it needs to track when it is called."""
+    if videos and options.tracks:
+        from sam3label.model.tracker import Tracker
+
+        tracker = Tracker.load(checkpoint, guide.detector)
+        return _watched(videos, lambda item: _tracked_on(store, tracker, item, options, tally), tally, stopped)
+    return _watched(videos, lambda item: _sampled_on(store, guide, item, options, tally), tally, stopped)
+
+
+def _watched(
+    videos: Sequence[MediaItem],
+    units_of: Callable[[MediaItem], Iterator[list[UnitResult]]],
+    tally: Tally,
+    stopped: Callable[[], bool],
+) -> Iterator[list[UnitResult]]:
+    """Each step's units, none after most frames. A stop gives up the unit in flight."""
+    for item in videos:
+        tally.tracks.clear()
+        units = units_of(item)
+        while True:
+            with tally.stage("video"):
+                step = next(units, None)
+            if step is None or stopped():
+                break
+            yield step
+
+
+def _tracked_on(
+    store: Store, tracker: Tracker, item: MediaItem, options: LabelOptions, tally: Tally
+) -> Iterator[list[UnitResult]]:
+    """Track a video from where the store has it."""
+    start, track_id = store.progress(item.id)
+    before = store.unit(item.id, start - 1) if start else None
+    past = past_of(store.candidates(before) if before else (), start, track_id + 1)
+    for step in tracked(tracker.track, item, store.prompts, options.clip_frames, start, past):
+        tally.frames += not step
+        yield step
+
+
+def _sampled_on(
+    store: Store, guide: Guide, item: MediaItem, options: LabelOptions, tally: Tally
+) -> Iterator[list[UnitResult]]:
+    """Label samples of a video from where the store has it."""
+    start, _ = store.progress(item.id)
+    frames = video.sampled(item, options.every, options.fps, start)
+    batch_size = options.batch_size or guide.detector.image_batch
+
+    def detect(batch: Sequence[Frame]) -> Sequence[Detection]:
+        return guide.detect(batch, options.floor)
+
+    for step in sampled(detect, item, frames, batch_size, start):
+        tally.frames += sum(result.error is None for result in step)
+        yield step
 
 
 class _Reel:

@@ -21,7 +21,9 @@ from sam3label.core.files import write_whole
 from sam3label.core.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
 from sam3label.errors import InputError, UndecodableError
 from sam3label.labelling import canvas
-from sam3label.labelling.job import Progress, RunOptions, find_media, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import DEFAULTS, LabelOptions, find_media
+from sam3label.labelling.progress import Progress
 from sam3label.labelling.questions import crops
 from sam3label.media.image import decode_image
 from sam3label.media.loader import default_workers
@@ -35,7 +37,6 @@ BATCHES = 4  # the sample is labelled in at least so many: the first warms up, t
 SHEET_IMAGES = 64
 SHOWN_EXAMPLES = 8  # per class, on the sheet of exemplars
 Cell = tuple[Pixels, Sequence[Label], str]
-AS_RUN_DOES = RunOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def preview(
     concepts: ConceptList,
     out: str | Path,
     n: int = 16,
-    options: RunOptions = AS_RUN_DOES,
+    options: LabelOptions = DEFAULTS,
 ) -> Preview:
     """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
 
@@ -81,7 +82,7 @@ def preview(
     steps: list[Progress] = []
     messages: list[str] = []
     start = time.perf_counter()
-    summary = run(
+    summary = label(
         [f"@{folder / 'sample.txt'}"],
         concepts,
         folder / "run",
@@ -112,7 +113,7 @@ def preview(
     )
 
 
-def _photos(sources: Sequence[str | Path], options: RunOptions, out: Path) -> tuple[list[MediaItem], int]:
+def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> tuple[list[MediaItem], int]:
     """The photos that `run` would label, without earlier previews, and how many videos it would label beside them."""
     found = find_media(sources, options).items
     photos = [item for item in found if item.kind == "image" and not Path(item.path).is_relative_to(out)]
@@ -165,7 +166,7 @@ def _decode_seconds(sample: Sequence[MediaItem]) -> float:
     return (time.perf_counter() - start) / len(sample)
 
 
-def _workers(options: RunOptions, total: int) -> int:
+def _workers(options: LabelOptions, total: int) -> int:
     return max(1, default_workers(total) if options.workers is None else options.workers)
 
 

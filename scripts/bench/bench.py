@@ -50,7 +50,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import Frame, Prompt
-from sam3label.labelling.job import Progress, RunOptions, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Progress
 from sam3label.media.discovery import discover
 from sam3label.media.image import decode_image
 from sam3label.model.checkpoint import resolve
@@ -228,9 +230,9 @@ class Bench:
         options = self.options
         with tempfile.TemporaryDirectory() as out:
             concepts = parse_concepts(json.dumps({"names": self.words, "defaults": {"conf": self.floor}}), "bench")
-            run(
+            label(
                 [self.photos], concepts, out,
-                RunOptions(model=str(self.folder), device=options.device, dtype=options.dtype, floor=self.floor,
+                LabelOptions(model=str(self.folder), device=options.device, dtype=options.dtype, floor=self.floor,
                            prompt_style="transformers", workers=options.workers, compiled=options.compile,
                            limit=options.images, batch_size=max(1, min(self.ours.image_batch, options.images // 2))),
                 on_progress=lambda progress: seen.append((now(), progress)),

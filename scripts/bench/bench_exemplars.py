@@ -35,7 +35,8 @@ from sam3label.core import masks
 from sam3label.core.records import ConceptList, Rle
 from sam3label.demo.shapes import COLOURS, SHAPES, Scene, make_scene
 from sam3label.errors import ConfigError
-from sam3label.labelling.job import RunOptions, run
+from sam3label.labelling import job
+from sam3label.labelling.options import LabelOptions
 from sam3label.quality.metrics.cgf1 import match
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
@@ -114,7 +115,7 @@ def write_boxes(path: Path, boxes: dict[str, dict[str, list[list[float]]]]) -> P
 
 
 def label(photos: Path, concepts: ConceptList, out: Path, model: str, **options: Any) -> None:
-    run([photos], concepts, out, RunOptions(model=model, workers=0, fresh=True, **options))
+    job.label([photos], concepts, out, LabelOptions(model=model, workers=0, fresh=True, **options))
 
 
 EVERY, EXCLUSIVE, SHOWING, SEVERAL, BY_BOXES = (

@@ -18,7 +18,9 @@ import numpy as np
 from bench import CACHE, _resident, checkpoint_folder
 
 from sam3label.concepts.concept_list import parse_concepts
-from sam3label.labelling.job import Progress, RunOptions, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Progress
 
 
 def make_photos(folder: Path, n: int) -> Path:
@@ -65,8 +67,8 @@ def main() -> None:
     parts = Parts(options.images, options.parts)
     with tempfile.TemporaryDirectory() as scratch:
         photos = make_photos(Path(scratch) / "photos", options.images)
-        options_of_run = RunOptions(model=model, device="cpu", workers=0, batch_size=20)
-        run([photos], concepts, Path(scratch) / "run", options_of_run, on_progress=parts)
+        options_of_run = LabelOptions(model=model, device="cpu", workers=0, batch_size=20)
+        label([photos], concepts, Path(scratch) / "run", options_of_run, on_progress=parts)
     print(parts.spread())
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.demo.films import CONCEPTS, FilmMetrics, score, write_films
-from sam3label.labelling.job import RunOptions, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
 from sam3label.model.checkpoint import resolve
 from sam3label.run.reader import open_run
 
@@ -32,9 +33,9 @@ def measure(model: str, films: int, frames: int, clip_frames: int, seed: int) ->
         folder = Path(scratch)
         concepts = parse_concepts(CONCEPTS.format(films=folder / "films", here="this list", runs=folder / "run"))
         truth = write_films(folder / "films", films, seed, frames)
-        options = RunOptions(model=model, video="track", clip_frames=clip_frames)
+        options = LabelOptions(model=model, video="track", clip_frames=clip_frames)
         start = time.perf_counter()
-        run([folder / "films"], concepts, folder / "run", options)
+        label([folder / "films"], concepts, folder / "run", options)
         seconds = time.perf_counter() - start
         with open_run(folder / "run") as labelled:
             return score(labelled, truth, clip_frames, seconds)

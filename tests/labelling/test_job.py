@@ -21,7 +21,9 @@ from support import oddfiles
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import ConceptList
 from sam3label.errors import ConfigError, StoreError
-from sam3label.labelling.job import Progress, RunOptions, run
+from sam3label.labelling import job
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Progress
 from sam3label.run import store as store_module
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
@@ -45,8 +47,8 @@ def label(
     sources: list[Path], out: Path, checkpoint: Path, concepts: ConceptList = CONCEPTS, **options: Any
 ) -> tuple[Any, list[Progress]]:
     seen: list[Progress] = []
-    chosen = RunOptions(**{"model": str(checkpoint), "workers": 0, "floor": 0.2, **options})
-    return run(sources, concepts, out, chosen, on_progress=seen.append), seen
+    chosen = LabelOptions(**{"model": str(checkpoint), "workers": 0, "floor": 0.2, **options})
+    return job.label(sources, concepts, out, chosen, on_progress=seen.append), seen
 
 
 def rows(out: Path) -> list[tuple[Any, ...]]:
@@ -145,13 +147,13 @@ def test_stop_ends_after_the_batch_in_flight_and_the_rest_follows(
     few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
 ) -> None:
     stop = threading.Event()
-    options = RunOptions(model=str(tiny_checkpoint), workers=0, floor=0.2)
+    options = LabelOptions(model=str(tiny_checkpoint), workers=0, floor=0.2)
 
     def ask(progress: Progress) -> None:
         if progress.done >= 8:
             stop.set()
 
-    summary = run([few], CONCEPTS, tmp_path / "run", options, on_progress=ask, stop=stop)
+    summary = job.label([few], CONCEPTS, tmp_path / "run", options, on_progress=ask, stop=stop)
     assert summary.interrupted
     assert 8 <= summary.progress.done < 40
     assert len(rows(tmp_path / "run")) == summary.progress.done

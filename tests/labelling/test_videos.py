@@ -30,7 +30,9 @@ from sam3label.errors import CheckpointError, InputError, OutputError
 from sam3label.export.dataset import Options
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import export
-from sam3label.labelling.job import Progress, RunOptions, run
+from sam3label.labelling import job
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.progress import Progress
 from sam3label.labelling.videos import OVERLAP
 from sam3label.media import video as media_video
 from sam3label.run.reader import open_run
@@ -79,8 +81,8 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def label(sources: list[Path], out: Path, checkpoint: Path, **options: Any) -> tuple[Any, list[Progress]]:
     seen: list[Progress] = []
-    chosen = RunOptions(**{"model": str(checkpoint), "workers": 0, "clip_frames": 16, "video": "track", **options})
-    return run(sources, CONCEPTS, out, chosen, on_progress=seen.append), seen
+    chosen = LabelOptions(**{"model": str(checkpoint), "workers": 0, "clip_frames": 16, "video": "track", **options})
+    return job.label(sources, CONCEPTS, out, chosen, on_progress=seen.append), seen
 
 
 def rows(out: Path) -> list[tuple[Any, ...]]:
@@ -267,8 +269,8 @@ def test_a_killed_sampling_goes_on_where_it_was(footage: Path, checkpoint: Path,
         if progress.frames >= 3:
             stop.set()
 
-    chosen = RunOptions(model=str(checkpoint), workers=0, clip_frames=16, **options)  # type: ignore[arg-type]
-    summary = run([footage / "sub"], CONCEPTS, part, chosen, on_progress=after_three, stop=stop)
+    chosen = LabelOptions(model=str(checkpoint), workers=0, clip_frames=16, **options)  # type: ignore[arg-type]
+    summary = job.label([footage / "sub"], CONCEPTS, part, chosen, on_progress=after_three, stop=stop)
     assert summary.interrupted and 0 < len(rows(part)) < len(rows(whole))
     label([footage / "sub"], part, checkpoint, **options)
     assert rows(part) == rows(whole)

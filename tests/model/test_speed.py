@@ -18,11 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from sam3label.cli import app
-from sam3label.cli.run import _advice
+from sam3label.cli.progress import advice
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import Frame, MediaItem, Prompt, Undecodable
 from sam3label.errors import ConfigError
-from sam3label.labelling.job import Progress, RunOptions, _Job, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.photos import begun
+from sam3label.labelling.progress import Progress
+from sam3label.labelling.questions import Guide
 from sam3label.model.checkpoint import Checkpoint, resolve
 from sam3label.model.clock import StageClock
 from sam3label.model.detector import Detection, Detector
@@ -99,18 +103,10 @@ def test_no_memory_to_encode_ahead_is_no_error(checkpoint: Checkpoint, frames: l
     assert_same(detector.detect(frames[:2], PROMPTS, FLOOR), expected, 0.0)
 
 
-def test_a_run_begins_each_batch_before_it_hands_on_the_one_before(
-    checkpoint: Checkpoint, frames: list[Frame], tmp_path: Path
-) -> None:
+def test_a_run_begins_each_batch_before_it_hands_on_the_one_before(checkpoint: Checkpoint, frames: list[Frame]) -> None:
     """As on CUDA, in the order that matters there."""
-    import threading
-
-    from sam3label.labelling.questions import Guide
-    from sam3label.run.store import Store
-
     detector = Detector.load(checkpoint, device="cpu")
-    concepts = parse_concepts("names: [red hat, dog]", "test")
-    guide = Guide(detector, concepts)
+    guide = Guide(detector, parse_concepts("names: [red hat, dog]", "test"))
     sizes = count_images(detector)
     batches: list[list[Frame | Undecodable]] = [
         frames[:2],
@@ -118,14 +114,12 @@ def test_a_run_begins_each_batch_before_it_hands_on_the_one_before(
         [Undecodable(MediaItem(id="y", path="y"), "broken")],
         frames[4:],
     ]
-    with Store.writer(tmp_path, guide.prompts, {}) as store:
-        job = _Job(store, guide, concepts, RunOptions(), threading.Event())
-        begun = []
-        for batch in job._begun(iter(batches)):
-            begun.append((batch, sum(sizes)))
-            guide.detect([entry for entry in batch if isinstance(entry, Frame)], FLOOR)
-    assert [batch for batch, _ in begun] == batches
-    assert [count for _, count in begun] == [4, 4, 5, 5]
+    handed = []
+    for batch in begun(iter(batches), detector.encode_ahead):
+        handed.append((batch, sum(sizes)))
+        guide.detect([entry for entry in batch if isinstance(entry, Frame)], FLOOR)
+    assert [batch for batch, _ in handed] == batches
+    assert [count for _, count in handed] == [4, 4, 5, 5]
     assert sizes == [2, 2, 1]
 
 
@@ -167,13 +161,13 @@ def test_no_compiler_is_said_in_one_sentence(
 def test_what_the_command_line_says_reaches_the_run(
     words: list[str], chosen: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[RunOptions] = []
+    seen: list[LabelOptions] = []
 
-    def stop(_photos: object, _concepts: object, _out: object, options: RunOptions, **_: object) -> None:
+    def stop(_photos: object, _concepts: object, _out: object, options: LabelOptions, **_: object) -> None:
         seen.append(options)
         raise ConfigError("far enough")
 
-    monkeypatch.setattr("sam3label.labelling.job.run", stop)
+    monkeypatch.setattr("sam3label.labelling.job.label", stop)
     result = CliRunner().invoke(app, ["run", "photos", "--ontology", '{"dog": "dog"}', *words])
     assert result.exit_code == 1 and "far enough" in result.output
     assert {name: getattr(seen[0], name) for name in chosen} == chosen
@@ -207,7 +201,7 @@ def test_a_stage_that_fails_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slowest", "advice"),
+    ("slowest", "expected"),
     [
         ("decode", "decoding is the bottleneck: try more --workers"),
         ("post", "reading off masks is the bottleneck: a higher --floor keeps fewer"),
@@ -216,12 +210,12 @@ def test_a_stage_that_fails_is_not_counted() -> None:
         ("heads", ""),
     ],
 )
-def test_the_bottleneck_is_named_with_what_to_do(slowest: str, advice: str) -> None:
+def test_the_bottleneck_is_named_with_what_to_do(slowest: str, expected: str) -> None:
     stages = dict.fromkeys(("decode", "encode", "heads", "post", "write"), 1.0) | {slowest: 9.0}
     progress = Progress(1000, 100, 0, {}, 13.0, stages)
-    assert _advice(progress).strip(" ()") == advice
-    assert _advice(Progress(1000, 10, 0, {}, 1.3, stages)) == ""  # too early to tell
-    assert _advice(Progress(1000, 100, 0, {}, 0.0, {})) == ""
+    assert advice(progress).strip(" ()") == expected
+    assert advice(Progress(1000, 10, 0, {}, 1.3, stages)) == ""  # too early to tell
+    assert advice(Progress(1000, 100, 0, {}, 0.0, {})) == ""
 
 
 # ---- operations
@@ -339,8 +333,8 @@ def test_a_run_does_as_much_for_every_image(tiny_checkpoint: Path, tmp_path: Pat
         for number in range(count):
             cv2.imwrite(str(photos / f"{number}-photo.png"), pixels)
         concepts = parse_concepts("names: [red hat, dog]\ndefaults: {conf: 0.1}", "test")
-        options = RunOptions(model=str(tiny_checkpoint), device="cpu", workers=0)
-        summary = run([photos], concepts, tmp_path / f"run{count}", options)
+        options = LabelOptions(model=str(tiny_checkpoint), device="cpu", workers=0)
+        summary = label([photos], concepts, tmp_path / f"run{count}", options)
         assert summary.progress.done == count
         with open_run(tmp_path / f"run{count}") as labelled:
             stored.append(labelled.totals().candidates)

@@ -18,7 +18,8 @@ from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import MediaItem
 from sam3label.demo.shapes import make_scene
 from sam3label.errors import InputError
-from sam3label.labelling.job import RunOptions, run
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
 from sam3label.run.store import DATABASE
 from sam3label.show.preview import preview, spread
 
@@ -38,8 +39,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(checkpoint: Path) -> RunOptions:
-    return RunOptions(model=str(checkpoint), device="cpu", workers=0, floor=0.2)
+def options(checkpoint: Path) -> LabelOptions:
+    return LabelOptions(model=str(checkpoint), device="cpu", workers=0, floor=0.2)
 
 
 def test_the_sample_is_spread_over_all_folders() -> None:
@@ -77,7 +78,7 @@ def test_the_estimate_is_within_a_fifth_of_the_real_run(
     for attempt in range(3):
         made = preview([photos], CONCEPTS, tmp_path / f"preview{attempt}", 40, options(tiny_checkpoint))
         start = time.perf_counter()
-        run([photos], CONCEPTS, tmp_path / f"run{attempt}", options(tiny_checkpoint))
+        label([photos], CONCEPTS, tmp_path / f"run{attempt}", options(tiny_checkpoint))
         ratios.append(made.seconds / (time.perf_counter() - start))
         if 0.8 <= ratios[-1] <= 1.2:
             break

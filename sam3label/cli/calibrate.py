@@ -1,0 +1,87 @@
+"""`sam3label calibrate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sam3label.cli.options import RunFolder
+from sam3label.cli.tables import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sam3label.quality.calibrate import Calibration, ClassResult
+
+
+def calibrate(
+    run_folder: RunFolder,
+    gt: Annotated[Path, typer.Option("--gt", help="COCO truth of some of the run's images.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Concept list to write. [RUN/concepts.calibrated.yaml]")
+    ] = None,
+    concepts: Annotated[
+        Path | None, typer.Option("--concepts", "-c", help="Start from this concept list. [the run's own]")
+    ] = None,
+    beta: Annotated[float, typer.Option(min=0.1, max=10, help="Weight of recall against precision.")] = 1.0,
+    precision: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Instead: the most recall at this precision or better.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Parts for cross-validation over images.")] = 5,
+) -> None:
+    """Choose each class's score, presence and NMS thresholds from a few labelled images. No GPU."""
+    from sam3label.concepts.concept_list import load_concepts
+    from sam3label.quality.calibrate import Goal, calibrate_run, write_concepts
+
+    target = out or run_folder / "concepts.calibrated.yaml"
+    goal = Goal(beta, precision)
+    calibration = calibrate_run(run_folder, gt, load_concepts(concepts) if concepts else None, goal, folds)
+    write_concepts(calibration, target)
+    _print_calibration(console(), calibration, run_folder, target)
+
+
+def _print_calibration(console: Console, calibration: Calibration, run_folder: Path, target: Path) -> None:
+    from rich.table import Table
+
+    from sam3label.quality.calibrate import describe_goal
+
+    console.print(f"Thresholds for {describe_goal(calibration.goal)}; F is cross-validated over images.")
+    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", "gain [95 %]", "")
+    for result in calibration.classes:
+        table.add_row(*_calibration_row(result))
+    console.print(table)
+    _print_phrases(console, calibration)
+    for note in calibration.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+    console.print(f"Written: {target}\nUse it: sam3label export {run_folder} -c {target} ...", markup=False)
+
+
+def _calibration_row(result: ClassResult) -> list[str]:
+    if result.before is None or result.after is None:
+        return [result.name, str(result.objects), *("" for _ in range(6)), result.note]
+    low, high = result.gain_interval
+    values = (
+        f"{new:g}" if new == old else f"{old:g} -> {new:g}"
+        for old, new in zip(dataclasses.astuple(result.old), dataclasses.astuple(result.new), strict=True)
+    )
+    gain = f"{result.gain:+.3f} [{low:+.3f}, {high:+.3f}]".replace("[", r"\[")
+    return [
+        result.name, str(result.objects), *values,
+        f"{result.before.f:.3f}", f"{result.after.f:.3f}", gain, result.note,
+    ]  # fmt: skip
+
+
+def _print_phrases(console: Console, calibration: Calibration) -> None:
+    from rich.table import Table
+
+    table = Table("class", "phrase", "alone: precision", "recall", "only it finds", "only its false alarms", "verdict")
+    for result in calibration.classes:
+        for effect in result.phrases:
+            alone = (f"{effect.alone.precision:.3f}", f"{effect.alone.recall:.3f}")
+            brings = (str(effect.hits), str(effect.false_alarms))
+            table.add_row(result.name, effect.phrase, *alone, *brings, effect.verdict)
+    if table.row_count:
+        console.print(table)

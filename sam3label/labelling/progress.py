@@ -1,0 +1,87 @@
+"""How far a job is: its tally while it works, and what others are told of it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sam3label.core.records import Candidate, ConceptList, Label, UnitResult
+from sam3label.run.decide import select_labels
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a job stands. `objects` counts labels per class at the list's thresholds, of this session's images.
+
+    A video is one image here, and an object tracked through it one label; `frames` counts frames of videos.
+    """
+
+    total: int  # images to label in this session
+    done: int
+    failed: int
+    objects: Mapping[str, int]
+    seconds: float
+    stages: Mapping[str, float]  # seconds: waiting to decode, encode, heads, post, waiting to write; video
+    frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """What a session of labelling came to, and what the run folder holds now."""
+
+    progress: Progress
+    found: int  # images found in the sources
+    already_done: int
+    missing: tuple[str, ...]  # labelled before, no longer in the sources
+    skipped_videos: int
+    failures: tuple[tuple[str, str], ...]  # (item id, reason)
+    interrupted: bool
+
+
+class Tally:
+    """What a session has labelled so far, and where its time went."""
+
+    def __init__(self, concepts: ConceptList, total: int) -> None:
+        self.concepts, self.total, self.start = concepts, total, time.perf_counter()
+        self.done = self.failed = self.frames = 0
+        self.objects = Counter[str]()
+        self.stages = defaultdict[str, float](float)
+        self.tracks = set[tuple[int, int | None]]()  # of the video at hand: (class, track)
+
+    def snapshot(self) -> Progress:
+        """The tally as it is now, for those who watch."""
+        seconds = time.perf_counter() - self.start
+        return Progress(self.total, self.done, self.failed, dict(self.objects), seconds, dict(self.stages), self.frames)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a `with` block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] += time.perf_counter() - start
+
+    def count(self, results: Iterable[UnitResult]) -> None:
+        """Take in units that the job has just labelled."""
+        for result in results:
+            if result.error is not None:
+                self.failed += 1
+                continue
+            self.done += result.last
+            self.objects.update(self.concepts.names[label.class_id] for label in self._new_labels(result))
+
+    def _new_labels(self, result: UnitResult) -> Iterator[Label]:
+        """A unit's labels; of a track only the first."""
+        frames: dict[int, list[Candidate]] = {}
+        for candidate in result.candidates:
+            frames.setdefault(candidate.frame, []).append(candidate)
+        for candidates in frames.values():
+            for label in select_labels(candidates, self.concepts):
+                key = (label.class_id, label.track_id)
+                if label.track_id is None or key not in self.tracks:
+                    self.tracks.add(key)
+                    yield label
