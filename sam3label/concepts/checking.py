@@ -17,7 +17,7 @@ from sam3label.core.records import Concept, ConceptList, Exemplars
 from sam3label.core.yamlnodes import Node, short
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
-RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances")
+RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances", "inside")
 CANVAS_KEYS = ("share", "tiles")
 EXAMPLE = "names: [person, helmet]"
 _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside names: known, and not our business
@@ -162,8 +162,10 @@ def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, A
     return rules
 
 
-def _rule(name: str, node: Node) -> tuple[float | None, str]:
+def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
     """A threshold's value, and what is allowed if it is not that."""
+    if name == "inside":
+        return node.value, "" if node.value in ("keep", "drop") else "keep or drop"
     number = _number(node)
     if name == "max_instances":
         right = node.value is None or (isinstance(node.value, int) and number is not None and number >= 1)

@@ -161,6 +161,7 @@ class Concept:
     presence: float = 0.0
     min_area: float = 0.0
     max_instances: int | None = None
+    inside: Literal["keep", "drop"] = "drop"  # of two masks of which one lies in the other: both, or the better
     exemplars: Exemplars | None = None
 
 

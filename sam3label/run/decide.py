@@ -5,7 +5,8 @@ The order of the rules is the meaning:
 
 1. score, presence and area against the class's thresholds;
 2. within a class (all its phrases together: this is the synonym merge), masks overlapping by more than the class's
-   `iou` are one object and the best score keeps it;
+   `iou` are one object and the best score keeps it; so are masks of which one lies inside the other (`INSIDE` of the
+   smaller), unless the class says `inside: keep`;
 3. a `not:` candidate that covers the same object with at least the same score suppresses it;
 4. in an `exclusive:` group the class with the best score keeps the object;
 5. `max_instances`, best first.
@@ -19,13 +20,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, Label, exemplar_class
 
 SAME_OBJECT_IOU = 0.5
+INSIDE = 0.9  # share of the smaller mask that lies in the larger one
 
 Outcome = Literal[
-    "label", "low score", "low presence", "small", "duplicate", "hard negative", "exclusive", "max_instances"
+    "label", "low score", "low presence", "small", "duplicate", "inside", "hard negative", "exclusive", "max_instances"
 ]
 
 
@@ -99,6 +104,8 @@ def best_first(label: Label) -> tuple[float, str]:
 def _decide_class(labels: Sequence[Label], against: Sequence[Candidate], concept: Concept) -> list[Decision]:
     decisions = [Decision(label, _threshold(label, concept)) for label in labels]
     decisions = _merge_duplicates(decisions, concept.iou)
+    if concept.inside == "drop":
+        decisions = _drop_inside(decisions)
     return _suppress(decisions, against) if against else decisions
 
 
@@ -116,16 +123,27 @@ def _standing(decisions: Sequence[Decision]) -> list[int]:
 
 def _merge_duplicates(decisions: list[Decision], iou: float) -> list[Decision]:
     """Greedy NMS on masks. `decisions` come best first."""
+    rles = [decisions[i].label.rle for i in _standing(decisions)]
+    return _keep_best(decisions, masks.iou_matrix(rles, rles) > iou, "duplicate")
+
+
+def _drop_inside(decisions: list[Decision]) -> list[Decision]:
+    """Of two masks of which one lies inside the other, the better score stays: a part or a group is a common double."""
+    rles = [decisions[i].label.rle for i in _standing(decisions)]
+    cover = masks.cover_matrix(rles, rles)
+    return _keep_best(decisions, np.maximum(cover, cover.T) >= INSIDE, "inside")
+
+
+def _keep_best(decisions: list[Decision], clash: npt.NDArray[np.bool_], outcome: Outcome) -> list[Decision]:
+    """Let each standing decision, best first, displace those it clashes with. `clash` [standing, standing]."""
     standing = _standing(decisions)
-    rles = [decisions[i].label.rle for i in standing]
-    overlap = masks.iou_matrix(rles, rles)
     kept: list[int] = []
     for row, i in enumerate(standing):
-        winner = next((k for k in kept if overlap[row, k] > iou), None)
+        winner = next((k for k in kept if clash[row, k]), None)
         if winner is None:
             kept.append(row)
         else:
-            decisions[i] = replace(decisions[i], outcome="duplicate", by=decisions[standing[winner]].label.id)
+            decisions[i] = replace(decisions[i], outcome=outcome, by=decisions[standing[winner]].label.id)
     return decisions
 
 

@@ -258,10 +258,10 @@ REFUSED = {
     "names: [a]\n? [x, y]\n: 1": "c.yaml:2: a key must be a plain word or number",
     HELMET + "prompt: [a]": (
         "c.yaml:4: concepts.helmet.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, iou, "
-        "presence, min_area, max_instances, exemplars"
+        "presence, min_area, max_instances, inside, exemplars"
     ),
     "names: [a]\ndefaults: {confidence: 1}": (
-        "c.yaml:2: defaults.confidence: unknown key; allowed: conf, iou, presence, min_area, max_instances"
+        "c.yaml:2: defaults.confidence: unknown key; allowed: conf, iou, presence, min_area, max_instances, inside"
     ),
     # concepts
     "names: [person, helmet]\nconcepts:\n  helmt:\n    conf: 0.5": (
@@ -273,10 +273,10 @@ REFUSED = {
     "names: [a]\nconcepts: [a]": "c.yaml:2: concepts: got a list of 1; allowed: class names and their rules",
     "names: [a]\nconcepts: {a: 0.5}": (
         "c.yaml:2: concepts.a: got 0.5; allowed: keys and values (prompts, not, conf, iou, presence, min_area, "
-        "max_instances, exemplars)"
+        "max_instances, inside, exemplars)"
     ),
     "names: [a]\ndefaults: 0.5": (
-        "c.yaml:2: defaults: got 0.5; allowed: keys and values (conf, iou, presence, min_area, max_instances)"
+        "c.yaml:2: defaults: got 0.5; allowed: keys and values (conf, iou, presence, min_area, max_instances, inside)"
     ),
     HELMET + "prompts: []": (
         "c.yaml:4: concepts.helmet.prompts: there are none; leave the key out to use the class name as the phrase"
@@ -331,6 +331,7 @@ REFUSED = {
                 "a whole number from 1, or null for no limit",
                 {"0": "", "1.5": "", "true": "", "'3'": ""},
             ),
+            ("inside", "keep or drop", {"maybe": "'maybe'", "0.9": ""}),
         )
         for value, shown in values.items()
     },
@@ -530,7 +531,7 @@ def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> N
         (
             {"a": {"prompt": "x"}},
             "the concept list: concepts.a.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, "
-            "iou, presence, min_area, max_instances, exemplars",
+            "iou, presence, min_area, max_instances, inside, exemplars",
         ),
         ([], "the concept list: names: there are none; allowed: at least one, such as: names: [person, helmet]"),
         (
@@ -578,7 +579,15 @@ def concept_lists(draw: st.DrawFn) -> ConceptList:
         cut = draw(st.integers(1, len(phrases)))
         rules = draw(st.tuples(fractions, fractions, fractions, st.floats(0, 1e12), st.none() | st.integers(1, 10**6)))
         concepts.append(
-            Concept(number, name, tuple(phrases[:cut]), tuple(phrases[cut:]), *rules, draw(st.none() | paths))
+            Concept(
+                number,
+                name,
+                tuple(phrases[:cut]),
+                tuple(phrases[cut:]),
+                *rules,
+                draw(st.sampled_from(["keep", "drop"])),
+                draw(st.none() | paths),
+            )
         )
     groups = st.lists(st.sampled_from(classes), min_size=2, max_size=4, unique=True).map(tuple)
     return ConceptList(tuple(concepts), tuple(draw(st.lists(groups, max_size=3)) if len(classes) > 1 else ()))

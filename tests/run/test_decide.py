@@ -68,6 +68,32 @@ def test_a_duplicate_of_a_duplicate_stays() -> None:
     assert [o for _, o in outcomes(chain, wanted)] == ["label", "duplicate", "label"]
 
 
+PART = rectangle(12, 12, 6, 6)  # lies in HERE
+
+
+@pytest.mark.parametrize(("whole", "part"), [(0.9, 0.8), (0.8, 0.9)])
+def test_of_a_mask_inside_another_of_its_class_the_better_score_stays(whole: float, part: float) -> None:
+    found = [candidate("a", whole, HERE), candidate("a", part, PART, query=1)]
+    decisions = decide(found, concepts(Concept(0, "a", ("a",))))
+    assert [(d.label.score, d.outcome) for d in decisions] == [(0.9, "label"), (0.8, "inside")]
+    assert decisions[1].by == decisions[0].label.id
+    assert [o for _, o in outcomes(found, concepts(Concept(0, "a", ("a",), inside="keep")))] == ["label", "label"]
+
+
+def test_a_part_of_another_class_is_never_inside() -> None:
+    found = [candidate("car", 0.9, HERE), candidate("wheel", 0.8, PART)]
+    wanted = concepts(Concept(0, "car", ("car",)), Concept(1, "wheel", ("wheel",)))
+    assert outcomes(found, wanted) == [("car", "label"), ("wheel", "label")]
+
+
+def test_a_mask_that_sticks_out_by_more_than_a_tenth_is_not_inside() -> None:
+    inside, outside = rectangle(10, 10, 10, 10), rectangle(8, 10, 10, 10)  # 10 of 10 columns in HERE, 8 of 10
+    wanted = concepts(Concept(0, "a", ("a",)))
+    for mask, outcome in ((inside, "inside"), (outside, "label")):
+        found = [candidate("a", 0.9, HERE), candidate("a", 0.8, mask, query=1)]
+        assert outcomes(found, wanted)[1] == ("a", outcome)
+
+
 @pytest.mark.parametrize(
     ("negative", "mask", "outcome"),
     [(0.9, NEAR, "hard negative"), (0.7, NEAR, "hard negative"), (0.69, NEAR, "label"), (0.9, HALF, "label")],
@@ -101,7 +127,7 @@ def test_exclusive_groups_give_one_object_one_class() -> None:
 
 
 def test_exclusive_leaves_two_objects_of_one_class_alone() -> None:
-    wanted = concepts(Concept(0, "a", ("a",), iou=1.0), Concept(1, "b", ("b",)), exclusive=(("a", "b"),))
+    wanted = concepts(Concept(0, "a", ("a",), iou=1.0, inside="keep"), Concept(1, "b", ("b",)), exclusive=(("a", "b"),))
     found = [candidate("a", 0.9, HERE), candidate("a", 0.8, NEAR, query=1), candidate("b", 0.5, FAR)]
     assert {o for _, o in outcomes(found, wanted)} == {"label"}
 
