@@ -21,12 +21,13 @@ from sam3label.concepts.exemplars import read_examples
 from sam3label.core.records import ConceptList, MediaItem, UnitResult
 from sam3label.errors import ConfigError
 from sam3label.labelling import reference_check
-from sam3label.labelling.options import DEFAULTS, LabelOptions, find_media
+from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.photos import label_photos
 from sam3label.labelling.progress import Progress, RunSummary, Tally
 from sam3label.labelling.questions import Guide
 from sam3label.labelling.videos import label_videos
 from sam3label.labelling.writer import Writer
+from sam3label.media import discovery
 from sam3label.run.reader import refuse_below_floor
 from sam3label.run.store import DATABASE, Store
 
@@ -107,6 +108,11 @@ def label(
             failures=tuple((u.item.id, u.error) for u in store.units() if u.error is not None),
             interrupted=progress.done + progress.failed < len(pending),
         )
+
+
+def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discovery.Found:
+    """What a job with these options labels. Numbered photos are a video only for those who ask for videos."""
+    return discovery.find_media(sources, options.video != "off", numbered_folders=options.video != "auto")
 
 
 def _trust(

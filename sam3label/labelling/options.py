@@ -1,24 +1,37 @@
-"""What a user may choose of a labelling job, and what follows from it for the media and the fingerprint."""
+"""What a user may choose of a labelling job, checked as a whole. Light: the command line reads its choices here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from sam3label.media import discovery
+from sam3label.core import checks
+
+DType = Literal["auto", "fp32", "bf16"]
+PromptStyle = Literal["official", "transformers"]
+VideoMode = Literal["auto", "track", "frames", "off"]
+SHORTEST_CLIP = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """How to label. Only what changes the numbers (model, dtype, prompt_style, floor) goes into the fingerprint."""
+    """How to label. Only what changes the numbers (model, dtype, prompt_style, floor) goes into the fingerprint.
+
+    Raises `ConfigError` with every problem at once:
+
+    >>> LabelOptions(video="trak", every=0)
+    Traceback (most recent call last):
+    sam3label.errors.ConfigError: video: 'trak' is not one of auto, track, frames, off. Did you mean track?
+    every: 0 is not a whole number from 1 on
+    """
 
     model: str = "facebook/sam3"
     revision: str | None = None
     device: str = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    prompt_style: Literal["official", "transformers"] = "official"
+    dtype: DType = "auto"
+    prompt_style: PromptStyle = "official"
     floor: float = 0.1  # candidates under this score are not kept; no class may have a lower threshold
     batch_size: int | None = None  # images per batch; None: from free memory
     vram_gb: float | None = None
@@ -27,11 +40,14 @@ class LabelOptions:
     accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images and videos now
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
-    video: Literal["auto", "track", "frames", "off"] = "auto"
+    video: VideoMode = "auto"
     clip_frames: int = 600  # of a video that are tracked, and committed, as one
     every: int = 30  # with video "frames": label every so many frames,
     fps: float | None = None  # or so many a second
     fresh: bool = False
+
+    def __post_init__(self) -> None:
+        checks.refuse(_problems(self))
 
     @property
     def tracks(self) -> bool:
@@ -47,9 +63,24 @@ class LabelOptions:
         return f"frames, {rate}" if self.video == "frames" else "off"
 
 
+def _problems(options: LabelOptions) -> Iterator[str | None]:
+    yield None if options.model and isinstance(options.model, str) else f"model: {options.model!r} names no checkpoint"
+    yield None if _is_device(options.device) else f"device: {options.device!r} is not auto, cpu, cuda, cuda:N or mps"
+    yield checks.one_of("dtype", options.dtype, DType)
+    yield checks.one_of("prompt_style", options.prompt_style, PromptStyle)
+    yield checks.within("floor", options.floor, 0, 1)
+    yield checks.whole("batch_size", options.batch_size, 1)
+    yield checks.above_zero("vram_gb", options.vram_gb)
+    yield checks.whole("workers", options.workers, 0)
+    yield checks.whole("limit", options.limit, 1)
+    yield checks.one_of("video", options.video, VideoMode)
+    yield checks.whole("clip_frames", options.clip_frames, SHORTEST_CLIP)
+    yield checks.whole("every", options.every, 1)
+    yield checks.above_zero("fps", options.fps)
+
+
+def _is_device(text: object) -> bool:
+    return isinstance(text, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text) is not None
+
+
 DEFAULTS = LabelOptions()
-
-
-def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discovery.Found:
-    """What a job with these options labels. Numbered photos are a video only for those who ask for videos."""
-    return discovery.find_media(sources, options.video != "off", numbered_folders=options.video != "auto")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sam3label.model.tracker import TrackedFrame, Tracker
 
 OVERLAP = 8  # frames that a clip shares with the one before it, to recognise its objects
-SHORTEST_CLIP = 2 * OVERLAP
 
 Track = Callable[[Iterable[Frame], Sequence[Prompt]], Iterator["TrackedFrame"]]
 Detect = Callable[[Sequence[Frame]], Sequence["Detection"]]

@@ -21,8 +21,8 @@ from sam3label.core.files import write_whole
 from sam3label.core.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
 from sam3label.errors import InputError, UndecodableError
 from sam3label.labelling import canvas
-from sam3label.labelling.job import label
-from sam3label.labelling.options import DEFAULTS, LabelOptions, find_media
+from sam3label.labelling.job import find_media, label
+from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.labelling.questions import crops
 from sam3label.media.image import decode_image
