@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def validate(
-    dataset: Annotated[Path, typer.Argument(help="COCO .json or folder, YOLO data.yaml or folder; any origin.")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(help="Any format that export writes, whoever wrote it: a folder, .json or .yaml."),
+    ],
     run: Annotated[
         Path | None, typer.Option("--run", metavar="RUN", help="The run it came from: adds the IoU of the round trip.")
     ] = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3label.errors import InputError
+from sam3label.validate import cvat, labelstudio, maps, mot, pictures, voc, ytvis
 from sam3label.validate.coco_dataset import validate_coco
 from sam3label.validate.report import Consumer, Finding, Findings, Match, Report, RoundTrip, Split
 from sam3label.validate.yolo_dataset import validate_yolo
@@ -27,10 +28,13 @@ def validate(dataset: str | Path, run: Run | None = None) -> Report:
     path = Path(dataset)
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    for kind in (validate_coco, validate_yolo):
-        if report := kind(path, run):
-            return report
+    for find in (labelstudio.find, ytvis.find, voc.find, cvat.find, maps.find, mot.find):
+        if opened := find(path):
+            return pictures.check(path, opened, run)
+    if report := validate_coco(path, run) or validate_yolo(path, run):
+        return report
     raise InputError(
         f"{path} is no dataset that can be checked. Give a COCO .json, a folder with annotations/*.json or "
-        "train/_annotations.coco.json, or an Ultralytics data.yaml or its folder."
+        "train/_annotations.coco.json, an Ultralytics data.yaml or its folder, or the folder of a VOC, CVAT, "
+        "Label Studio, PNG map, YouTube-VIS, MOT or MOTS dataset."
     )
