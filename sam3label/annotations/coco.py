@@ -62,6 +62,7 @@ class Truth:
     pairs: tuple[Pair, ...]
     unsure: frozenset[Pair]  # not labelled to the end: no other annotator may be judged on them either
     by_phrase: bool  # an SA-Co file
+    notes: tuple[str, ...] = ()  # what reading it took for granted, in words
 
     def name(self, pair: Pair) -> str:
         """The phrase or class that the pair asks for."""
@@ -74,7 +75,7 @@ class Truth:
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair in keep))
 
 
-def read_truth(path: str | Path) -> Truth:
+def read_coco(path: str | Path) -> Truth:
     """Read a COCO, LVIS or SA-Co file. Raises `InputError` in one sentence when it is not one."""
     data = load_json(path)
     if isinstance(data, dict) and "videos" in data:

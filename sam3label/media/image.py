@@ -39,6 +39,20 @@ def decode_image(path: str | Path) -> npt.NDArray[np.uint8]:
         raise UndecodableError(_reason(error)) from error
 
 
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) that `decode_image` would give, from the file's header. Raises UndecodableError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as image:
+                turned = _orientation(image) in (5, 6, 7, 8)
+                return (image.width, image.height) if turned else (image.height, image.width)
+    except OSError as error:
+        raise UndecodableError(_reason(error) if error.errno is None else os_reason(error)) from error
+    except Exception as error:  # as when decoding: damaged bytes give any exception there is
+        raise UndecodableError(_reason(error)) from error
+
+
 def _read(path: str | Path) -> bytes:
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe called x.jpg would block for ever

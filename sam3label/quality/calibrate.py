@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from sam3label.annotations.coco import Instance, Truth, read_truth
+from sam3label.annotations.coco import Instance, Truth
+from sam3label.annotations.truth import read_truth
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
 from sam3label.core.files import write_whole

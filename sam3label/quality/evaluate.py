@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from sam3label.annotations.coco import Instance, Pair, Truth, align, read_results, read_truth
+from sam3label.annotations.coco import Instance, Pair, Truth, align, read_results
+from sam3label.annotations.truth import read_truth
 from sam3label.core import masks
 from sam3label.core.files import write_whole
 from sam3label.core.records import Candidate, ConceptList, Label

@@ -13,7 +13,7 @@ from click.testing import Result
 from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, rectangle, unit
 from typer.testing import CliRunner
 
-from sam3label.annotations.coco import read_truth
+from sam3label.annotations.truth import read_truth
 from sam3label.concepts.concept_list import dump_concepts, load_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, MediaItem, Rle, UnitResult

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sam3label.annotations.coco import read_truth
+from sam3label.annotations.truth import read_truth
 from sam3label.quality.evaluate import evaluate_results
 from sam3label.quality.metrics import cgf1
 
