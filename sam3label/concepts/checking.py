@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sam3label.core.records import Concept, ConceptList, Exemplars
+from sam3label.core.records import Concept, ConceptList, Exemplars, Tiles
 from sam3label.core.yamlnodes import Node, short
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
@@ -24,8 +24,8 @@ _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside
     *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
     *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
 )
-_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars")
-_TILE = "tile"  # known, and refused with a reason of its own
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile")
+_TILE_KEYS = ("size", "overlap")
 
 
 def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
@@ -35,7 +35,8 @@ def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
         return ConceptList(())
     _refuse_unknown(root, "", (*TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=TOP_KEYS)
     names = _names(root, problems)
-    defaults = _rules(_mapping(root.value.get("defaults"), "defaults", RULE_KEYS, problems), "defaults", problems)
+    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile"), problems)
+    defaults = _rules(general, "defaults", problems) | _tile(general, "defaults", problems)
     known = frozenset(names)
     given = _mapping(root.value.get("concepts"), "concepts", None, problems)
     for key, node in given.items():
@@ -105,7 +106,7 @@ def _concept(
     number: int, name: str, node: Node | None, defaults: dict[str, Any], folder: Path, problems: list[str]
 ) -> Concept:
     key = f"concepts.{name}"
-    given = _mapping(node, key, (*_CONCEPT_KEYS, _TILE), problems, shown=_CONCEPT_KEYS)
+    given = _mapping(node, key, _CONCEPT_KEYS, problems)
     exemplars = _exemplars(given.get("exemplars"), f"{key}.exemplars", folder, problems)
     prompts = _prompts(given.get("prompts"), name, f"{key}.prompts", exemplars is not None, problems)
     negatives = _phrases(given["not"], f"{key}.not", problems) if "not" in given else []
@@ -114,9 +115,7 @@ def _concept(
         problems.append(
             f"{given['not'].where}: {key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
         )
-    if _TILE in given:
-        problems.append(f"{given[_TILE].where}: {key}.tile: tiling is not available in this version; remove the key")
-    rules = defaults | _rules(given, key, problems)
+    rules = defaults | _rules(given, key, problems) | _tile(given, key, problems)
     return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, **rules)
 
 
@@ -173,6 +172,35 @@ def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
     if name == "min_area":
         return number, "" if number is not None and number >= 0 else "an area in pixels, 0 or more"
     return number, "" if number is not None and 0 <= number <= 1 else "a number from 0 to 1"
+
+
+def _tile(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Tiles | None]:
+    """The tiles that are given and right: `auto`, a size in pixels, a mapping, or none at all."""
+    if "tile" not in given:
+        return {}
+    node = given["tile"]
+    if node.value in (None, False):
+        return {"tile": None}
+    if node.value == "auto":
+        return {"tile": Tiles(auto=True)}
+    inner = _mapping(node, f"{key}.tile", _TILE_KEYS, problems) if isinstance(node.value, dict) else {"size": node}
+    size, overlap = inner.get("size"), inner.get("overlap")
+    try:
+        number = None if size is None else _whole(size)
+        share = 0.2 if overlap is None else _number(overlap)
+        return {"tile": Tiles(number, float("nan") if share is None else share)}
+    except ValueError:
+        problems.append(
+            f"{node.where}: {key}.tile: got {_shown(node)}; "
+            "allowed: auto, a size in pixels from 32, {size: 1024, overlap: 0.2} with an overlap from 0 to 0.5, or off"
+        )
+        return {}
+
+
+def _whole(node: Node) -> int:
+    if isinstance(node.value, bool) or not isinstance(node.value, int):
+        raise ValueError
+    return node.value
 
 
 def _number(node: Node) -> float | None:

@@ -45,4 +45,9 @@ KEYS = (
         _default("inside"),
     ),
     Key("concepts.CLASS.exemplars", "boxes on some images, or labelled reference images", "none"),
+    Key(
+        "concepts.CLASS.tile",
+        "show large images in parts too: `auto`, or {size: 1024, overlap: 0.2} in pixels",
+        "off",
+    ),
 )

@@ -149,6 +149,24 @@ class Exemplars:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiles:
+    """How large photos are shown in parts beside the whole: `size` pixels a side, None for the model's input side.
+
+    With `auto` only photos much larger than the model's input get tiles, and phrases whose answers ran out of room.
+    """
+
+    size: int | None = None
+    overlap: float = 0.2  # of a tile with the next, at least
+    auto: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 32:
+            raise ValueError(f"size must be at least 32 pixels, got {self.size}")
+        if not 0 <= self.overlap <= 0.5:
+            raise ValueError(f"overlap must be between 0 and 0.5, got {self.overlap}")
+
+
+@dataclass(frozen=True, slots=True)
 class Concept:
     """One class and the rules that turn candidates into its labels. Thresholds are in [0, 1], areas in pixels."""
 
@@ -163,6 +181,7 @@ class Concept:
     max_instances: int | None = None
     inside: Literal["keep", "drop"] = "drop"  # of two masks of which one lies in the other: both, or the better
     exemplars: Exemplars | None = None
+    tile: Tiles | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, Prompt, candidate_id, prompts_of
-from sam3label.labelling import canvas
+from sam3label.labelling import canvas, tiling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,7 @@ class Guide:
         self.detector, self.concepts, self.examples = detector, concepts, examples
         self.prompts: tuple[Prompt, ...] = tuple(prompts_of(concepts))
         self._position = {prompt.key: i for i, prompt in enumerate(self.prompts)}
+        self._tiler = tiling.Tiler(detector, concepts, self.prompts)
         self._askers: dict[str, list[str | None]] = defaultdict(list)  # phrase -> classes; None for a hard negative
         for concept in concepts.concepts:
             for phrase in concept.prompts:
@@ -80,12 +81,22 @@ class Guide:
         included. Raises InputError where a photo's partial labels do not fit it.
         """
         if not self.examples:
-            return self.detector.detect(frames, self.prompts, floor)
+            return self._with_tiles(frames, self.detector.detect(frames, self.prompts, floor), floor)
         questions = questions or [self.question(frame) for frame in frames]
         detections = self._on_photos(frames, questions, floor)
         for examples in self._canvases:
             for index, found in self._on_canvases(examples, frames, questions, floor):
                 detections[index] = self._joined(detections[index], found)
+        return self._with_tiles(frames, detections, floor)
+
+    def _with_tiles(self, frames: Sequence[Frame], whole: Sequence[Detection], floor: float) -> list[Detection]:
+        """What the photos' tiles add to what was found on the whole photos."""
+        detections = list(whole)
+        for index, found in self._tiler.detect(frames, whole, floor):
+            one = detections[index]
+            candidates = sorted(tiling.once(one.candidates, found.candidates), key=lambda c: self._position[c.prompt])
+            presence = np.fmax(one.presence, found.presence)
+            detections[index] = replace(one, presence=presence, candidates=tuple(candidates))
         return detections
 
     def encodes(self, n_images: int) -> dict[str, int]:
@@ -102,7 +113,7 @@ class Guide:
 
     def fingerprint(self) -> dict[str, str]:
         """A field for each class with examples: everything about them that changes the numbers."""
-        return {f"exemplars of {e.concept.name}": _described(e) for e in self.examples}
+        return {f"exemplars of {e.concept.name}": _described(e) for e in self.examples} | self._tiler.describe()
 
     # ---- on the photo
 

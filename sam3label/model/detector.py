@@ -151,6 +151,11 @@ class Detector:
             ) from error
 
     @property
+    def queries(self) -> int:
+        """The most instances the model can find of one prompt in one image."""
+        return int(self.model.config.detr_decoder_config.num_queries)
+
+    @property
     def image_batch(self) -> int:
         """Images encoded together; falls when memory runs out."""
         return self._sizes["images"]

@@ -18,7 +18,7 @@ from sam3label.concepts.concept_list import (
     parse_concepts,
     parse_ontology,
 )
-from sam3label.core.records import Concept, ConceptList, Exemplars
+from sam3label.core.records import Concept, ConceptList, Exemplars, Tiles
 from sam3label.errors import ConfigError
 
 FULL = """\
@@ -258,10 +258,11 @@ REFUSED = {
     "names: [a]\n? [x, y]\n: 1": "c.yaml:2: a key must be a plain word or number",
     HELMET + "prompt: [a]": (
         "c.yaml:4: concepts.helmet.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, iou, "
-        "presence, min_area, max_instances, inside, exemplars"
+        "presence, min_area, max_instances, inside, exemplars, tile"
     ),
     "names: [a]\ndefaults: {confidence: 1}": (
-        "c.yaml:2: defaults.confidence: unknown key; allowed: conf, iou, presence, min_area, max_instances, inside"
+        "c.yaml:2: defaults.confidence: unknown key; "
+        "allowed: conf, iou, presence, min_area, max_instances, inside, tile"
     ),
     # concepts
     "names: [person, helmet]\nconcepts:\n  helmt:\n    conf: 0.5": (
@@ -273,10 +274,11 @@ REFUSED = {
     "names: [a]\nconcepts: [a]": "c.yaml:2: concepts: got a list of 1; allowed: class names and their rules",
     "names: [a]\nconcepts: {a: 0.5}": (
         "c.yaml:2: concepts.a: got 0.5; allowed: keys and values (prompts, not, conf, iou, presence, min_area, "
-        "max_instances, inside, exemplars)"
+        "max_instances, inside, exemplars, tile)"
     ),
     "names: [a]\ndefaults: 0.5": (
-        "c.yaml:2: defaults: got 0.5; allowed: keys and values (conf, iou, presence, min_area, max_instances, inside)"
+        "c.yaml:2: defaults: got 0.5; allowed: keys and values "
+        "(conf, iou, presence, min_area, max_instances, inside, tile)"
     ),
     HELMET + "prompts: []": (
         "c.yaml:4: concepts.helmet.prompts: there are none; leave the key out to use the class name as the phrase"
@@ -311,9 +313,6 @@ REFUSED = {
     HELMET + "not: [cap, helmet]": (
         "c.yaml:4: concepts.helmet.not: 'helmet' is also a prompt of helmet; remove it from one of the two"
     ),
-    HELMET + "tile: {size: 1024}": (
-        "c.yaml:4: concepts.helmet.tile: tiling is not available in this version; remove the key"
-    ),
     # numbers
     **{
         HELMET + f"{key}: {value}": f"c.yaml:4: concepts.helmet.{key}: got {shown or value}; allowed: {allowed}"
@@ -332,6 +331,17 @@ REFUSED = {
                 {"0": "", "1.5": "", "true": "", "'3'": ""},
             ),
             ("inside", "keep or drop", {"maybe": "'maybe'", "0.9": ""}),
+            (
+                "tile",
+                "auto, a size in pixels from 32, {size: 1024, overlap: 0.2} with an overlap from 0 to 0.5, or off",
+                {
+                    "31": "",
+                    "true": "",
+                    "often": "'often'",
+                    "{size: big}": "a mapping of 1",
+                    "{overlap: 0.6}": "a mapping of 1",
+                },
+            ),
         )
         for value, shown in values.items()
     },
@@ -531,7 +541,7 @@ def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> N
         (
             {"a": {"prompt": "x"}},
             "the concept list: concepts.a.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, "
-            "iou, presence, min_area, max_instances, inside, exemplars",
+            "iou, presence, min_area, max_instances, inside, exemplars, tile",
         ),
         ([], "the concept list: names: there are none; allowed: at least one, such as: names: [person, helmet]"),
         (
@@ -568,6 +578,7 @@ fractions = st.floats(0, 1)
 folders = words.filter(lambda word: word.strip("./") == word != "").map(lambda word: f"/x/{word.replace('//', '/')}")
 paths = st.builds(Exemplars, folders, st.just("references"), st.sampled_from(["canvas", "tokens"]))
 paths |= st.builds(Exemplars, folders, st.just("labels"))
+tiles = st.none() | st.just(Tiles(auto=True)) | st.builds(Tiles, st.none() | st.integers(32, 9999), st.floats(0, 0.5))
 
 
 @st.composite
@@ -606,3 +617,13 @@ def test_any_text_is_a_list_or_a_clear_error(text: str) -> None:
         assert parse_concepts(text).concepts
     except ConfigError as error:
         assert str(error).startswith("concept list")
+
+
+def test_tiles_are_for_the_list_or_for_a_class() -> None:
+    text = """
+names: [a, b, c, d]
+defaults: {tile: auto}
+concepts: {b: {tile: 640}, c: {tile: off}, d: {tile: {size: 512, overlap: 0}}}
+"""
+    tiles = [concept.tile for concept in parse_concepts(text).concepts]
+    assert tiles == [Tiles(auto=True), Tiles(640), None, Tiles(512, 0.0)]

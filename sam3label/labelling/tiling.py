@@ -1,0 +1,159 @@
+"""Large photos in tiles: where they lie, which photos and phrases get them, and each object once.
+
+The model sees a photo at its own input size, so what is small on a large photo vanishes. A tile is a part of the photo
+that is shown to the model as a photo of its own, beside the whole. What a seam cuts is left to the tile that sees it
+whole; what is larger than a tile is the whole view's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3label.core import masks
+from sam3label.core.records import Candidate, ConceptList, Frame, Prompt, Tiles, candidate_id
+from sam3label.labelling.canvas import Window, in_image
+
+if TYPE_CHECKING:
+    from sam3label.model.detector import Detection, Detector
+
+AUTO_FACTOR = (
+    2.0  # `auto` tiles photos whose longer side is that many times the model's input: see docs, "Large photos"
+)
+NEARLY_ALL = 0.95  # of the queries: so many answers to one phrase mean that there may be more
+SAME_IOU, SAME_COVER = 0.5, 0.8  # two views of one object: masks overlap, or the coarser one holds the finer one
+LIKE_SIZES = 0.25  # smaller over larger area, for the latter: a crowd in one mask is not its members
+
+
+def layout(size_hw: tuple[int, int], side: int, overlap: float) -> list[Window]:
+    """Tiles of at most `side` pixels that cover an image, evenly spread, neighbours sharing at least `overlap` of one.
+
+    An image that one tile would hold whole has none.
+    """
+    height, width = size_hw
+    if max(size_hw) <= side:
+        return []
+    rows, columns = (_spans(length, side, overlap) for length in (height, width))
+    return [Window(x, y, w, h) for y, h in rows for x, w in columns]
+
+
+def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
+    """(start, size) of equal parts that cover 0..length."""
+    if length <= side:
+        return [(0, length)]
+    step = max(1, math.floor(side * (1 - overlap)))
+    count = 1 + math.ceil((length - side) / step)
+    return [(round(i * (length - side) / (count - 1)), side) for i in range(count)]
+
+
+class Tiler:
+    """Asks a run's phrases of the tiles of its photos, class by class as the concept list says."""
+
+    def __init__(self, detector: Detector, concepts: ConceptList, prompts: Sequence[Prompt]) -> None:
+        self._detector, self._prompts = detector, prompts
+        self._by_rule: dict[Tiles, list[Prompt]] = {}
+        rules: dict[str, Tiles] = {}
+        for concept in concepts.concepts:
+            if concept.tile is not None:
+                rules |= dict.fromkeys((*concept.prompts, *concept.negatives), concept.tile)
+        for prompt in prompts:
+            if prompt.source == "phrase" and prompt.key in rules:
+                self._by_rule.setdefault(rules[prompt.key], []).append(prompt)
+
+    def describe(self) -> dict[str, str]:
+        """A field of the fingerprint, where there are tiles."""
+        told = {f"{_words(rule)} for {p.key}" for rule, prompts in self._by_rule.items() for p in prompts}
+        return {"tiles": "; ".join(sorted(told))} if told else {}
+
+    def windows(self, size_hw: tuple[int, int], rule: Tiles) -> list[Window]:
+        """The tiles of a photo of this size under a rule, whether or not `auto` would show them."""
+        return layout(size_hw, rule.size or self._detector.image_size, rule.overlap)
+
+    def detect(
+        self, frames: Sequence[Frame], seen: Sequence[Detection], floor: float
+    ) -> Iterator[tuple[int, Detection]]:
+        """(frame number, what was found in one of its tiles), for the prompts that the photo's tiles are asked.
+
+        `seen` is what the whole photos came to: `auto` tiles large photos, and phrases whose answers ran out of room.
+        """
+        for index, (frame, whole) in enumerate(zip(frames, seen, strict=True)):
+            for rule, prompts in self._by_rule.items():
+                asked = [prompt for prompt in prompts if self._wants(rule, frame, whole, prompt)]
+                if asked:
+                    for detection in self._in_tiles(frame, self.windows(frame.size_hw, rule), asked, floor):
+                        yield index, detection
+
+    def _wants(self, rule: Tiles, frame: Frame, whole: Detection, prompt: Prompt) -> bool:
+        if np.isnan(whole.presence[self._prompts.index(prompt)]):
+            return False
+        large = max(frame.size_hw) >= AUTO_FACTOR * self._detector.image_size
+        return not rule.auto or large or is_full(whole.candidates, prompt.key, self._detector.queries)
+
+    def _in_tiles(
+        self, frame: Frame, windows: Sequence[Window], asked: Sequence[Prompt], floor: float
+    ) -> Iterator[Detection]:
+        for start in range(0, len(windows), self._detector.image_batch):
+            some = windows[start : start + self._detector.image_batch]
+            views = [replace(frame, pixels=_cut(frame.pixels, window)) for window in some]
+            found = self._detector.detect(views, asked, floor)
+            for number, (window, detection) in enumerate(zip(some, found, strict=True), start + 1):
+                presence = np.full(len(self._prompts), np.nan, np.float32)
+                presence[[self._prompts.index(prompt) for prompt in asked]] = detection.presence
+                candidates = tuple(_placed(detection.candidates, window, number, frame.size_hw))
+                yield replace(detection, presence=presence, candidates=candidates)
+
+
+def is_full(candidates: Sequence[Candidate], prompt: str, queries: int) -> bool:
+    """Whether the answers to a prompt reach, or nearly reach, the number that the model can give at all."""
+    return sum(candidate.prompt == prompt for candidate in candidates) >= NEARLY_ALL * queries
+
+
+def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates of two views of one photo, each object that a prompt found in both once, with the better score.
+
+    The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger.
+    Putting the same candidates in twice changes nothing.
+    """
+    known = {candidate.id for candidate in one}
+    new = [candidate for candidate in other if candidate.id not in known]
+    worse: set[str] = set()
+    for prompt in {candidate.prompt for candidate in new}:
+        first, second = ([c for c in some if c.prompt == prompt] for some in (one, new))
+        for i, k in np.argwhere(_same(first, second)):
+            worse.add(second[k].id if first[i].score >= second[k].score else first[i].id)
+    return [candidate for candidate in (*one, *new) if candidate.id not in worse]
+
+
+def _same(first: Sequence[Candidate], second: Sequence[Candidate]) -> npt.NDArray[np.bool_]:
+    a, b = [c.rle for c in first], [c.rle for c in second]
+    areas_a, areas_b = (np.array([max(c.area, 1) for c in some], float) for some in (first, second))
+    ratio = np.minimum.outer(areas_a, areas_b) / np.maximum.outer(areas_a, areas_b)
+    cover = np.maximum(masks.cover_matrix(a, b), masks.cover_matrix(b, a).T)
+    same: npt.NDArray[np.bool_] = masks.iou_matrix(a, b) >= SAME_IOU
+    same |= (cover >= SAME_COVER) & (ratio >= LIKE_SIZES)
+    return same
+
+
+def _cut(pixels: npt.NDArray[np.uint8], window: Window) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels[window.y : window.y + window.height, window.x : window.x + window.width])
+
+
+def _placed(
+    candidates: Sequence[Candidate], window: Window, number: int, size_hw: tuple[int, int]
+) -> Iterator[Candidate]:
+    """Candidates of a tile as candidates of the photo, under ids of their own."""
+    for candidate in candidates:
+        rle = in_image(candidate.rle, window, size_hw)
+        if rle is not None:
+            own = candidate_id(candidate.item_id, candidate.frame, candidate.id, number)
+            yield replace(candidate, id=own, rle=rle, box_xywh=masks.box_xywh(rle))
+
+
+def _words(rule: Tiles) -> str:
+    side = "of the model's input" if rule.size is None else f"of {rule.size} px"
+    return f"{'where needed, ' if rule.auto else ''}{side}, overlap {rule.overlap:g},"
