@@ -1,26 +1,26 @@
-"""Which images are worth a person's hour, and why: pure functions over what the run stored.
+"""The one judge of doubt: which images are worth a person's hour, and why. Report and FiftyOne's queue ask no other.
 
-Every reason has a gain in (0, 1]: how much a look may correct, 1 being "probably wrong". Two steps, so that memory
-does not grow with the masks: `survey` walks the run once and keeps what depends on the whole of it (usual sizes, empty
-images among full ones, the audit sample); `reasons` then judges one image at a time.
+Nothing here says that a label is wrong. Every reason has a gain in (0, 1]: how much a look may correct, 1 being
+"probably wrong". What a person has settled (a reviewed image, a corrected label) gives no reason.
+
+Where the numbers come from: "the same object" is the IoU by which `decide` settles exclusive groups and `not:` phrases,
+so the judge never calls two objects what the rules call one. The others were chosen on demo scenes with known truth;
+docs/howto/review.md has the figures and `scripts/bench/bench_reasons.py` measures them.
 """
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import math
-from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, groupby
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-from scipy.spatial import cKDTree
-
 from sam3label.core import masks
-from sam3label.core.records import Concept, ConceptList, Label
+from sam3label.core.records import Concept, ConceptList, Label, MediaItem
+from sam3label.review.survey import NEIGHBORS, Seen, Survey, UsualSize, look
 from sam3label.run.decide import SAME_OBJECT_IOU, Decision
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
@@ -29,41 +29,40 @@ Kind = Literal[
     "near threshold",
     "presence disagrees",
     "two classes",
+    "twins",
     "synonyms disagree",
     "hard negative",
     "empty among similar",
     "unusual size",
+    "saturated",
+    "cut short",
     "audit",
 ]
 KINDS: tuple[Kind, ...] = (
-    "near threshold", "presence disagrees", "two classes", "synonyms disagree", "hard negative",
-    "empty among similar", "unusual size", "audit",
+    "near threshold", "presence disagrees", "two classes", "twins", "synonyms disagree", "hard negative",
+    "empty among similar", "unusual size", "saturated", "cut short", "audit",
 )  # fmt: skip
+EXPLAINED: Mapping[Kind, str] = {
+    "near threshold": "scores that could fall on either side of their class's threshold",
+    "presence disagrees": "said to be there and nothing labelled, or labelled and said to be absent",
+    "two classes": "one object, two classes",
+    "twins": "two labels of one class on the same object",
+    "synonyms disagree": "one phrase of a class found an object that another did not",
+    "hard negative": "objects suppressed by a `not:` phrase",
+    "empty among similar": "no labels, where the most similar images have some",
+    "unusual size": "labels far larger or smaller than is usual for their class, specks, and whole images",
+    "saturated": "the model gave nearly as many answers as it can: there may be more objects",
+    "cut short": "more objects than the class's max_instances lets through",
+    "audit": "the random sample: review all of it for an unbiased estimate of the error",
+}
 
 NEAR = 0.1  # a score this close to its class's threshold could fall on either side
-NEIGHBOURS = 5  # images an empty image is compared with
-SIZED = 20  # labels a class needs before one of them can be called unusual
+SAID_THERE = 0.5  # the presence from which the model says that a phrase is in the image
 UNUSUAL = 3.5  # robust standard deviations (of log area share) beyond which a size is unusual
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One image (frame) as the run holds it: every candidate's fate, and the presence by prompt key."""
-
-    item_id: str
-    frame: int
-    size_hw: tuple[int, int]
-    decisions: tuple[Decision, ...]
-    presence: Mapping[str, float]
-    is_video: bool = False
-
-    @property
-    def labels(self) -> list[Label]:
-        return [d.label for d in self.decisions if d.outcome == "label"]
-
-    def share(self, label: Label) -> float:
-        """The part of the image that the label covers, in [0, 1]."""
-        return label.area / (self.size_hw[0] * self.size_hw[1])
+SPECK_PX = 6  # the side of a square no larger than which a label is a speck whatever its class
+WHOLE = 0.9  # the share of the image from which a label is nearly all of it
+SPOKEN = 3  # reasons of one kind that are put in words
+FULL = 0.9  # the share of the answers the model can give from which there may be objects it could not answer with
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,126 +73,125 @@ class Reason:
     words: str
     gain: float
     label_ids: tuple[str, ...] = ()
+    frame: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class UsualSize:
-    """Area shares of one class over the run: centre and spread of their logarithm, and the middle half in plain."""
+class Case:
+    """A photo or a video of the queue with its reasons, by kind in the order of `KINDS`, the strongest first."""
 
-    centre: float
-    spread: float
-    low: float
-    high: float
+    item: MediaItem
+    reasons: tuple[Reason, ...]
+    reviewed: bool = False
 
+    def of(self, kind: Kind) -> tuple[Reason, ...]:
+        return tuple(reason for reason in self.reasons if reason.kind == kind)
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What depends on the whole run. `empty` maps an empty image to the part of its neighbours that is not."""
-
-    sizes: Mapping[int, UsualSize]
-    empty: Mapping[str, float]
-    audit: Mapping[str, int]  # item id -> rank, 0 first
+    @property
+    def gains(self) -> dict[Kind, float]:
+        """Expected corrections by kind: the sum of the gains. Kinds without a reason are 0."""
+        return gains(self.reasons)
 
 
-# ---- reading the run
+# ---- the queue
 
 
-def look(run: Run, unit: Unit) -> Iterator[Seen]:
-    """The frames of one done unit; a photo has one."""
-    for seen in run.frames(unit):
-        image = seen.image
-        is_video = unit.item.kind == "video"
-        yield Seen(unit.item.id, image.frame, image.size_hw, seen.decisions, seen.presence, is_video)
+def judge(run: Run, item: MediaItem, units: Iterable[Unit], whole: Survey) -> Case:
+    """Return what there is to say about one photo, or one video with all its units."""
+    found: list[Reason] = []
+    reviewed = True
+    for unit in units:
+        for seen in look(run, unit):
+            found += reasons(seen, run.concepts, whole)
+            reviewed &= seen.reviewed
+    return case(item, found, reviewed)
 
 
-def look_at_all(run: Run) -> Iterator[Seen]:
-    """Every done image and frame, in item order."""
-    for unit in run.done_units():
-        yield from look(run, unit)
+def case(item: MediaItem, found: Sequence[Reason], reviewed: bool = False) -> Case:
+    """Join the reasons of an item's frames. A video speaks once per kind, of its worst frame: frames repeat."""
+    if item.kind == "video":
+        best: dict[Kind, Reason] = {}
+        for reason in found:
+            if reason.kind not in best or reason.gain > best[reason.kind].gain:
+                best[reason.kind] = replace(reason, words=f"frame {reason.frame}: {reason.words}")
+        found = list(best.values())
+    return Case(item, tuple(sorted(found, key=lambda r: (KINDS.index(r.kind), -r.gain))), reviewed)
 
 
-# ---- the whole run
+def cases(run: Run, whole: Survey) -> Iterator[Case]:
+    """Yield every photo and video in item order, those without a reason too."""
+    for _, units in groupby(run.done_units(), key=lambda unit: unit.item.id):
+        own = list(units)
+        yield judge(run, own[0].item, own, whole)
 
 
-def survey(seen: Iterable[Seen], audit: int) -> Survey:
-    """Walk the run once. Keeps eight bytes per label and one presence vector per image."""
-    shares: dict[int, array[float]] = {}
-    ids: dict[str, None] = {}
-    photos: list[str] = []
-    vectors: list[npt.NDArray[np.float32]] = []
-    is_empty: list[bool] = []
-    for image in seen:
-        ids[image.item_id] = None
-        labels = image.labels
-        for label in labels:
-            shares.setdefault(label.class_id, array("d")).append(image.share(label))
-        if not image.is_video:
-            photos.append(image.item_id)
-            vectors.append(np.array(list(image.presence.values()), np.float32))
-            is_empty.append(not labels)
-    sizes = {class_id: usual_size(values) for class_id, values in shares.items() if len(values) >= SIZED}
-    empty = empty_among_similar(photos, vectors, is_empty)
-    return Survey(sizes, empty, {id_: rank for rank, id_ in enumerate(audit_sample(ids, audit))})
+def worst_first(every: Iterable[Case], n: int) -> dict[Kind, list[Case]]:
+    """Return the first `n` of each kind as the saved views show them: largest gain first, then by id, unreviewed only.
 
-
-def usual_size(shares: Sequence[float]) -> UsualSize:
-    """Median and scaled median deviation of log shares; the spread is at least 5 %: equal sizes do not alarm."""
-    logs = np.log(np.maximum(shares, 1e-12))
-    centre = float(np.median(logs))
-    spread = 1.4826 * float(np.median(np.abs(logs - centre)))
-    low, high = np.exp(np.quantile(logs, (0.25, 0.75))).tolist()
-    return UsualSize(centre, max(spread, 0.05), low, high)
-
-
-def empty_among_similar(
-    ids: Sequence[str], vectors: Sequence[npt.NDArray[np.float32]], is_empty: Sequence[bool]
-) -> dict[str, float]:
-    """Empty images most of whose nearest images, by presence vector, have labels: id -> that part of them."""
-    if len(ids) <= NEIGHBOURS or not any(is_empty) or all(is_empty) or len({len(v) for v in vectors}) != 1:
-        return {}
-    points, empty = np.stack(vectors), np.array(is_empty)
-    rows = np.flatnonzero(empty)
-    nearest = np.asarray(cKDTree(points).query(points[rows], k=NEIGHBOURS + 1)[1])
-    found = {}
-    for row, near in zip(rows.tolist(), nearest, strict=True):
-        others = [i for i in near.tolist() if i != row][:NEIGHBOURS]
-        part = float(np.mean(~empty[others]))
-        if part > 0.5:
-            found[ids[row]] = part
-    return found
-
-
-def audit_sample(ids: Iterable[str], size: int) -> list[str]:
-    """A random sample of items, in random order, that depends on nothing but the ids.
-
-    The `size` smallest hashes are a uniform sample without replacement, and they still are after media were added,
-    when most of the sample stays what it was.
+    `every` comes in item order, and no more than `n` of a kind are held.
     """
-    return sorted(ids, key=lambda id_: (hashlib.blake2b(id_.encode(), digest_size=8, salt=b"audit").digest(), id_))[
-        :size
-    ]
+    heaps: dict[Kind, list[tuple[float, int, Case]]] = defaultdict(list)
+    for number, one in enumerate(every):
+        for kind, gain in () if one.reviewed else one.gains.items():
+            if gain > 0:
+                entry = gain, -number, one
+                heap = heaps[kind]
+                heapq.heappush(heap, entry) if len(heap) < n else heapq.heappushpop(heap, entry)
+    return {kind: [one for _, _, one in sorted(heaps[kind], reverse=True)] for kind in KINDS if kind in heaps}
+
+
+def gains(found: Iterable[Reason]) -> dict[Kind, float]:
+    """Return expected corrections by kind: the sum of an image's gains. Kinds without a reason are 0."""
+    total: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
+    for reason in found:
+        total[reason.kind] += reason.gain
+    return total
+
+
+def sentence(found: Iterable[Reason]) -> str | None:
+    """Return reasons in one text, of each kind the strongest `SPOKEN`; None where there are none."""
+    parts = []
+    for kind, group in groupby(found, key=lambda r: r.kind):
+        said = [r.words for r in group]
+        more = [f"{len(said) - SPOKEN} more"] if len(said) > SPOKEN else []
+        parts.append(f"{kind}: " + "; ".join(said[:SPOKEN] + more))
+    return ". ".join(parts) or None
 
 
 # ---- one image
 
 
 def reasons(seen: Seen, concepts: ConceptList, whole: Survey) -> tuple[Reason, ...]:
-    """Every reason to look at one image, by kind in the order of `KINDS`."""
+    """Return every reason to look at one image, by kind in the order of `KINDS`; none once a person reviewed it."""
+    if seen.reviewed:
+        return ()
     found = [
         *_near_threshold(seen, concepts),
         *_presence_disagrees(seen, concepts),
         *_two_classes(seen, concepts),
+        *_twins(seen, concepts),
         *_synonyms_disagree(seen, concepts),
         *_hard_negative(seen, concepts),
+        *_empty_among_similar(seen, whole),
         *_unusual_size(seen, concepts, whole.sizes),
+        *_saturated(seen, concepts, whole.queries),
+        *_cut_short(seen, concepts),
+        *_audit(seen, whole),
     ]
+    open_ = (replace(reason, frame=seen.frame) for reason in found if seen.corrected.isdisjoint(reason.label_ids))
+    return tuple(sorted(open_, key=lambda r: (KINDS.index(r.kind), -r.gain)))
+
+
+def _empty_among_similar(seen: Seen, whole: Survey) -> Iterator[Reason]:
     if (part := whole.empty.get(seen.item_id)) is not None and not seen.labels:
-        words = f"empty, though {part:.0%} of the {NEIGHBOURS} images most like it have labels"
-        found.append(Reason("empty among similar", words, part))
+        words = f"empty, though {part:.0%} of the {NEIGHBORS} images most like it have labels"
+        yield Reason("empty among similar", words, part)
+
+
+def _audit(seen: Seen, whole: Survey) -> Iterator[Reason]:
     if (rank := whole.audit.get(seen.item_id)) is not None:
         words = f"random audit sample: number {rank + 1} of {len(whole.audit)}"
-        found.append(Reason("audit", words, 1 - rank / len(whole.audit)))
-    return tuple(sorted(found, key=lambda r: (KINDS.index(r.kind), -r.gain)))
+        yield Reason("audit", words, 1 - rank / len(whole.audit))
 
 
 def _near_threshold(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
@@ -217,28 +215,23 @@ def _covered(label: Label, others: Sequence[Label]) -> bool:
 
 
 def _presence_disagrees(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
-    best: dict[str, Label] = {}
-    for decision in seen.decisions:
-        label = decision.label
-        if label.prompt not in best or label.score > best[label.prompt].score:
-            best[label.prompt] = label
+    """Classes said to be there of which nothing is labelled, and labels of phrases said to be absent.
+
+    An object that convinces under a low presence and is no label is left alone: presence is right then nine times in
+    ten (measured as the module says).
+    """
     for concept in concepts.concepts:
-        for phrase in concept.prompts:
-            presence = seen.presence.get(phrase)
-            if presence is None:
-                continue
-            top = best.get(phrase)
-            query = top.score / top.presence if top is not None and top.presence > 0 else 0.0
-            if (presence >= 0.5) != (query >= 0.5):
-                yield _disagreement(phrase, presence, query, top)
-
-
-def _disagreement(phrase: str, presence: float, query: float, label: Label | None) -> Reason:
-    if presence >= 0.5:
-        words = f"'{phrase}' is said to be there (presence {presence:.2f}), but no object convinces (best {query:.2f})"
-    else:
-        words = f"'{phrase}' is said to be absent (presence {presence:.2f}), but one object convinces ({query:.2f})"
-    return Reason("presence disagrees", words, min(1.0, abs(presence - query)), (label.id,) if label else ())
+        own = [label for label in seen.labels if label.class_id == concept.id]
+        asked = {phrase: seen.presence[phrase] for phrase in concept.prompts if phrase in seen.presence}
+        phrase, presence = max(asked.items(), key=lambda entry: entry[1], default=("", 0.0))
+        if presence >= SAID_THERE and not own:
+            words = f"'{phrase}' is said to be there (presence {presence:.2f}), but no {concept.name} is labelled"
+            yield Reason("presence disagrees", words, presence)
+        for label in own:
+            if asked.get(label.prompt, 1.0) < SAID_THERE:
+                said = f"'{label.prompt}' is said to be absent (presence {asked[label.prompt]:.2f})"
+                words = f"{concept.name} {label.score:.2f} is a label, though {said}"
+                yield Reason("presence disagrees", words, 1 - asked[label.prompt], (label.id,))
 
 
 def _two_classes(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
@@ -259,6 +252,17 @@ def _rivals(a: Label, b: Label, concepts: ConceptList) -> Reason:
     names = concepts.names
     words = f"one object is {names[high.class_id]} ({high.score:.2f}) and {names[low.class_id]} ({low.score:.2f})"
     return Reason("two classes", words, low.score / high.score if high.score > 0 else 1.0, (high.id, low.id))
+
+
+def _twins(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+    """Two labels of one class that the class's `iou` let stand."""
+    for concept in concepts.concepts:
+        own = [label for label in seen.labels if label.class_id == concept.id]
+        overlap = masks.iou_matrix([x.rle for x in own], [x.rle for x in own])
+        for i, j in combinations(range(len(own)), 2):
+            if overlap[i, j] >= SAME_OBJECT_IOU:
+                words = f"{concept.name}: two labels overlap by {overlap[i, j]:.0%} (IoU), perhaps one object"
+                yield Reason("twins", words, min(1.0, float(overlap[i, j])), (own[i].id, own[j].id))
 
 
 def _synonyms_disagree(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
@@ -291,26 +295,58 @@ def _hard_negative(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
 
 def _unusual_size(seen: Seen, concepts: ConceptList, sizes: Mapping[int, UsualSize]) -> Iterator[Reason]:
     for label in seen.labels:
-        usual = sizes.get(label.class_id)
-        if usual is None:
-            continue
-        share = seen.share(label)
-        deviation = (math.log(max(share, 1e-12)) - usual.centre) / usual.spread
-        if abs(deviation) > UNUSUAL:
-            words = (
-                f"{concepts.names[label.class_id]} covers {_percent(share)} of the image; "
-                f"half of them cover {_percent(usual.low)} to {_percent(usual.high)}"
-            )
-            yield Reason("unusual size", words, min(1.0, abs(deviation) / (2 * UNUSUAL)), (label.id,))
+        found = _unusual(seen.share(label), sizes.get(label.class_id)) or _extreme(label, seen.share(label))
+        if found is not None:
+            words, gain = found
+            yield Reason("unusual size", f"{concepts.names[label.class_id]} {words}", gain, (label.id,))
+
+
+def _unusual(share: float, usual: UsualSize | None) -> tuple[str, float] | None:
+    """What to say of a size that its class rarely has, and the gain."""
+    if usual is None:
+        return None
+    deviation = (math.log(max(share, 1e-12)) - usual.center) / usual.spread
+    if abs(deviation) <= UNUSUAL:
+        return None
+    low, high = _percent(usual.low), _percent(usual.high)
+    return f"covers {_percent(share)} of the image; half of them cover {low} to {high}", _bounded(deviation)
+
+
+def _bounded(deviation: float) -> float:
+    return min(1.0, abs(deviation) / (2 * UNUSUAL))
+
+
+def _extreme(label: Label, share: float) -> tuple[str, float] | None:
+    """What to say of a speck, or of a label that is nearly the whole image, whatever is usual for its class."""
+    if label.area <= SPECK_PX**2:
+        return f"is {label.area} pixels in all", 0.5
+    return (f"covers {_percent(share)} of the image", share) if share > WHOLE else None
+
+
+def _saturated(seen: Seen, concepts: ConceptList, queries: int) -> Iterator[Reason]:
+    """Phrases whose answers, duplicates and all, reach the class's threshold nearly as often as it can answer."""
+    for concept in concepts.concepts:
+        answers: dict[str, list[Decision]] = defaultdict(list)
+        for decision in seen.decisions:
+            if decision.label.class_id == concept.id and decision.outcome != "low score":
+                answers[decision.label.prompt].append(decision)
+        for phrase, own in answers.items():
+            if len(own) >= FULL * queries:
+                words = (
+                    f"'{phrase}' has {len(own)} answers of {queries} that the model can give: there may be more objects"
+                )
+                kept = tuple(d.label.id for d in own if d.outcome == "label")
+                yield Reason("saturated", words, min(1.0, len(own) / queries), kept)
+
+
+def _cut_short(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+    """Classes whose list of labels ends at `max_instances`."""
+    cut = Counter(d.label.class_id for d in seen.decisions if d.outcome == "max_instances")
+    for class_id, left_out in cut.items():
+        concept = concepts.concepts[class_id]
+        words = f"{concept.name}: {left_out} more were left out, max_instances is {concept.max_instances}"
+        yield Reason("cut short", words, left_out / (left_out + (concept.max_instances or 0)))
 
 
 def _percent(part: float) -> str:
     return f"{100 * part:.2g}%" if part < 0.995 else "100%"
-
-
-def gains(found: Iterable[Reason]) -> dict[Kind, float]:
-    """Expected corrections by kind: the sum of an image's gains. Kinds without a reason are 0."""
-    total: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
-    for reason in found:
-        total[reason.kind] += reason.gain
-    return total

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import Correction, Label
-from sam3label.review import reasons
+from sam3label.review import survey
 from sam3label.review.fiftyone import connect
 from sam3label.review.fiftyone.pull import CONFLICTS
 from sam3label.run.reader import Run
@@ -80,13 +80,13 @@ def summarise(run: Run) -> Summary:
     corrections = run.corrections()
     reviewed_ids = {e.item_id for e in corrections if e.action == "reviewed"}
     ids = [item.id for item in run.items()]
-    sample = set(reasons.audit_sample(ids, state["audit"]))
+    sample = set(survey.audit_sample(ids, state["audit"]))
     counts: dict[str, Counts] = {}
     confused: Counter[tuple[str, str]] = Counter()
     for unit in run.done_units():
         if unit.item.id in reviewed_ids:
             per_class = np.zeros((len(run.concepts.names), 3), np.int64)
-            for seen, final in zip(reasons.look(run, unit), run.unit_images(unit), strict=True):
+            for seen, final in zip(survey.look(run, unit), run.unit_images(unit), strict=True):
                 if final.reviewed:
                     per_class += compare(seen.labels, final.labels, run.concepts.names, confused)
             counts[unit.item.id] = counts.get(unit.item.id, 0) + per_class

@@ -40,6 +40,7 @@ from sam3label.review.fiftyone.samples import (
     gain_field,
     sample_values,
 )
+from sam3label.review.survey import Survey, survey_run
 from sam3label.run.reader import Run
 
 FIFTYONE_VERSION = "1.22.0"  # whose layout this is; newer ones migrate it while loading
@@ -55,7 +56,7 @@ def write_folder(run: Run, out: Path, audit: int | None = None, images: Placemen
     if not len(run):
         raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to write.")
     state = remember(run, None, audit)
-    whole = reasons.survey(reasons.look_at_all(run), state["audit"])
+    whole = survey_run(run, state["audit"])
     made = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):
         if any(item.kind == kind for item, _ in done_items(run)):
@@ -66,7 +67,7 @@ def write_folder(run: Run, out: Path, audit: int | None = None, images: Placemen
     return tuple(made)
 
 
-def _write(run: Run, whole: reasons.Survey, folder: Path, kind: str, info: Json, placer: Placer) -> None:
+def _write(run: Run, whole: Survey, folder: Path, kind: str, info: Json, placer: Placer) -> None:
     values = (sample_values(run, item, units, whole) for item, units in done_items(run) if item.kind == kind)
     with (folder / "samples.json").open("w", encoding="utf-8") as samples:
         if kind == "video":
@@ -288,7 +289,7 @@ def _saved_view(name: str, words: str, path: str) -> Json:
     stages = [
         ("Match", [["filter", {"$expr": {"$ne": [f"${schema.STATUS}", schema.REVIEWED]}}]]),
         ("Match", [["filter", {"$expr": {"$gt": [f"${path}", 0]}}]]),
-        ("SortBy", [["field_or_expr", path], ["reverse", True], ["create_index", False]]),
+        ("SortBy", [["field_or_expr", schema.order(path)], ["reverse", False], ["create_index", True]]),
     ]
     now = {"$date": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")}
     return {

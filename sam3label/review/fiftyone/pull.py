@@ -15,7 +15,7 @@ from typing import Any
 
 from sam3label.core import masks
 from sam3label.core.records import Correction, CorrectionAction, Rle
-from sam3label.review import labels, reasons
+from sam3label.review import labels, survey
 from sam3label.review.fiftyone import connect, schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX
 from sam3label.review.labels import Mark, Sync
@@ -203,13 +203,13 @@ class _Book:
         if unit.id != self.unit_id:
             corrections = self.run.corrections(item_id)
             names = self.run.concepts.names
-            seen = reasons.look(self.run, unit)
+            seen = survey.look(self.run, unit)
             self.frames = {s.frame: _known(s, names, [e for e in corrections if e.frame == s.frame]) for s in seen}
             self.unit_id = unit.id
         return self.frames[frame]
 
 
-def _known(seen: reasons.Seen, names: Sequence[str], own: Sequence[Correction]) -> _Known:
+def _known(seen: survey.Seen, names: Sequence[str], own: Sequence[Correction]) -> _Known:
     base = {
         d.label.id: State(names[d.label.class_id], labels.shape_digest(d.label.rle))
         for d in seen.decisions

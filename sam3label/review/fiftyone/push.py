@@ -25,6 +25,7 @@ from sam3label.review.fiftyone.samples import (
     done_items,
     sample_values,
 )
+from sam3label.review.survey import Survey, survey_run
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
 
@@ -58,7 +59,7 @@ def push(
     if not len(run):
         raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to review.")
     state = remember(run, dataset, audit)
-    whole = reasons.survey(reasons.look_at_all(run), state["audit"])
+    whole = survey_run(run, state["audit"])
     results = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):
         work = [(item, units) for item, units in done_items(run) if item.kind == kind]
@@ -100,7 +101,7 @@ def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
 
 
 def _push_items(
-    fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: reasons.Survey, on_sample: Callable[[], None]
+    fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: Survey, on_sample: Callable[[], None]
 ) -> Pushed:
     there = dict(zip(*dataset.values(["item_id", "id"]), strict=True))
     new = (w for w in work if w[0].id not in there)
@@ -186,7 +187,7 @@ def _add_frames(fo: Any, sample: Any, values: SampleValues) -> None:
 # ---- samples that were there
 
 
-def _refresh(fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: reasons.Survey) -> None:
+def _refresh(fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: Survey) -> None:
     """Complete videos, and bring reasons and gains up to date where nobody has reviewed yet. Labels stay untouched."""
     columns = dataset.values(["item_id", "id", "reasons", schema.STATUS])
     rows = {item_id: (id_, words, status) for item_id, id_, words, status in zip(*columns, strict=True)}

@@ -8,13 +8,10 @@ from itertools import groupby
 from typing import Any
 
 from sam3label.core.records import Label, LabeledImage, MediaItem
-from sam3label.review import labels
-from sam3label.review import reasons as review_reasons
+from sam3label.review import labels, reasons, survey
 from sam3label.review.fiftyone.playable import frame_rate, playable
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
-
-SPOKEN = 3  # reasons of one kind that are put in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +52,23 @@ class SampleValues:
     size_hw: tuple[int, int]
     metadata: Mapping[str, Any]
     frames: tuple[FrameValues, ...]
-    reasons: tuple[review_reasons.Reason, ...]
+    found: tuple[reasons.Reason, ...]
 
     @property
     def words(self) -> str | None:
-        """All reasons in one text, at most `SPOKEN` of each kind, the strongest first."""
-        parts = []
-        for kind, group in groupby(self.reasons, key=lambda r: r.kind):
-            said = [r.words for r in group]
-            more = [f"{len(said) - SPOKEN} more"] if len(said) > SPOKEN else []
-            parts.append(f"{kind}: " + "; ".join(said[:SPOKEN] + more))
-        return ". ".join(parts) or None
+        """All reasons in one text."""
+        return reasons.sentence(self.found)
 
     @property
     def gains(self) -> dict[str, float]:
         """By field name, with the expected gain of all but the random sample as `total`."""
-        by_kind = review_reasons.gains(self.reasons)
+        by_kind = reasons.gains(self.found)
         total = sum(gain for kind, gain in by_kind.items() if kind != "audit")
         return {gain_field(k): v for k, v in by_kind.items()} | {"total": total}
 
     @property
     def tags(self) -> list[str]:
-        return list(dict.fromkeys(r.kind for r in self.reasons))
+        return list(dict.fromkeys(r.kind for r in self.found))
 
     @property
     def reviewed(self) -> bool:
@@ -95,27 +87,23 @@ def done_items(run: Run) -> Iterator[tuple[MediaItem, list[Unit]]]:
 
 
 def sample_values(
-    run: Run, item: MediaItem, units: Sequence[Unit], whole: review_reasons.Survey, frames_done: Iterable[int] = ()
+    run: Run, item: MediaItem, units: Sequence[Unit], whole: survey.Survey, frames_done: Iterable[int] = ()
 ) -> SampleValues:
     """Everything there is to say about one item, less the frames in `frames_done`. Its path is one that plays."""
     skip = set(frames_done)
     frames: list[FrameValues] = []
-    found: list[review_reasons.Reason] = []
+    found: list[reasons.Reason] = []
     for unit in units:
-        for image, seen in zip(run.unit_images(unit), review_reasons.look(run, unit), strict=True):
-            reasons = review_reasons.reasons(seen, run.concepts, whole)
-            found += (
-                [replace(r, words=f"frame {image.frame}: {r.words}") for r in reasons] if seen.is_video else reasons
-            )
+        for image, seen in zip(run.unit_images(unit), survey.look(run, unit), strict=True):
+            own = reasons.reasons(seen, run.concepts, whole)
+            found += own
             if image.frame not in skip:
-                frames.append(_frame_values(image, seen, reasons, run.concepts.names))
+                frames.append(_frame_values(image, seen, own, run.concepts.names))
     size_hw = units[0].size_hw
     assert size_hw is not None
     item = replace(item, path=playable(item, run.folder))
     metadata = _metadata(item, size_hw, units[-1].frame_stop)
-    return SampleValues(
-        item, size_hw, metadata, tuple(frames), _best_of_each(found) if item.kind == "video" else tuple(found)
-    )
+    return SampleValues(item, size_hw, metadata, tuple(frames), reasons.case(item, found).reasons)
 
 
 def _metadata(item: MediaItem, size_hw: tuple[int, int], n_frames: int) -> dict[str, Any]:
@@ -128,20 +116,11 @@ def _metadata(item: MediaItem, size_hw: tuple[int, int], n_frames: int) -> dict[
             "total_frame_count": n_frames, "duration": n_frames / rate}  # fmt: skip
 
 
-def _best_of_each(found: Iterable[review_reasons.Reason]) -> tuple[review_reasons.Reason, ...]:
-    """A video speaks once per kind, of its worst frame: consecutive frames repeat each other."""
-    best: dict[review_reasons.Kind, review_reasons.Reason] = {}
-    for reason in found:
-        if reason.kind not in best or reason.gain > best[reason.kind].gain:
-            best[reason.kind] = reason
-    return tuple(best[kind] for kind in review_reasons.KINDS if kind in best)
-
-
 def _frame_values(
-    image: LabeledImage, seen: review_reasons.Seen, reasons: Sequence[review_reasons.Reason], names: Sequence[str]
+    image: LabeledImage, seen: survey.Seen, found: Sequence[reasons.Reason], names: Sequence[str]
 ) -> FrameValues:
     tags: dict[str, list[str]] = {}
-    for reason in reasons:
+    for reason in found:
         for label_id in reason.label_ids:
             tags.setdefault(label_id, []).append(reason.kind)
     standing = seen.labels

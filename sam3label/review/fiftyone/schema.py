@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sam3label.review.fiftyone.samples import gain_field
-from sam3label.review.reasons import KINDS
+from sam3label.review.reasons import EXPLAINED, KINDS
 
 PREDICTIONS = "predictions"
 TRUTH = "ground_truth"
@@ -31,16 +31,9 @@ LABEL_FIELDS = {
     TRUTH: "the labels, for people to edit",
     MAYBE: "left-out candidates worth a look; tag one 'approved' to make it a label",
 }
-_VIEWS = {
+_VIEWS: dict[str, str] = {
     "all": "everything worth a look, by expected corrections",
-    "near threshold": "scores that could fall on either side of their class's threshold, closest first",
-    "presence disagrees": "the image-level presence says one thing, the best object another",
-    "two classes": "one object, two classes",
-    "synonyms disagree": "one phrase of a class found an object that another did not",
-    "hard negative": "objects suppressed by a `not:` phrase (see the field 'maybe')",
-    "empty among similar": "no labels, where the most similar images have some",
-    "unusual size": "labels far larger or smaller than is usual for their class",
-    "audit": "the random sample: review all of it for an unbiased estimate of the error",
+    **{str(kind): words for kind, words in EXPLAINED.items()},
 }
 
 
@@ -53,6 +46,11 @@ def views() -> list[tuple[str, str, str]]:
         (f"review: {kind}", words, f"gain.{gain_field('total' if kind == 'all' else kind)}")
         for kind, words in _VIEWS.items()
     ]
+
+
+def order(path: str) -> list[tuple[str, int]]:
+    """How a saved view sorts, as `reasons.worst_first` does: the largest gain first, equal ones by id."""
+    return [(path, -1), ("item_id", 1)]
 
 
 def label_schemas(classes: Sequence[str], prefix: str) -> dict[str, Any]:
@@ -138,5 +136,5 @@ def _save_views(fo: Any, dataset: Any) -> None:
     """Best first, less what is reviewed."""
     left = dataset.match(fo.ViewField(STATUS) != REVIEWED)
     for name, words, path in views():
-        view = left.match(fo.ViewField(path) > 0).sort_by(path, reverse=True)
+        view = left.match(fo.ViewField(path) > 0).sort_by(order(path))
         dataset.save_view(name, view, description=words)

@@ -1,0 +1,135 @@
+"""The pictures of a report: what is worth a look, a gallery spread over the run, and mistakes where truth is known."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sam3label.core.records import Label, LabeledImage, MediaItem
+from sam3label.errors import UndecodableError
+from sam3label.media import video
+from sam3label.media.image import decode_image
+from sam3label.review.reasons import Case, Kind, Reason, sentence
+from sam3label.run.reader import Run
+from sam3label.show.draw import Pixels, draw_labels
+
+GALLERY = 48
+GALLERY_FRAMES = 12  # of the gallery at most, where there are photos enough: frames of a video are near-copies
+PICTURE_PX = 512
+JPEG_QUALITY = 72
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A picture to be: the image, what is drawn on it, and what the page says of it."""
+
+    image: LabeledImage
+    labels: Sequence[Label]
+    about: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        item = self.image.item
+        return item.id if item.kind == "image" else f"{item.id}, frame {self.image.frame}"
+
+
+def of_cases(run: Run, worst: Mapping[Kind, Sequence[Case]]) -> Iterator[Wanted]:
+    """Yield one picture a case, of the labels that its reasons name: kind by kind, in the queue's order."""
+    for kind, cases in worst.items():
+        for case in cases:
+            found = case.of(kind)
+            frame = max(found, key=lambda reason: reason.gain).frame
+            image, labels = _named(run, case.item, frame, found)
+            yield Wanted(image, labels, {"kind": kind, "reason": sentence(found)})
+
+
+def _named(run: Run, item: MediaItem, frame: int, found: Sequence[Reason]) -> tuple[LabeledImage, list[Label]]:
+    """The frame, and the labels and left-out candidates of it that the reasons name."""
+    unit = run.unit(item.id, frame)
+    assert unit is not None  # it was judged a moment ago
+    seen = next(one for one in run.frames(unit) if one.image.frame == frame)
+    ids = {label_id for reason in found for label_id in reason.label_ids}
+    return seen.image, [d.label for d in seen.decisions if d.label.id in ids]
+
+
+def gallery(run: Run, photos: int, frames: int) -> Iterator[Wanted]:
+    """Yield photos, then frames, each spread evenly over those of the run, whose numbers are given."""
+    shown_frames = min(frames, max(GALLERY_FRAMES, GALLERY - photos))
+    spread = {
+        "image": _spread(photos, min(photos, GALLERY - shown_frames)), "video": _spread(frames, shown_frames)
+    }  # fmt: skip
+    chosen: dict[str, list[LabeledImage]] = {"image": [], "video": []}
+    passed = {"image": 0, "video": 0}
+    for unit in run.done_units():
+        kind = unit.item.kind
+        numbers = range(passed[kind], passed[kind] + unit.frame_stop - unit.frame_start)
+        passed[kind] = numbers.stop
+        if not spread[kind].isdisjoint(numbers):
+            images = zip(numbers, run.unit_images(unit), strict=True)
+            chosen[kind] += [image for number, image in images if number in spread[kind]]
+    for image in (*chosen["image"], *chosen["video"]):
+        classes = sorted({label.class_id for label in image.labels})
+        yield Wanted(image, image.labels, {"classes": classes, "objects": len(image.labels)})
+
+
+def _spread(total: int, n: int) -> set[int]:
+    return set(np.linspace(0, max(total - 1, 0), n).round().astype(int).tolist())
+
+
+# ---- drawing
+
+
+def draw_all(
+    wanted: Sequence[Wanted], names: Sequence[str], on_picture: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """Return what the page needs of each: a small JPEG as a data URI (None where the photo is not what it was), its
+    size, and what is said of it. All are drawn in one go, so a video is read once."""
+    drawn: dict[int, str | None] = {}
+    of_item: dict[MediaItem, list[int]] = defaultdict(list)
+    for number, one in enumerate(wanted):
+        of_item[one.image.item].append(number)
+    for item, numbers in of_item.items():
+        for index, pixels in _read(item, {wanted[number].image.frame for number in numbers}):
+            for number in (n for n in numbers if wanted[n].image.frame == index):
+                drawn[number] = _jpeg(pixels, wanted[number].labels, names)
+                on_picture()
+    return [
+        {"item": one.name, "picture": drawn.get(number), "size": _shown_size(one.image.size_hw), **one.about}
+        for number, one in enumerate(wanted)
+    ]
+
+
+def _shown_size(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) as drawn: the page keeps the room free before a picture is there."""
+    scale = PICTURE_PX / max(size_hw)
+    return max(1, round(size_hw[1] * scale)), max(1, round(size_hw[0] * scale))
+
+
+def _read(item: MediaItem, frames: set[int]) -> Iterator[tuple[int, Pixels]]:
+    """(number, pixels) of the wanted frames of a video, or the one of a photo; fewer where the file has gone."""
+    try:
+        if item.kind == "image":
+            yield 0, decode_image(item.path)
+            return
+        for picture in video.pictures(item):
+            if picture.index in frames:
+                yield picture.index, picture.pixels()
+            if picture.index >= max(frames):
+                return
+    except (UndecodableError, OSError):
+        return
+
+
+def _jpeg(pixels: Pixels, labels: Sequence[Label], names: Sequence[str]) -> str | None:
+    if any(label.rle.size_hw != pixels.shape[:2] for label in labels):
+        return None  # the file is another picture now
+    jpeg = io.BytesIO()
+    Image.fromarray(draw_labels(pixels, labels, names, PICTURE_PX)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"
