@@ -195,15 +195,18 @@ def _audit(seen: Seen, whole: Survey) -> Iterator[Reason]:
 
 
 def _near_threshold(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
-    standing = seen.labels
-    for decision in seen.decisions:
+    """Labels just over their threshold, and candidates just under it: of those on one object the best."""
+    known = {concept.id: [x for x in seen.labels if x.class_id == concept.id] for concept in concepts.concepts}
+    for decision in seen.decisions:  # best first within a class
         label = decision.label
         concept = concepts.concepts[label.class_id]
         distance = label.score - concept.conf
         if decision.outcome not in ("label", "low score") or abs(distance) >= NEAR:
             continue
-        if decision.outcome == "low score" and _covered(label, [x for x in standing if x.class_id == concept.id]):
-            continue
+        if decision.outcome == "low score":
+            if _covered(label, known[concept.id]):
+                continue
+            known[concept.id].append(label)
         side = "a label, just over" if distance >= 0 else "left out, just under"
         words = f"{concept.name} {label.score:.2f} is {side} the threshold {concept.conf:.2f}"
         yield Reason("near threshold", words, 1 - abs(distance) / NEAR, (label.id,))
@@ -332,9 +335,7 @@ def _saturated(seen: Seen, concepts: ConceptList, queries: int) -> Iterator[Reas
                 answers[decision.label.prompt].append(decision)
         for phrase, own in answers.items():
             if len(own) >= FULL * queries:
-                words = (
-                    f"'{phrase}' has {len(own)} answers of {queries} that the model can give: there may be more objects"
-                )
+                words = f"'{phrase}' has {len(own)} answers of {queries} that the model can give: there may be more"
                 kept = tuple(d.label.id for d in own if d.outcome == "label")
                 yield Reason("saturated", words, min(1.0, len(own) / queries), kept)
 
