@@ -47,8 +47,9 @@ def open_app(
     ] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App.")] = 5151,
 ) -> None:
-    """Start the FiftyOne App on the run's dataset, reachable from this machine only. Ctrl-C ends it."""
+    """Start the FiftyOne App on the review queue, reachable from this machine only. Ctrl-C ends it."""
     from sam3label.review.fiftyone import connect
+    from sam3label.review.fiftyone.schema import QUEUE, slug
     from sam3label.run.reader import open_run
 
     fo = connect.fiftyone()
@@ -56,8 +57,12 @@ def open_app(
         chosen = connect.load_dataset(fo, opened, dataset)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start deaf to it
     address = "127.0.0.1"
-    session = fo.launch_app(chosen, port=port, address=address, remote=remote)
-    typer.echo(f"FiftyOne shows '{chosen.name}' at http://{address}:{port}/datasets/{chosen.slug}")
+    queue = chosen.load_saved_view(QUEUE) if chosen.has_saved_view(QUEUE) else chosen
+    work_left = queue is not chosen and len(queue) > 0
+    session = fo.launch_app(queue if work_left else chosen, port=port, address=address, remote=remote)
+    shown = f"'{QUEUE}' of '{chosen.name}' ({len(queue)} left)" if work_left else f"'{chosen.name}', no queue left,"
+    query = f"?view={slug(QUEUE)}" if work_left else ""
+    typer.echo(f"FiftyOne shows {shown} at http://{address}:{port}/datasets/{chosen.slug}{query}")
     if remote:
         typer.echo(f"From your own machine: ssh -N -L {port}:{address}:{port} THIS_MACHINE, then open that address.")
     typer.echo(f"When you are done here: Ctrl-C, then sam3label review pull {run}")
@@ -82,6 +87,7 @@ def pull(
                 typer.echo(f"  note: {note}")
             for conflict in pulled.conflicts:
                 typer.echo(f"  conflict: {conflict}")
+    typer.echo(f"Next: sam3label export {run} --format coco -o DATASET")
 
 
 @app.command("summary")

@@ -6,7 +6,6 @@ that is asked for, so a 40 megapixel photo costs one resize, and edges are smoot
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +16,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from sam3label.core import masks
+from sam3label.core.colors import Rgb, class_color
 from sam3label.core.records import Label, Rle
 from sam3label.show import lettering
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-Rgb = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
 FILL = 0.42  # how much of a mask's pixel is its color
-
-
-def class_color(class_id: int) -> Rgb:
-    """Return the color of a class id: neighbors lie a golden angle apart on the hue circle, so none look alike."""
-    hue = (0.02 + class_id * 0.61803398875) % 1.0
-    lightness = (0.55, 0.68, 0.45)[class_id // 8 % 3]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.88)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def class_name(class_id: int, names: Sequence[str]) -> str:

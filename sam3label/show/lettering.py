@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from sam3label.core.colors import Rgb
+
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-Rgb = tuple[int, int, int]
 
 SHIPPED = Path(__file__).with_name("fonts") / "DejaVuSans.ttf"
 SYSTEM_FOLDERS = (

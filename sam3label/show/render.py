@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sam3label.core.records import LabeledImage
@@ -22,19 +23,19 @@ def render(
 ) -> int:
     """Draw the run's videos, or the one with id `video`, and return how many there were.
 
-    `out` is the file of one video (.mp4 or .mov), or a folder that gets `ID.mp4` of each. `progress` is called with the
-    number of frames so far. Raises InputError when the run has no such video, OutputError when `out` does not fit or
-    cannot be written.
+    `out` is the file of one video (.mp4 or .mov), or a folder that gets `NAME.mp4` of each: its id, less its own
+    suffix. `progress` is called with the number of frames so far. Raises InputError when the run has no such video,
+    OutputError when `out` does not fit or cannot be written.
     """
     out, done, frames = Path(out), 0, 0
     wanted = _wanted(run, video)
     if single := out.suffix.lower() in SUFFIXES:
         _refuse_several(wanted, out)
-    images = (image for image in run.images() if image.item.id in wanted)
+    targets = dict.fromkeys(wanted, out) if single else _targets(out, wanted)
+    images = (image for image in run.images() if image.item.id in targets)
     for _, group in groupby(images, key=lambda image: image.item.id):
         first = next(group)
-        target = out if single else out / f"{first.item.id}.mp4"
-        for _ in _write(target, first, group, run.concepts.names):
+        for _ in _write(targets[first.item.id], first, group, run.concepts.names):
             frames += 1
             progress(frames)
         done += 1
@@ -50,6 +51,13 @@ def _wanted(run: Run, video: str | None) -> list[str]:
     if video not in found:
         raise InputError(f"the run has no video {video!r}. It has: {', '.join(found[:10])}")
     return [video]
+
+
+def _targets(out: Path, wanted: Sequence[str]) -> dict[str, Path]:
+    """`a/clip.avi` becomes `a/clip.mp4`, unless another video would too: then it keeps its whole name."""
+    short = {video_id: PurePosixPath(video_id).with_suffix(".mp4") for video_id in wanted}
+    twice = {name for name, times in Counter(short.values()).items() if times > 1}
+    return {i: out / (f"{i}.mp4" if name in twice else name) for i, name in short.items()}
 
 
 def _refuse_several(wanted: Sequence[str], out: Path) -> None:
@@ -94,3 +102,5 @@ def _chosen(
     except UndecodableError:
         if labelled is not None:  # it is in the part that could be decoded when it was labelled
             raise
+    if labelled is not None:
+        raise UndecodableError(f"frame {labelled.frame} was labelled, and the video ends before it now")

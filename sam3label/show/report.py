@@ -19,13 +19,13 @@ import numpy as np
 import yaml
 
 from sam3label.concepts.concept_list import dump_concepts
+from sam3label.core.colors import as_hex, class_color
 from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList
 from sam3label.review.reasons import EXPLAINED, Case, cases, worst_first
 from sam3label.review.survey import survey_run
 from sam3label.run.reader import Run, open_run
 from sam3label.show import lettering, report_pictures
-from sam3label.show.draw import class_color
 from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, Tally, tally_run
 
 CASES_PER_KIND = 6
@@ -132,7 +132,7 @@ def _class(concepts: ConceptList, tally: Tally, class_id: int) -> dict[str, Any]
     nothing = np.zeros((2, PRESENCE_BINS), np.int64)
     return {
         "name": concept.name,
-        "color": "#{:02x}{:02x}{:02x}".format(*class_color(class_id)),
+        "color": as_hex(class_color(class_id)),
         "prompts": list(concept.prompts),
         "not": list(concept.negatives),
         "conf": concept.conf,

@@ -66,7 +66,9 @@ def address(fo: Any, run: Path, name: str) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=60)[0]
-    assert f"FiftyOne shows '{name}' at http://127.0.0.1:{port}/datasets/{name}" in output
+    assert (
+        f"FiftyOne shows 'review: all' of '{name}' (4 left) at http://127.0.0.1:{port}/datasets/{name}?view" in output
+    )
     assert process.returncode == 130
     wait_until(lambda: not answers(port))
 
@@ -177,8 +179,10 @@ def test_a_reviewer_in_the_app(fo: Any, run: Path, address: str, page: Page, nam
     person = Reviewer(page, fo.load_dataset(name))
     before = person.truth()
     ids = {d.label: d.id for d in before.values()}
-    page.goto(address, wait_until="domcontentloaded")
+    page.goto(f"{address}?view=review-all", wait_until="domcontentloaded")
     page.get_by_text("4 samples", exact=True).wait_for()
+    page.get_by_text("review: all", exact=True).wait_for()  # the view that `open` names
+    person.look("0-queue")
     person.choose_view("review-near-threshold")
     person.look("1-saved-view")
     assert "near threshold: disc 0.55 is a label, just over the threshold 0.50" in page.locator("body").inner_text()

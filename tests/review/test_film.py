@@ -99,7 +99,7 @@ def test_everything_is_where_the_screen_says(made: tuple[Path, str]) -> None:
         assert str(out / path) in screen
         assert (out / path).exists()
     assert "Next" in screen and "HOTA" in screen
-    drawn = list(media_video.frames(MediaItem("x", str(out / "rendered/film_00.mp4.mp4"), "video")))
+    drawn = list(media_video.frames(MediaItem("x", str(out / "rendered/film_00.mp4"), "video")))
     assert len(drawn) == films.FRAMES
     assert np.asarray(Image.open(out / "contact_sheet.png")).std() > 20
 

@@ -229,7 +229,7 @@ def test_a_push_killed_for_real_is_completed_by_the_next(fo: Any, tmp_path: Path
         "import os, signal\nfrom sam3label.review.fiftyone import push\nfrom sam3label.run.reader import open_run\n"
         "push.BATCH = 2\n"
         f"with open_run({str(run)!r}) as run:\n"
-        f"    push.push(run, {name!r}, on_sample=lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
+        f"    push.push(run, {name!r}, on_progress=lambda done, _: done and os.kill(os.getpid(), signal.SIGKILL))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -9,9 +9,10 @@ import pytest
 from support.builders import rectangle
 
 from sam3label.core import masks
+from sam3label.core.colors import class_color
 from sam3label.core.records import Label, Rle
 from sam3label.show import draw
-from sam3label.show.draw import FILL, class_color, class_name, draw_labels
+from sam3label.show.draw import FILL, class_name, draw_labels
 
 NAMES = ["cup", "coffee"]
 

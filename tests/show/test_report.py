@@ -235,7 +235,7 @@ def test_ten_thousand_images_open_at_once(browser: Browser, tmp_path: Path) -> N
         )
         for n in range(10_000)
     ]
-    run_folder = make_run(tmp_path / "run", concepts(Concept(0, "cat", ("cat",), iou=1.0)), units)
+    run_folder = make_run(tmp_path / "run", concepts(Concept(0, "cat", ("cat",), iou=1.0, inside="keep")), units)
     write_report(run_folder, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 6e6
     opened = browser.new_page()

@@ -194,6 +194,12 @@ def _metadata(name: str, video: bool, classes: tuple[str, ...], info: Json) -> J
         "app_config": {
             "sidebar_groups": schema.sidebar(prefix),
             "active_fields": {"paths": schema.shown(prefix), "_cls": "ActiveFields"},
+            "color_scheme": {
+                "_cls": "ColorScheme",
+                "id": _digest(f"colors of {name}"),
+                "color_by": "value",
+                "fields": schema.colors(classes, prefix),
+            },
         },
         "sample_fields": _sample_fields(video) + ([] if video else holder),
         "frame_fields": [_id(), _field("frame_number", "FrameNumberField"), *holder] if video else [],
@@ -296,7 +302,7 @@ def _saved_view(name: str, words: str, path: str) -> Json:
         "_id": _oid(name),
         "name": name,
         "description": words,
-        "slug": name.replace(": ", "-").replace(" ", "-"),
+        "slug": schema.slug(name),
         "view_stages": [json.dumps({"_cls": f"fiftyone.core.stages.{s}", "kwargs": k}) for s, k in stages],
         "created_at": now,
         "last_modified_at": now,

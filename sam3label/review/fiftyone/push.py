@@ -10,6 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -47,11 +48,15 @@ class Pushed:
 
 
 def push(
-    run: Run, dataset: str | None = None, audit: int | None = None, on_sample: Callable[[], None] = lambda: None
+    run: Run,
+    dataset: str | None = None,
+    audit: int | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Pushed, ...]:
     """Bring a run into FiftyOne: photos to `dataset` (default: the run folder's name), videos to one beside it.
 
-    `audit` is the size of the random sample; `on_sample` is called after each sample. Raises `ReviewUnavailableError`
+    `audit` is the size of the random sample; `on_progress` is called with how many of the run's
+    photos and videos are there, out of how many. Raises `ReviewUnavailableError`
     without FiftyOne or its database, `InputError` when the dataset belongs to another run, `StoreError` when the run
     has nothing to review.
     """
@@ -59,14 +64,21 @@ def push(
     if not len(run):
         raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to review.")
     state = remember(run, dataset, audit)
+    total = len(run.items())
+    on_progress(0, total)
     whole = survey_run(run, state["audit"])
-    results = []
+    results: list[Pushed] = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):
         work = [(item, units) for item, units in done_items(run) if item.kind == kind]
         if work:
             target = _target(fo, run, state["dataset"] + suffix, state["run"], video=kind == "video")
-            results.append(_push_items(fo, run, target, work, whole, on_sample))
+            before = sum(pushed.added + pushed.kept for pushed in results)
+            results.append(_push_items(fo, run, target, work, whole, partial(_tell, on_progress, before, total)))
     return tuple(results)
+
+
+def _tell(on_progress: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    on_progress(before + done, total)
 
 
 def remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any]:
@@ -101,7 +113,7 @@ def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
 
 
 def _push_items(
-    fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: Survey, on_sample: Callable[[], None]
+    fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: Survey, on_done: Callable[[int], None]
 ) -> Pushed:
     there = dict(zip(*dataset.values(["item_id", "id"]), strict=True))
     new = (w for w in work if w[0].id not in there)
@@ -112,9 +124,10 @@ def _push_items(
         for v in values:
             if v.item.kind == "video":
                 _add_frames(fo, dataset.one(fo.ViewField("item_id") == v.item.id), v)
-            on_sample()
-        added += len(batch)
+            added += 1
+            on_done(added)
     _refresh(fo, run, dataset, [w for w in work if w[0].id in there], whole)
+    on_done(len(work))
     return Pushed(dataset.name, added, len(there))
 
 

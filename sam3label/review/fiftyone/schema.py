@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sam3label.core.colors import as_hex, class_color
 from sam3label.review.fiftyone.samples import gain_field
 from sam3label.review.reasons import EXPLAINED, KINDS
 
@@ -31,6 +32,7 @@ LABEL_FIELDS = {
     TRUTH: "the labels, for people to edit",
     MAYBE: "left-out candidates worth a look; tag one 'approved' to make it a label",
 }
+QUEUE = "review: all"  # the saved view that `review open` starts on
 _VIEWS: dict[str, str] = {
     "all": "everything worth a look, by expected corrections",
     **{str(kind): words for kind, words in EXPLAINED.items()},
@@ -46,6 +48,11 @@ def views() -> list[tuple[str, str, str]]:
         (f"review: {kind}", words, f"gain.{gain_field('total' if kind == 'all' else kind)}")
         for kind, words in _VIEWS.items()
     ]
+
+
+def slug(view: str) -> str:
+    """What addresses call a saved view."""
+    return view.replace(": ", "-").replace(" ", "-")
 
 
 def order(path: str) -> list[tuple[str, int]]:
@@ -79,8 +86,15 @@ def sidebar(prefix: str) -> list[dict[str, Any]]:
 
 
 def shown(prefix: str) -> list[str]:
-    """What is drawn when the App opens: what may be edited. `predictions` would be the same masks a second time."""
-    return [prefix + TRUTH, prefix + MAYBE, "reasons"]
+    """What is drawn when the App opens: what may be edited. `predictions` would be the same masks a second time, and
+    `maybe` has candidates that nobody asked for, some of them over whole photos."""
+    return [prefix + TRUTH, "reasons"]
+
+
+def colors(classes: Sequence[str], prefix: str) -> list[dict[str, Any]]:
+    """The color of each class in every field of labels: the one it has in reports and sheets."""
+    by_class = [{"value": name, "color": as_hex(class_color(i))} for i, name in enumerate(classes)]
+    return [{"path": prefix + name, "colorByAttribute": "label", "valueColors": by_class} for name in LABEL_FIELDS]
 
 
 # ---- through FiftyOne
@@ -114,6 +128,7 @@ def _declare(fo: Any, dataset: Any, video: bool, classes: Sequence[str]) -> None
     _save_views(fo, dataset)
     dataset.app_config.sidebar_groups = [fo.SidebarGroupDocument(**group) for group in sidebar(prefix)]
     dataset.app_config.active_fields = fo.ActiveFields(paths=shown(prefix))
+    dataset.app_config.color_scheme = fo.ColorScheme(color_by="value", fields=colors(classes, prefix))
 
 
 def _declare_sample_fields(fo: Any, dataset: Any) -> None:
