@@ -78,7 +78,7 @@ def draw(code: Path, folder: Path) -> tuple[Path, Path]:
     """Photos with their concept list and a video, drawn by the demo of one commit."""
     folder.mkdir(parents=True, exist_ok=True)
     command(code, "demo", "-o", folder / "photos", cwd=folder)
-    command(code, "demo", "--video", "-o", folder / "films", cwd=folder)
+    command(code, "demo", "--videos", "-o", folder / "films", cwd=folder)
     return folder / "photos", folder / "films"
 
 

@@ -32,6 +32,7 @@ from sam3label.cli.report import report
 from sam3label.cli.run import run
 from sam3label.cli.status import status
 from sam3label.cli.validate import validate
+from sam3label.core.text import visible
 from sam3label.errors import Sam3LabelError
 
 _debug = False
@@ -39,11 +40,33 @@ _debug = False
 app = typer.Typer(
     name="sam3label",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",  # for the panels of --help: nothing else goes through rich's markup
     help="Label folders of images with SAM 3 and write training sets.",
+    epilog="Example: sam3label run photos -p person -p helmet --export yolo",
 )
+
+EXAMPLES = {
+    "init": "sam3label init concepts.yaml --from data.yaml",
+    "run": "sam3label run photos videos -c concepts.yaml -o runs/site-a --export yolo --split train=0.8,val=0.2",
+    "demo": "sam3label demo --videos -o runs/demo-video",
+    "status": "sam3label status runs/site-a",
+    "export": "sam3label export runs/site-a -f coco -f yolo -o datasets/site-a --split train=0.8,val=0.2",
+    "validate": "sam3label validate datasets/site-a --run runs/site-a",
+    "preview": "sam3label preview photos -c concepts.yaml -n 32 -o preview",
+    "evaluate": "sam3label evaluate runs/site-a --gt truth.json",
+    "calibrate": "sam3label calibrate runs/site-a --gt truth.json -o concepts.calibrated.yaml",
+    "report": "sam3label report runs/site-a -o report.html",
+    "render": "sam3label render runs/site-a -o rendered",
+    "doctor": "sam3label doctor --model facebook/sam3",
+    "push": "sam3label review push runs/site-a",
+    "open": "sam3label review open runs/site-a",
+    "pull": "sam3label review pull runs/site-a --who anna",
+    "summary": "sam3label review summary runs/site-a",
+    "write": "sam3label review write runs/site-a -o fiftyone",
+    "convert": "sam3label weights convert sam3.pt weights/sam3",
+}
 
 
 def _version(value: bool) -> None:
@@ -85,14 +108,15 @@ def _boundary(verb: Callable[..., Any]) -> Callable[..., Any]:
 def _explain(error: Sam3LabelError) -> None:
     if _debug:
         traceback.print_exc()
-    typer.echo(f"Error: {error}", err=True)
+    typer.echo(f"Error: {visible(str(error))}", err=True)
 
 
 for _verb in (init, run, demo, status, export, validate, preview, evaluate, calibrate, report, render, doctor):
-    app.command(_verb.__name__)(_boundary(_verb))
+    app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(_boundary(_verb))
 
 for _command in (*review.app.registered_commands, *weights.app.registered_commands):
     if _command.callback is not None:
+        _command.epilog = f"Example: {EXAMPLES[_command.name or _command.callback.__name__]}"
         _command.callback = _boundary(_command.callback)
 app.add_typer(review.app, name="review")
 app.add_typer(weights.app, name="weights")

@@ -21,10 +21,11 @@ def calibrate(
     run_folder: RunFolder,
     gt: Annotated[Path, typer.Option("--gt", help="COCO truth of some of the run's images.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Concept list to write. [RUN/concepts.calibrated.yaml]")
+        Path | None,
+        typer.Option("--out", "-o", help="Write this concept list instead of RUN/concepts.calibrated.yaml."),
     ] = None,
     concepts: Annotated[
-        Path | None, typer.Option("--concepts", "-c", help="Start from this concept list. [the run's own]")
+        Path | None, typer.Option("--concepts", "-c", help="Start from this concept list instead of the run's own.")
     ] = None,
     beta: Annotated[float, typer.Option(min=0.1, max=10, help="Weight of recall against precision.")] = 1.0,
     precision: Annotated[

@@ -9,31 +9,33 @@ from typing import Annotated
 import typer
 
 from sam3label.cli.progress import progress_display
+from sam3label.cli.tables import program
+from sam3label.core.text import count
 
 
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for everything the demo makes. [runs/demo, runs/demo-video]"),
+        typer.Option("--out", "-o", help="Put everything into this folder instead of runs/demo or runs/demo-video."),
     ] = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="How many synthetic photos, or videos, to make and label. [24, 2]")
+    number: Annotated[
+        int | None, typer.Option(min=1, help="Make and label so many synthetic photos, or videos: 24 or 2 by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Other photos for another seed.")] = 0,
-    video: Annotated[bool, typer.Option("--video", help="Track objects through synthetic videos instead.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Draw by this seed: another one gives other photos.")] = 0,
+    videos: Annotated[bool, typer.Option("--videos", help="Track objects through synthetic videos instead.")] = False,
 ) -> None:
     """See the main job at work, without the real weights: synthetic photos, right labels, known truth."""
-    if video:
-        _films(out or Path("runs/demo-video"), images or 2, seed)
+    if videos:
+        _films(out or Path("runs/demo-video"), number or 2, seed)
     else:
-        _photos(out or Path("runs/demo"), images or 24, seed)
+        _photos(out or Path("runs/demo"), number or 24, seed)
 
 
 def _photos(out: Path, images: int, seed: int) -> None:
     from sam3label.demo.job import demo as job
 
-    with progress_display(quiet=False) as show:
-        result = job(out, images, seed, on_progress=show)
+    with progress_display(False, "loading the demo model ...") as display:
+        result = job(out, images, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(f"\n{metrics.images} synthetic photos labelled in {metrics.seconds:.1f} s with the demo checkpoint.")
     typer.echo(
@@ -51,17 +53,17 @@ def _photos(out: Path, images: int, seed: int) -> None:
     _show(places)
     typer.echo(
         f"\nNext, other words on the same photos:\n"
-        f'  sam3label run {result.photos} --ontology \'{{"yellow shape": "yellow"}}\' --model demo -o {out}/yellow\n'
+        f'  {program()} run {result.photos} --ontology \'{{"yellow shape": "yellow"}}\' --model demo -o {out}/yellow\n'
         "and, with access to the real weights, your own photos:\n"
-        "  sam3label init && sam3label run PHOTOS -c concepts.yaml -o runs/first --export yolo"
+        f"  {program()} init && {program()} run PHOTOS -c concepts.yaml -o runs/first --export yolo"
     )
 
 
 def _films(out: Path, films: int, seed: int) -> None:
     from sam3label.demo.films import film_demo
 
-    with progress_display(quiet=False) as show:
-        result = film_demo(out, films, seed, on_progress=show)
+    with progress_display(False, "loading the demo model ...") as display:
+        result = film_demo(out, films, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(
         f"\n{metrics.films} synthetic videos, {metrics.frames} frames, tracked in {metrics.seconds:.1f} s with the "
@@ -69,7 +71,7 @@ def _films(out: Path, films: int, seed: int) -> None:
     )
     typer.echo(
         f"Against the truth: HOTA {metrics.hota:.3f} (detection {metrics.det_a:.3f}, association {metrics.ass_a:.3f}), "
-        f"{metrics.id_switches} identity switches,\n"
+        f"{count(metrics.id_switches, 'identity switch', 'identity switches')},\n"
         f"{metrics.borders_broken} of {metrics.borders_passed} identities lost from one clip to the next\n"
     )
     places = {
@@ -84,10 +86,10 @@ def _films(out: Path, films: int, seed: int) -> None:
     _show(places)
     typer.echo(
         f"\nNext, other words on the same videos:\n"
-        f'  sam3label run {result.films} --ontology \'{{"red shape": "red"}}\' --model demo -o {out}/red\n'
-        f"  sam3label render {out}/red -o {out}/red-rendered\n"
+        f'  {program()} run {result.films} --ontology \'{{"red shape": "red"}}\' --model demo -o {out}/red\n'
+        f"  {program()} render {out}/red -o {out}/red-rendered\n"
         "and, with access to the real weights, your own videos:\n"
-        "  sam3label init && sam3label run CLIPS -c concepts.yaml -o runs/first --export ytvis"
+        f"  {program()} init && {program()} run CLIPS -c concepts.yaml -o runs/first --export ytvis"
     )
 
 

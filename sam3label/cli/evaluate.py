@@ -27,7 +27,7 @@ MAX_ROWS = 30
 def evaluate(
     gt: TruthFiles,
     run_folder: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="A run folder, or leave it out and give --pred.")
+        Path | None, typer.Argument(metavar="RUN", help="A run folder, or leave it out and give --pred.")
     ] = None,
     pred: Annotated[Path | None, typer.Option("--pred", help="COCO results JSON instead of a run.")] = None,
     concepts: Annotated[

@@ -1,41 +1,170 @@
-"""What several verbs ask for in the same words."""
+"""What several verbs ask for in the same words: one name, one meaning, one type, one help text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3label.labelling.options import VideoMode
+
 if TYPE_CHECKING:
     from sam3label.core.records import ConceptList
+
+INPUT, MODEL, SPEED, VIDEO, OUTPUT = "Input", "Model", "Speed", "Video", "Output"  # panels of the help
+
+
+def run_folders(incomplete: str) -> Iterator[str]:
+    """Complete a run folder: the folders below what is typed, runs first where there are any."""
+    parent = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    folders = [path for path in (*parent.glob("*/"), *Path("runs").glob("*/")) if str(path).startswith(incomplete)]
+    runs = [path for path in folders if (path / "run.sqlite").is_file()]
+    yield from dict.fromkeys(str(path) for path in runs or folders)
+
+
+def format_names(incomplete: str) -> Iterator[str]:
+    """Complete the name of an export format."""
+    from sam3label.export.registry import FORMATS
+
+    yield from (name for name in FORMATS if name.startswith(incomplete))
+
+
+def _refuse_conf(value: str | None) -> None:
+    if value is not None:
+        raise typer.BadParameter(
+            f"a threshold belongs to a class: --set defaults.conf={value} for all classes, "
+            f"--set concepts.NAME.conf={value} for one"
+        )
 
 
 Photos = Annotated[
     list[str],
-    typer.Argument(metavar="PHOTOS...", help="Files, folders, globs in quotes, or @list.txt (a path a line)."),
+    typer.Argument(
+        metavar="PHOTOS",
+        help="Files, folders, globs in quotes, or @list.txt with a path a line.",
+    ),
 ]
-
-
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder made by sam3label run.",
+        autocompletion=run_folders,
+    ),
+]
 ConceptFile = Annotated[
     Path | None,
-    typer.Option("--concepts", "-c", help="Concept list (YAML; a YOLO data.yaml is one). Make one: sam3label init"),
+    typer.Option(
+        "--concepts",
+        "-c",
+        help="Look for this concept list: a YAML file, such as sam3label init writes or a YOLO data.yaml.",
+        rich_help_panel=INPUT,
+    ),
+]
+OtherConcepts = Annotated[
+    Path | None,
+    typer.Option(
+        "--concepts",
+        "-c",
+        help="Use the thresholds and classes of this concept list instead of the run's own.",
+        rich_help_panel=INPUT,
+    ),
+]
+Phrases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--phrase",
+        "-p",
+        help="Look for this phrase, as a class of that name, instead of a concept list. May be repeated.",
+        rich_help_panel=INPUT,
+    ),
+]
+Ontology = Annotated[
+    str | None,
+    typer.Option(
+        help="""Look for these phrases instead of a concept list: '{"hard hat": "helmet"}', or such a JSON file.""",
+        rich_help_panel=INPUT,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the concept list, such as defaults.conf=0.3. May be repeated.",
+        rich_help_panel=INPUT,
+    ),
+]
+WrongConf = Annotated[str | None, typer.Option("--conf", hidden=True, callback=_refuse_conf)]
+Model = Annotated[
+    str,
+    typer.Option(help="Load this checkpoint: a hub id, a local folder or file, or demo.", rich_help_panel=MODEL),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Load this branch, tag or commit of a hub id.", rich_help_panel=MODEL)
+]
+Device = Annotated[
+    str, typer.Option(help="Compute on this device: auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=SPEED)
+]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        help="Label so many images at a time. With auto it is as many as free memory holds.", rich_help_panel=SPEED
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Decode with so many processes. By default it is one less than the cores, and at most 8.",
+        rich_help_panel=SPEED,
+    ),
+]
+VideoChoice = Annotated[
+    VideoMode,
+    typer.Option(
+        help="Say what becomes of videos. auto tracks objects through video files, track through folders of numbered "
+        "frames too, frames labels samples as photos, and off leaves them out.",
+        rich_help_panel=VIDEO,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARES",
+        help="Split the dataset, for example train=0.8,val=0.2. By default everything is in train.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `sam3label run`.")]
-
-
-def read_concepts(path: Path | None, ontology: str | None, settings: list[str]) -> ConceptList:
-    """The concept list of the command line: a file, or an ontology. Raises `ConfigError`."""
+def read_concepts(
+    path: Path | None, ontology: str | None, settings: Sequence[str], phrases: Sequence[str] = ()
+) -> ConceptList:
+    """The concept list of the command line: a file, an ontology, or phrases. Raises `ConfigError`."""
     from sam3label.concepts import concept_list as concept_lists
     from sam3label.errors import ConfigError
 
-    if (path is None) == (ontology is None):
+    given = [source for source in (path, ontology, phrases or None) if source is not None]
+    if len(given) != 1:
         raise ConfigError(
-            "say what to look for: -c concepts.yaml (make one with: sam3label init), or --ontology '{...}'"
+            "say what to look for, in one way: -c concepts.yaml (make one with: sam3label init), -p PHRASE, "
+            "or --ontology '{...}'"
         )
     if path is not None:
         return concept_lists.load_concepts(path, settings)
-    assert ontology is not None
-    return concept_lists.parse_ontology(ontology, settings)
+    if ontology is not None:
+        return concept_lists.parse_ontology(ontology, settings)
+    return concept_lists.from_phrases(phrases, settings)
+
+
+def images_together(text: str) -> int | None:
+    """The number of `--batch-size`, None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 on", param_hint="--batch-size")
+    return int(text)

@@ -8,7 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import read_concepts
+from sam3label.cli.options import (
+    OUTPUT,
+    BatchSize,
+    ConceptFile,
+    Device,
+    Model,
+    Ontology,
+    Photos,
+    Phrases,
+    Revision,
+    Settings,
+    VideoChoice,
+    Workers,
+    WrongConf,
+    images_together,
+    read_concepts,
+)
+from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console
 
 if TYPE_CHECKING:
@@ -18,35 +35,38 @@ if TYPE_CHECKING:
 
 
 def preview(
-    photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="Files, folders, globs in quotes.")],
-    concepts: Annotated[Path | None, typer.Option("--concepts", "-c", help="Concept list (YAML).")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Images to label, spread over all.")] = 16,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the sheet and the page.")] = Path("preview"),
-    ontology: Annotated[str | None, typer.Option(help='Instead of -c: \'{"hard hat": "helmet"}\'.')] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, e.g. concepts.helmet.conf=0.7. Repeatable.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Hub id, local folder in hub layout, or 'demo'.")] = "facebook/sam3",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    video: Annotated[
-        str, typer.Option(help="As of `run`: track and frames take folders of numbered frames as videos.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: from free memory.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
+    photos: Photos,
+    concepts: ConceptFile = None,
+    phrases: Phrases = None,
+    ontology: Ontology = None,
+    settings: Settings = None,
+    conf: WrongConf = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Label so many images, spread over all.")] = 16,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Write the sheet and the page into this folder.", rich_help_panel=OUTPUT)
+    ] = Path("preview"),
+    model: Model = "facebook/sam3",
+    revision: Revision = None,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    workers: Workers = None,
+    video: VideoChoice = "auto",
 ) -> None:
     """Label a spread sample: a contact sheet, a page, and what the whole folder would take."""
     from sam3label.labelling.options import LabelOptions
-    from sam3label.show.preview import preview as make_preview
 
-    if video not in ("auto", "track", "frames", "off"):
-        raise typer.BadParameter(f"{video!r} is not one of auto, track, frames, off", param_hint="--video")
     options = LabelOptions(
-        model=model, revision=revision, device=device, batch_size=batch_size, workers=workers,
-        video=video,  # type: ignore[arg-type]
+        model=model, revision=revision, device=device, batch_size=images_together(batch_size), workers=workers,
+        video=video,
     )  # fmt: skip
-    made = make_preview(photos, read_concepts(concepts, ontology, settings or []), out, n, options)
+    concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
+    with progress_display(False, f"loading the model {model} ...") as display:
+        from sam3label.show.preview import preview as make_preview
+
+        made = make_preview(photos, concept_list, out, n, options, on_progress=display.job)
     _print_preview(console(), made)
+    if made.failures and not made.labelled:
+        raise typer.Exit(3)
 
 
 def _print_preview(console: Console, made: Preview) -> None:
@@ -69,7 +89,7 @@ def _print_preview(console: Console, made: Preview) -> None:
         f"Sheet: {made.sheet or 'none, no image could be labelled'}",
         f"Page:  {made.page}",
     ):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
 def _size(n_bytes: int) -> str:

@@ -1,68 +1,151 @@
-"""How far a job is, for people to see: a live display on a terminal, plain lines elsewhere."""
+"""How far work is, for people to see: one live display on a terminal, plain lines elsewhere, nothing with --quiet.
+
+16 of 55 images, 3 failed, 76 objects                      text on a line of its own
+━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━ 4.3 images/s, 2m 10s left   as wide as the terminal, figures always whole
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from sam3label.core.text import visible
+
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.live import Live
 
     from sam3label.labelling.progress import Progress
 
+EVERY_SECONDS = 5.0  # a plain line
+
+
+class Display(Protocol):
+    """What a verb tells while it works."""
+
+    def say(self, text: str) -> None:
+        """Print a sentence that stays."""
+
+    def job(self, progress: Progress) -> None:
+        """Show where a labelling job stands."""
+
+    def step(self, what: str, done: int, total: int, unit: str) -> None:
+        """Show where other work stands, such as an export."""
+
+
+class _Silent:
+    def say(self, text: str) -> None: ...
+
+    def job(self, progress: Progress) -> None: ...
+
+    def step(self, what: str, done: int, total: int, unit: str) -> None: ...
+
+
+class _Plain:
+    """A line every few seconds, and a last one."""
+
+    def __init__(self) -> None:
+        self.due = 0.0
+        self.start = time.monotonic()
+
+    def say(self, text: str) -> None:
+        typer.echo(visible(text), err=True)
+
+    def job(self, progress: Progress) -> None:
+        if progress.seconds >= self.due or progress.finished == progress.total:
+            self.due = progress.seconds + EVERY_SECONDS
+            self.say(f"{job_line(progress)}, {pace_line(progress)}")
+
+    def step(self, what: str, done: int, total: int, unit: str) -> None:
+        seconds = time.monotonic() - self.start
+        if seconds >= self.due and done < total:  # the result itself says that it is over
+            self.due = seconds + EVERY_SECONDS
+            self.say(f"{what}: {done} of {total} {unit}, {_pace(done, total, seconds, unit)}")
+
+
+class _Live:
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.begun: dict[str, float] = {}
+
+    def say(self, text: str) -> None:
+        self.live.console.print(text)
+
+    def job(self, progress: Progress) -> None:
+        self.live.update(panel(progress))
+
+    def step(self, what: str, done: int, total: int, unit: str) -> None:
+        seconds = time.monotonic() - self.begun.setdefault(what, time.monotonic())
+        self.live.update(_bar(f"{what}: {done} of {total} {unit}", done, total, _pace(done, total, seconds, unit)))
+
 
 @contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Where the run stands: a live display on a terminal, a plain line every few seconds elsewhere, or nothing."""
+def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
+    """A display for a verb; `first` is what it shows at once, before there is anything to count."""
     if quiet:
-        yield lambda _: None
+        yield _Silent()
     elif sys.stderr.isatty():
-        from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
-        with Live(console=Console(stderr=True), refresh_per_second=4) as live:
-            yield lambda progress: live.update(_panel(progress))
+        from sam3label.cli.tables import console
+
+        with Live(Text(first), console=console(stderr=True), refresh_per_second=4, transient=True) as live:
+            yield _Live(live)
     else:
-        yield _plain_lines(every_seconds=5.0)
+        plain = _Plain()
+        if first:
+            plain.say(first)
+        yield plain
 
 
-def _plain_lines(every_seconds: float) -> Callable[[Progress], None]:
-    due = 0.0
-
-    def show(progress: Progress) -> None:
-        nonlocal due
-        last = progress.done + progress.failed == progress.total
-        if progress.seconds >= due or last:
-            due = progress.seconds + every_seconds
-            typer.echo(line(progress), err=True)
-
-    return show
+def stepper(display: Display, what: str, total: int, unit: str = "images") -> Callable[[int], None]:
+    """A callback for library code that counts what it has done."""
+    display.step(what, 0, total, unit)
+    return lambda done: display.step(what, done, total, unit)
 
 
-def line(progress: Progress) -> str:
-    finished = progress.done + progress.failed
+# ---- words
+
+
+def job_line(progress: Progress) -> str:
+    """What is done, in words; with what earlier sessions did counted in."""
     failed = f", {progress.failed} failed" if progress.failed else ""
-    frames = f", {progress.frames} frames of videos" if progress.frames else ""
-    return (
-        f"{finished}/{progress.total} images{failed}{frames}, {sum(progress.objects.values())} objects, "
-        f"{rate(progress)}, {left(progress)}"
-    )
+    objects = sum(progress.objects.values())
+    done, total = progress.finished + progress.before, progress.total + progress.before
+    frames = ""
+    if progress.videos:
+        known = f" of {progress.frames_total}" if progress.frames_total >= progress.frames else ""
+        frames = f", {progress.frames}{known} frames of videos"
+    return f"{done} of {total} images{frames}{failed}, {objects} object{'' if objects == 1 else 's'}"
+
+
+def pace_line(progress: Progress) -> str:
+    """Rate and time left."""
+    return f"{rate(progress)}, {left(progress)}"
 
 
 def rate(progress: Progress) -> str:
-    finished = progress.done + progress.failed
-    return f"{finished / progress.seconds:.1f} images/s" if finished and progress.seconds else "starting"
+    """Images a second, or frames where there are videos."""
+    unit = "frames" if progress.videos else "images"
+    done = progress.steps[0]
+    return f"{done / progress.seconds:.1f} {unit}/s" if done and progress.seconds else "starting"
 
 
 def left(progress: Progress) -> str:
-    finished = progress.done + progress.failed
-    if not finished:
-        return "time left unknown"
-    return f"{duration((progress.total - finished) * progress.seconds / finished)} left"
+    seconds = progress.seconds_left
+    return "time left unknown" if seconds is None else f"{duration(seconds)} left"
+
+
+def _pace(done: int, total: int, seconds: float, unit: str) -> str:
+    if not done or not seconds:
+        return "starting"
+    return f"{done / seconds:.1f} {unit}/s, {duration((total - done) * seconds / done)} left"
 
 
 def duration(seconds: float) -> str:
@@ -71,22 +154,38 @@ def duration(seconds: float) -> str:
     return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
-def _panel(progress: Progress) -> Group:
+# ---- the live display
+
+
+def panel(progress: Progress) -> Group:
+    """The lines of a labelling job on a terminal."""
     from rich.console import Group
-    from rich.progress_bar import ProgressBar
     from rich.text import Text
 
-    finished = progress.done + progress.failed
     classes = sorted(progress.objects.items(), key=lambda entry: -entry[1])
     counts = "  ".join(f"{name} {n}" for name, n in classes[:8]) + ("  ..." if len(classes) > 8 else "")
     busy = sum(progress.stages.values()) or 1.0
     shares = "  ".join(f"{stage} {seconds / busy:.0%}" for stage, seconds in progress.stages.items())
+    done, total = progress.steps
     return Group(
-        ProgressBar(total=max(progress.total, 1), completed=finished, width=60),
-        Text(line(progress)),
-        Text(f"objects: {counts or 'none yet'}"),
+        _bar(job_line(progress), done + progress.before, total + progress.before, pace_line(progress)),
+        Text(visible(f"objects: {counts or 'none yet'}"), overflow="ellipsis", no_wrap=True),
         Text(f"time:    {shares or 'starting'}{advice(progress)}"),
     )
+
+
+def _bar(text: str, done: int, total: int, pace: str) -> Group:
+    """A line of text, and below it a bar that takes what room the figures leave."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Table.grid(expand=True, padding=(0, 1))
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True, justify="right")
+    line.add_row(ProgressBar(total=max(total, 1), completed=done), Text(pace))
+    return Group(Text(visible(text)), line)
 
 
 _ADVICE = {

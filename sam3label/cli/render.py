@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sam3label.cli.options import INPUT, OUTPUT, OtherConcepts, Quiet, RunFolder
+from sam3label.cli.progress import progress_display, stepper
+from sam3label.core.text import count
+
 
 def render(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `sam3label run`.")],
+    run: RunFolder,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="OUT.mp4 for one video; else a folder, which gets ID.mp4 of each.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write this .mp4 file for one video, else this folder, which gets ID.mp4 of each.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
-    video: Annotated[str | None, typer.Option(help="Only the video with this id (its path in the run).")] = None,
-    concepts: Annotated[
-        Path | None,
-        typer.Option("--concepts", "-c", help="Other thresholds and classes over the same phrases. [the run's own]"),
+    item: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Draw only the video with this id, its path in the run.", rich_help_panel=INPUT
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    concepts: OtherConcepts = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the tracks of a run's videos, to look at."""
     from sam3label.concepts.concept_list import load_concepts
     from sam3label.run.reader import open_run
-    from sam3label.show.render import render as draw
 
-    with open_run(run, load_concepts(concepts) if concepts else None) as labelled:
-        count = draw(labelled, out, video, _counter(quiet))
+    with (
+        progress_display(quiet, "reading the run ...") as display,
+        open_run(run, load_concepts(concepts) if concepts else None) as labelled,
+    ):
+        from sam3label.show.render import render as draw
+
+        units = [unit for unit in labelled.done_units() if unit.item.kind == "video" and item in (None, unit.item.id)]
+        frames = sum(unit.frame_stop - unit.frame_start for unit in units)
+        drawn = draw(labelled, out, item, stepper(display, "drawing", frames, "frames"))
     if not quiet:
-        typer.echo(f"{count} video{'s' if count != 1 else ''}: {out}")
-
-
-def _counter(quiet: bool) -> Callable[[int], None]:
-    """Says every hundred frames how far it is, on a terminal."""
-
-    def show(frames: int) -> None:
-        if not quiet and sys.stderr.isatty() and frames % 100 == 0:
-            typer.echo(f"\r{frames} frames ", nl=False, err=True)
-
-    return show
+        typer.echo(f"{count(drawn, 'video')}: {out}")

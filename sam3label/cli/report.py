@@ -7,20 +7,24 @@ from typing import Annotated
 
 import typer
 
-from sam3label.cli.options import RunFolder
+from sam3label.cli.options import OUTPUT, OtherConcepts, RunFolder
+from sam3label.cli.progress import progress_display
 
 
 def report(
     run_folder: RunFolder,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file to write. [RUN/report.html]")] = None,
-    concepts: Annotated[
-        Path | None, typer.Option("--concepts", "-c", help="Other thresholds. [the run's own list]")
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write this HTML file instead of RUN/report.html.", rich_help_panel=OUTPUT),
     ] = None,
+    concepts: OtherConcepts = None,
 ) -> None:
     """Write one self-contained HTML page about a run: counts, sliders, suspicious cases, a gallery, failures."""
     from sam3label.concepts.concept_list import load_concepts
-    from sam3label.show.report import write_report
 
     target = out or run_folder / "report.html"
-    write_report(run_folder, target, load_concepts(concepts) if concepts else None)
+    with progress_display(False, "writing the report ..."):
+        from sam3label.show.report import write_report
+
+        write_report(run_folder, target, load_concepts(concepts) if concepts else None)
     typer.echo(f"Report: {target}")

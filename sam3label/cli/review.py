@@ -104,7 +104,9 @@ def summary(run: RunFolder) -> None:
 def write(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    images: Annotated[str, typer.Option(help="hardlink (copies where it cannot), copy, symlink, none.")] = "hardlink",
+    images: Annotated[
+        str, typer.Option(help="Place photos by hardlink (copies where it cannot), copy, symlink, or none.")
+    ] = "hardlink",
     audit: Annotated[
         int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
     ] = None,

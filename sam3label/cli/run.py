@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import ConceptFile, Photos, read_concepts
-from sam3label.cli.progress import duration, progress_display, rate
+from sam3label.cli.options import (
+    MODEL,
+    OUTPUT,
+    SPEED,
+    VIDEO,
+    BatchSize,
+    ConceptFile,
+    Device,
+    Model,
+    Ontology,
+    Photos,
+    Phrases,
+    Quiet,
+    Revision,
+    Settings,
+    Split,
+    VideoChoice,
+    Workers,
+    WrongConf,
+    format_names,
+    images_together,
+    read_concepts,
+)
+from sam3label.cli.progress import Display, duration, progress_display, rate
+from sam3label.cli.tables import console
+from sam3label.core.text import count
+from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 
 if TYPE_CHECKING:
+    from sam3label.export.splits import Splits
     from sam3label.labelling.progress import RunSummary
-
 
 SHOWN_FAILURES = 50
 
@@ -24,96 +49,122 @@ SHOWN_FAILURES = 50
 def run(
     photos: Photos,
     concepts: ConceptFile = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder: made, or continued.")] = Path("runs/run"),
-    ontology: Annotated[
-        str | None, typer.Option(help="""Instead of -c: '{"hard hat": "helmet"}', phrase to class, or a JSON file.""")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, e.g. concepts.helmet.conf=0.7. Repeatable.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Hub id, local folder in hub layout, or 'demo'.")] = "facebook/sam3",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    phrases: Phrases = None,
+    ontology: Ontology = None,
+    settings: Settings = None,
+    conf: WrongConf = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Make or continue this run folder.", rich_help_panel=OUTPUT)
+    ] = Path("runs/run"),
     export: Annotated[
-        list[str] | None, typer.Option(help="Export when done, into RUN/exports/FORMAT. Repeatable.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bf16 on CUDA, else fp32), fp32, bf16.")] = "auto",
-    prompt_style: Annotated[
-        str, typer.Option(help="official, or transformers (without the geometry CLS token).")
-    ] = "official",
-    floor: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep candidates with at least this score.")] = 0.1,
-    batch_size: Annotated[str, typer.Option(help="Images per batch, or auto: as many as free memory holds.")] = "auto",
-    vram: Annotated[float | None, typer.Option(min=0.0, help="Use at most this many GB of GPU memory.")] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the model with torch: minutes to start, then faster.")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes.")] = None,
-    accept_exemplars: Annotated[
-        bool, typer.Option("--accept-exemplars", help="Label by reference images whatever the figures say of them.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many images and videos now.")] = None,
-    video: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            help="auto: track objects through video files; track: through folders of numbered frames too; "
-            "frames: label samples as photos; off."
+            metavar="FORMAT",
+            autocompletion=format_names,
+            help="Export in this format when done, into RUN/exports/FORMAT. May be repeated.",
+            rich_help_panel=OUTPUT,
         ),
-    ] = "auto",
-    clip_frames: Annotated[int, typer.Option(min=16, help="Frames of a video tracked, and committed, as one.")] = 600,
-    every: Annotated[int, typer.Option(min=1, help="With --video frames: label every N-th frame,")] = 30,
-    fps: Annotated[float | None, typer.Option(min=0.001, help="or this many frames a second.")] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Throw away what the run folder holds and start over.")
+    ] = None,
+    split: Split = None,
+    model: Model = "facebook/sam3",
+    revision: Revision = None,
+    prompt_style: Annotated[
+        PromptStyle,
+        typer.Option(
+            help="Ask as the official code does, or as transformers does, without the geometry CLS token.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "official",
+    floor: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Keep candidates with at least this score. No class may have a lower conf.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 0.1,
+    accept_exemplars: Annotated[
+        bool,
+        typer.Option(
+            "--accept-exemplars",
+            help="Label by reference images whatever the figures say of them.",
+            rich_help_panel=MODEL,
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    device: Device = "auto",
+    dtype: Annotated[
+        DType,
+        typer.Option(help="Compute in this precision. auto is bf16 on CUDA, else fp32.", rich_help_panel=SPEED),
+    ] = "auto",
+    batch_size: BatchSize = "auto",
+    vram: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Use at most this many GB of GPU memory.", rich_help_panel=SPEED),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the model with torch, which takes minutes to start and then is faster.",
+            rich_help_panel=SPEED,
+        ),
+    ] = False,
+    workers: Workers = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Label at most this many images and videos now.", rich_help_panel=SPEED),
+    ] = None,
+    video: VideoChoice = "auto",
+    clip_frames: Annotated[
+        int,
+        typer.Option(
+            min=SHORTEST_CLIP, help="Track, and commit, so many frames of a video as one.", rich_help_panel=VIDEO
+        ),
+    ] = 600,
+    every: Annotated[
+        int, typer.Option(min=1, help="Take every so many frames, with --video frames.", rich_help_panel=VIDEO)
+    ] = 30,
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Take so many frames a second instead of --every.", rich_help_panel=VIDEO),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Throw away what the run folder holds and start over.", rich_help_panel=OUTPUT),
+    ] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Label a folder of images. The same command again continues where it stopped."""
+    """Label folders of images and videos. The same command again continues where it stopped."""
     from sam3label.export.registry import refuse_unknown_formats
-    from sam3label.labelling.job import label
+    from sam3label.export.splits import parse_splits
     from sam3label.labelling.options import LabelOptions
 
     refuse_unknown_formats(export or [])
-    _one_of("--dtype", dtype, ("auto", "fp32", "bf16"))
-    _one_of("--prompt-style", prompt_style, ("official", "transformers"))
-    _one_of("--video", video, ("auto", "track", "frames", "off"))
-    concept_list = read_concepts(concepts, ontology, settings or [])
+    splits = parse_splits(split)
+    concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
     options = LabelOptions(
-        model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,  # type: ignore[arg-type]
-        batch_size=_images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
-        fresh=fresh, accept_exemplars=accept_exemplars,
-        video=video, clip_frames=clip_frames, every=every, fps=fps,  # type: ignore[arg-type]
+        model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
+        batch_size=images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
+        fresh=fresh, accept_exemplars=accept_exemplars, video=video, clip_frames=clip_frames, every=every, fps=fps,
     )  # fmt: skip
-    with _stop_on_interrupt() as stop, progress_display(quiet) as show:
-        summary = label(photos, concept_list, out, options, on_progress=show, on_message=_say(quiet), stop=stop)
+    with progress_display(quiet, f"loading the model {model} ...") as display, stop_on_interrupt(display) as stop:
+        from sam3label.labelling.job import label
+
+        summary = label(photos, concept_list, out, options, on_progress=display.job, on_message=display.say, stop=stop)
+    stopped = summary.interrupted and stop.is_set()
     if not quiet:
-        print_summary(summary, concept_list.names, out)
-    if summary.interrupted and stop.is_set():
+        print_summary(summary, out, next_step=not stopped)
+    if stopped:
         typer.echo(f"Stopped. Everything labelled so far is in {out}: the same command continues.", err=True)
         raise typer.Exit(130)
-    export_all(out, export or [], quiet)
+    export_all(out, export or [], splits, quiet)
     if summary.failures:
         raise typer.Exit(3)
 
 
-def _say(quiet: bool) -> Callable[[str], None]:
-    return lambda text: None if quiet else typer.echo(text, err=True)
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
-
-
-def _images_together(text: str) -> int | None:
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 on", param_hint="--batch-size")
-    return int(text)
-
-
 @contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
+def stop_on_interrupt(display: Display) -> Iterator[threading.Event]:
     """The first Ctrl-C (or a polite kill) ends the run after the batch in flight; the second one at once."""
     stop = threading.Event()
 
@@ -121,7 +172,7 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        typer.echo("\nStopping after the batch in flight (again: at once) ...", err=True)
+        display.say("Stopping after the batch in flight (again: at once) ...")
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -131,60 +182,72 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
             signal.signal(signum, handler)
 
 
-def print_summary(summary: RunSummary, names: Sequence[str], out: Path) -> None:
+def print_summary(summary: RunSummary, out: Path, *, next_step: bool = True) -> None:
     """The table at the end of a run, with everything a user must know before training on the labels.
 
     Every class is in it: one of which nothing was found may have a phrase that the model does not know.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console, progress = Console(), summary.progress
-    finished = progress.done + progress.failed
-    console.print(f"{progress.done} images labelled in {duration(progress.seconds)} ({rate(progress)})")
+    from sam3label.run.reader import count_objects, open_run
+
+    screen, progress = console(), summary.progress
+    with open_run(out) as labelled:
+        counts = {name: objects for name, (objects, _) in count_objects(labelled).items()}
+    done = f"{count(progress.done, 'image')} labelled in {duration(progress.seconds)} ({rate(progress)})"
+    screen.print(done if progress.finished else "Nothing to do: everything was labelled before.")
     table = Table("class")
     table.add_column("objects", justify="right")
-    for name in names:
-        table.add_row(name, str(progress.objects.get(name, 0)))
-    table.add_row("all", str(sum(progress.objects.values())), style="bold")
-    console.print(table)
+    table.add_column("this time", justify="right")
+    for name, objects in counts.items():
+        table.add_row(name, str(objects), str(progress.objects.get(name, 0)))
+    table.add_row("all", str(sum(counts.values())), str(sum(progress.objects.values())), style="bold")
+    screen.print(table)
+    for line in _remarks(summary, out, sum(counts.values())):
+        screen.print(line, soft_wrap=True)
+    screen.print(f"Run: {out}", soft_wrap=True)
+    if next_step:
+        screen.print(f"Next: sam3label export {out} --format yolo -o DATASET", soft_wrap=True)
+
+
+def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
     if summary.already_done:
-        console.print(f"{summary.already_done} images were labelled before and were left alone.")
+        were = "was" if summary.already_done == 1 else "were"
+        yield f"{count(summary.already_done, 'image')} {were} labelled before and left alone."
     if summary.missing:
-        console.print(
-            f"{len(summary.missing)} images of this run are no longer in the sources (their labels stay): "
+        are = "is" if len(summary.missing) == 1 else "are"
+        yield (
+            f"{count(len(summary.missing), 'image')} of this run {are} no longer in the sources (the labels stay): "
             f"{_some(summary.missing)}"
         )
     if summary.skipped_videos:
-        console.print(f"{summary.skipped_videos} videos were left out (--video off).")
+        yield f"Left out, by --video off: {count(summary.skipped_videos, 'video')}."
     if summary.failures:
-        console.print(f"[bold]{len(summary.failures)} files could not be labelled:[/bold]")
-        for item_id, reason in summary.failures[:SHOWN_FAILURES]:
-            console.print(f"  {item_id}: {reason}", markup=False, highlight=False)
+        yield f"{count(len(summary.failures), 'file')} could not be labelled:"
+        yield from (f"  {item_id}: {reason}" for item_id, reason in summary.failures[:SHOWN_FAILURES])
         if len(summary.failures) > SHOWN_FAILURES:
-            console.print(
-                f"  ... and {len(summary.failures) - SHOWN_FAILURES} more: sam3label status {out}", markup=False
-            )
-    if finished and not sum(progress.objects.values()):
-        console.print(
-            "Not one object was found. Try other phrases or a lower conf: sam3label preview shows a sample.",
-            markup=False,
-        )
-    console.print(f"Run: {out}\nNext: sam3label export {out} --format yolo -o DATASET", markup=False, highlight=False)
+            yield f"  ... and {len(summary.failures) - SHOWN_FAILURES} more: sam3label status {out}"
+    labelled = summary.progress.done + summary.already_done
+    if summary.failures and not labelled:
+        yield "Not one file could be read, so nothing was asked. Look at the reasons above."
+    elif labelled and not objects:
+        yield "Not one object was found. Try other phrases or a lower conf: sam3label preview shows a sample."
 
 
 def _some(names: tuple[str, ...], n: int = 5) -> str:
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
 
-def export_all(run_folder: Path, formats: list[str], quiet: bool) -> None:
-    """Export a run into RUN/exports/FORMAT, one after the other."""
+def export_all(run_folder: Path, formats: list[str], splits: Splits, quiet: bool) -> None:
+    """Export a run into RUN/exports/FORMAT, one after the other, and say what a trainer must know."""
+    from sam3label.cli.export import print_export
+    from sam3label.export.dataset import Options
     from sam3label.export.write import export
     from sam3label.run.reader import open_run
 
     for name in formats:
         target = run_folder / "exports" / name
         with open_run(run_folder) as labelled:
-            export(labelled, name, target)
+            summary = export(labelled, name, target, Options(splits=splits))
         if not quiet:
-            typer.echo(f"{name}: {target}")
+            print_export(summary)

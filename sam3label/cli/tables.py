@@ -1,19 +1,46 @@
-"""Tables and figures for people to read."""
+"""The one console of the command line: what users called their files and classes is printed, never obeyed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sam3label.core.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def console() -> Console:
-    """Tables are as wide as the terminal; a file or a pipe gets them whole."""
-    from rich.console import Console
+def console(*, stderr: bool = False) -> Console:
+    """A console without markup, so that `[review]` and `star [big]` stay as they are, and with controls made visible.
 
-    made = Console()
-    return made if made.is_terminal else Console(width=160)
+    Tables are as wide as the terminal; a file or a pipe gets them whole.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(visible(text), **how)
+
+    made = PlainConsole(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    if not made.is_terminal:
+        made = PlainConsole(stderr=stderr, markup=False, highlight=False, emoji=False, width=160)
+    return made
+
+
+def program() -> str:
+    """How to start this program from where the user is: by name if the shell finds it, else by its path."""
+    from pathlib import Path
+
+    if shutil.which("sam3label"):
+        return "sam3label"
+    beside = Path(sys.executable).with_name("sam3label")
+    if not beside.is_file():
+        return f"{sys.executable} -m sam3label"
+    here = Path.cwd()
+    return str(beside.relative_to(here)) if beside.is_relative_to(here) else str(beside)
 
 
 def figure(value: float | int) -> str:

@@ -1,4 +1,4 @@
-"""What `sam3label demo --video` does: synthetic films, tracked like any video, and how well each object stayed itself.
+"""What `sam3label demo --videos` does: synthetic films, tracked like any video, and how well each object stayed itself.
 
 The truth is a YouTube-VIS file. `HOTA` and its parts are those of `sam3label evaluate`; identity switches and broken
 borders between clips are counted here.

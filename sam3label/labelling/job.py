@@ -23,9 +23,9 @@ from sam3label.errors import ConfigError
 from sam3label.labelling import reference_check
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.photos import label_photos
-from sam3label.labelling.progress import Progress, RunSummary, Tally
+from sam3label.labelling.progress import JobTally, Progress, RunSummary
 from sam3label.labelling.questions import Guide
-from sam3label.labelling.videos import label_videos
+from sam3label.labelling.videos import frames_to_label, label_videos
 from sam3label.labelling.writer import Writer
 from sam3label.media import discovery
 from sam3label.run.reader import refuse_below_floor
@@ -87,7 +87,8 @@ def label(
         store.set_meta("trust", figures)
         done = store.done_ids()
         pending = [item for item in found.items if item.id not in done][: options.limit]
-        tally = Tally(concepts, len(pending))
+        videos = [item for item in pending if item.kind == "video"]
+        tally = JobTally(concepts, len(pending), len(videos), frames_to_label(store, videos, options), len(done))
         on_progress(tally.snapshot())
         work = _units(store, guide, checkpoint, pending, options, tally, (stop or threading.Event()).is_set)
         if pending:
@@ -159,7 +160,7 @@ def _units(
     checkpoint: Checkpoint,
     pending: Sequence[MediaItem],
     options: LabelOptions,
-    tally: Tally,
+    tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
     """Photos first, then one video after the other; what tracks is loaded before the photos, not hours later."""

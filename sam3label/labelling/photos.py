@@ -12,7 +12,7 @@ import numpy as np
 from sam3label.core.records import Frame, MediaItem, Undecodable, UnitResult
 from sam3label.errors import InputError
 from sam3label.labelling.options import LabelOptions
-from sam3label.labelling.progress import Tally
+from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide, Question
 from sam3label.media import loader
 
@@ -20,7 +20,7 @@ Batch = list[Frame | Undecodable]
 
 
 def label_photos(
-    guide: Guide, photos: Sequence[MediaItem], options: LabelOptions, tally: Tally, stopped: Callable[[], bool]
+    guide: Guide, photos: Sequence[MediaItem], options: LabelOptions, tally: JobTally, stopped: Callable[[], bool]
 ) -> Iterator[list[UnitResult]]:
     """Label photos batch by batch, until `stopped` says so. Adds to the tally where the time went."""
     detector = guide.detector

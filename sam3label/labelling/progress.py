@@ -26,6 +26,35 @@ class Progress:
     seconds: float
     stages: Mapping[str, float]  # seconds: waiting to decode, encode, heads, post, waiting to write; video
     frames: int = 0
+    frames_total: int = 0  # of the videos to label in this session, as far as their headers say
+    videos: int = 0  # of `total`
+    videos_finished: int = 0
+    before: int = 0  # images that earlier sessions labelled
+
+    @property
+    def finished(self) -> int:
+        """Images of this session that are over, labelled or failed."""
+        return self.done + self.failed
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """(done, all) of this session's work, a photo being one step and a frame of a video another."""
+        photos = self.finished - self.videos_finished
+        return photos + self.frames, self.total - self.videos + max(self.frames_total, self.frames)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the pace of photos and of frames, each for itself. None while nothing is finished.
+
+        Before the first frame of a video, and the first photo, one is taken to be as slow as the other.
+        """
+        photos, in_videos = self.finished - self.videos_finished, self.stages.get("video", 0.0)
+        if not photos and not self.frames:
+            return 0.0 if self.finished == self.total else None
+        photo = (self.seconds - in_videos) / photos if photos else in_videos / self.frames
+        frame = in_videos / self.frames if self.frames else photo
+        left = self.total - self.videos - photos
+        return left * photo + max(0, self.frames_total - self.frames) * frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +70,34 @@ class RunSummary:
     interrupted: bool
 
 
-class Tally:
+class JobTally:
     """What a session has labelled so far, and where its time went."""
 
-    def __init__(self, concepts: ConceptList, total: int) -> None:
+    def __init__(
+        self, concepts: ConceptList, total: int, videos: int = 0, frames_total: int = 0, before: int = 0
+    ) -> None:
         self.concepts, self.total, self.start = concepts, total, time.perf_counter()
-        self.done = self.failed = self.frames = 0
+        self.videos, self.frames_total, self.before = videos, frames_total, before
+        self.done = self.failed = self.frames = self.videos_finished = 0
         self.objects = Counter[str]()
         self.stages = defaultdict[str, float](float)
         self.tracks = set[tuple[int, int | None]]()  # of the video at hand: (class, track)
 
     def snapshot(self) -> Progress:
         """The tally as it is now, for those who watch."""
-        seconds = time.perf_counter() - self.start
-        return Progress(self.total, self.done, self.failed, dict(self.objects), seconds, dict(self.stages), self.frames)
+        return Progress(
+            total=self.total,
+            done=self.done,
+            failed=self.failed,
+            objects=dict(self.objects),
+            seconds=time.perf_counter() - self.start,
+            stages=dict(self.stages),
+            frames=self.frames,
+            frames_total=self.frames_total,
+            videos=self.videos,
+            videos_finished=self.videos_finished,
+            before=self.before,
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -68,6 +111,7 @@ class Tally:
     def count(self, results: Iterable[UnitResult]) -> None:
         """Take in units that the job has just labelled."""
         for result in results:
+            self.videos_finished += result.item.kind == "video" and (result.last or result.error is not None)
             if result.error is not None:
                 self.failed += 1
                 continue

@@ -16,7 +16,7 @@ import numpy as np
 from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, UnitResult, candidate_id
 from sam3label.errors import UndecodableError
 from sam3label.labelling.options import LabelOptions
-from sam3label.labelling.progress import Tally
+from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide
 from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
 from sam3label.media import video
@@ -39,7 +39,7 @@ def label_videos(
     checkpoint: Checkpoint,
     videos: Sequence[MediaItem],
     options: LabelOptions,
-    tally: Tally,
+    tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
     """Label videos one after the other, until `stopped` says so. Loads what it needs to track when it is called."""
@@ -51,10 +51,22 @@ def label_videos(
     return _watched(videos, lambda item: _sampled_on(store, guide, item, options, tally), tally, stopped)
 
 
+def frames_to_label(store: Store, videos: Sequence[MediaItem], options: LabelOptions) -> int:
+    """How many frames are still to be labelled, as far as the videos' headers say."""
+    left = 0
+    for item in videos:
+        frames, start = video.frame_count(item), store.progress(item.id)[0]
+        if not options.tracks:
+            step = video.frame_rate(item) / options.fps if frames and options.fps else options.every
+            frames, start = round(frames / max(step, 1)), round(start / max(step, 1))
+        left += max(0, frames - start)
+    return left
+
+
 def _watched(
     videos: Sequence[MediaItem],
     units_of: Callable[[MediaItem], Iterator[list[UnitResult]]],
-    tally: Tally,
+    tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
     """Each step's units, none after most frames. A stop gives up the unit in flight."""
@@ -70,7 +82,7 @@ def _watched(
 
 
 def _tracked_on(
-    store: Store, tracker: Tracker, item: MediaItem, options: LabelOptions, tally: Tally
+    store: Store, tracker: Tracker, item: MediaItem, options: LabelOptions, tally: JobTally
 ) -> Iterator[list[UnitResult]]:
     """Track a video from where the store has it."""
     start, track_id = store.progress(item.id)
@@ -82,7 +94,7 @@ def _tracked_on(
 
 
 def _sampled_on(
-    store: Store, guide: Guide, item: MediaItem, options: LabelOptions, tally: Tally
+    store: Store, guide: Guide, item: MediaItem, options: LabelOptions, tally: JobTally
 ) -> Iterator[list[UnitResult]]:
     """Label samples of a video from where the store has it."""
     start, _ = store.progress(item.id)

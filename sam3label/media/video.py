@@ -217,6 +217,23 @@ def frame_rate(item: MediaItem) -> float:
         raise UndecodableError(f"not a video, or its header is damaged ({_short(error)})") from error
 
 
+def frame_count(item: MediaItem) -> int:
+    """How many frames a video has, by its header; 0 where that does not say, and for a file that is none."""
+    import av
+
+    if Path(item.path).is_dir():
+        return len(_files(Path(item.path)))
+    try:
+        with av.open(item.path) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                return 0
+            seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+            return int(stream.frames or seconds * float(stream.average_rate or 0))
+    except (av.FFmpegError, OSError):
+        return 0
+
+
 # ---- decoding ahead
 
 

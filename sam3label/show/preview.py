@@ -6,10 +6,9 @@ It is a run like any other, in a folder of its own, so what is shown and measure
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,6 +65,7 @@ def preview(
     out: str | Path,
     n: int = 16,
     options: LabelOptions = DEFAULTS,
+    on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Preview:
     """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
 
@@ -82,12 +82,17 @@ def preview(
     steps: list[Progress] = []
     messages: list[str] = []
     start = time.perf_counter()
+
+    def follow(progress: Progress) -> None:
+        steps.append(progress)
+        on_progress(progress)
+
     summary = label(
         [f"@{folder / 'sample.txt'}"],
         concepts,
         folder / "run",
         replace(options, batch_size=batch, fresh=True, accept_exemplars=True),
-        on_progress=steps.append,
+        on_progress=follow,
         on_message=messages.append,
     )
     loading = time.perf_counter() - start - steps[-1].seconds
@@ -175,6 +180,10 @@ def _peak_memory() -> tuple[int, str]:
 
     if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
         return torch.cuda.max_memory_reserved(), "GPU memory"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0, "memory"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "memory"
 

@@ -16,8 +16,6 @@ from typer.testing import CliRunner
 from sam3label.cli import app
 from sam3label.run.reader import open_run
 
-VERBS = ("init", "run", "demo", "status", "export", "validate", "preview", "evaluate", "calibrate", "report", "doctor")
-
 
 def sam3label(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sam3label", *map(str, arguments)]
@@ -75,7 +73,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     common = ("run", photos, "-c", concepts, "--model", tiny_checkpoint, "--workers", 0)
     done = sam3label(*common, "-o", tmp_path / "loud")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^3/3 images, \d+ objects, [\d.]+ images/s, 0s left$", done.stderr, re.MULTILINE)
+    assert re.search(r"^3 of 3 images, \d+ objects, [\d.]+ images/s, 0s left$", done.stderr, re.MULTILINE)
     assert "3 images labelled" in done.stdout
     assert "sam3label export" in done.stdout
     assert invoke(*common, "-o", tmp_path / "quiet", "--quiet") == (0, "")
@@ -99,8 +97,8 @@ def test_thresholds_from_the_command_line(
     )  # fmt: skip
     assert code == 0, output
     assert "2 images labelled" in output
-    assert re.search(r"^│ cat +│ +0 │$", output, re.MULTILINE)  # a class that found nothing is told, not left out
-    assert re.search(r"^│ dog +│ +[1-9]\d* │$", output, re.MULTILINE)
+    assert re.search(r"^│ cat +│ +0 │ +0 │$", output, re.MULTILINE)  # a class that found nothing is told, not left out
+    assert re.search(r"^│ dog +│ +[1-9]\d* │ +[1-9]\d* │$", output, re.MULTILINE)
     with open_run(tmp_path / "run") as labelled:
         assert [c.conf for c in labelled.concepts.concepts] == [0.99, 0.3]
 
@@ -160,17 +158,6 @@ def test_version_and_module_agree() -> None:
     from importlib.metadata import version
 
     assert sam3label("--version").stdout == f"sam3label {version('sam3label')}\n"
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_is_described(verb: str) -> None:
-    code, output = invoke(verb, "--help")
-    assert code == 0
-    lines = [line for line in output.splitlines() if re.match(r"  +--?\w", line)]
-    assert lines
-    bare = [line for line in lines if not re.search(r"\S  +\S", line.strip()) and len(line) < 40]
-    followed = [b for b in bare if not re.match(r" {10,}\S", output.splitlines()[output.splitlines().index(b) + 1])]
-    assert not followed, followed
 
 
 def test_doctor_fits_one_screen_and_names_what_is_missing() -> None:

@@ -21,7 +21,7 @@ from sam3label.run.reader import open_run
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "first look"
-    result = CliRunner().invoke(app, ["demo", "-o", str(out), "--images", "8", "--seed", "3"])
+    result = CliRunner().invoke(app, ["demo", "-o", str(out), "--number", "8", "--seed", "3"])
     assert result.exit_code == 0, result.output
     return out, result.output
 
@@ -98,7 +98,7 @@ def test_the_contact_sheet_shows_the_photos(made: tuple[Path, str]) -> None:
 
 def test_a_folder_that_is_not_a_demo_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--images", "1"])
+    result = CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--number", "1"])
     assert result.exit_code == 1
     assert "is not empty and not an earlier demo" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

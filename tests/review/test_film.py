@@ -87,7 +87,7 @@ def test_the_truth_lies_on_the_objects(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "first film"
-    result = CliRunner().invoke(app, ["demo", "--video", "-o", str(out), "--images", "1"])
+    result = CliRunner().invoke(app, ["demo", "--videos", "-o", str(out), "--number", "1"])
     assert result.exit_code == 0, result.output
     return out, result.output
 
@@ -130,7 +130,7 @@ def test_a_run_judged_by_its_own_export_is_perfect(made: tuple[Path, str], tmp_p
 
 def test_a_folder_that_is_not_a_demo_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    result = CliRunner().invoke(app, ["demo", "--video", "-o", str(tmp_path)])
+    result = CliRunner().invoke(app, ["demo", "--videos", "-o", str(tmp_path)])
     assert result.exit_code == 1
     assert "is not empty and not an earlier demo" in result.output
 
