@@ -60,10 +60,10 @@ def preview(
         video=video,
     )  # fmt: skip
     concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
-    with progress_display(False, f"loading the model {model} ...") as display:
+    with progress_display(False, "reading the photos ...") as display:
         from sam3label.show.preview import preview as make_preview
 
-        made = make_preview(photos, concept_list, out, n, options, on_progress=display.job)
+        made = make_preview(photos, concept_list, out, n, options, on_progress=display.job, on_message=display.say)
     _print_preview(console(), made)
     if made.failures and not made.labelled:
         raise typer.Exit(3)

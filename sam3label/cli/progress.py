@@ -86,7 +86,7 @@ class _Live:
 
 @contextmanager
 def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
-    """A display for a verb; `first` is what it shows at once, before there is anything to count."""
+    """A display for a verb; `first` is what a terminal shows at once, before there is anything to count."""
     if quiet:
         yield _Silent()
     elif sys.stderr.isatty():
@@ -98,10 +98,7 @@ def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
         with Live(Text(first), console=console(stderr=True), refresh_per_second=4, transient=True) as live:
             yield _Live(live)
     else:
-        plain = _Plain()
-        if first:
-            plain.say(first)
-        yield plain
+        yield _Plain()
 
 
 def stepper(display: Display, what: str, total: int, unit: str = "images") -> Callable[[int], None]:

@@ -148,7 +148,7 @@ def run(
         batch_size=images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
         fresh=fresh, accept_exemplars=accept_exemplars, video=video, clip_frames=clip_frames, every=every, fps=fps,
     )  # fmt: skip
-    with progress_display(quiet, f"loading the model {model} ...") as display, stop_on_interrupt(display) as stop:
+    with progress_display(quiet, "reading the photos ...") as display, stop_on_interrupt(display) as stop:
         from sam3label.labelling.job import label
 
         summary = label(photos, concept_list, out, options, on_progress=display.job, on_message=display.say, stop=stop)

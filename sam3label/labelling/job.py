@@ -65,6 +65,7 @@ def label(
             "--video frames samples them, --video off leaves them out."
         )
     checkpoint = resolve(options.model, options.revision)
+    on_message(f"loading the model {options.model} ...")
     detector = Detector.load(
         checkpoint,
         device=options.device,

@@ -66,6 +66,7 @@ def preview(
     n: int = 16,
     options: LabelOptions = DEFAULTS,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
 ) -> Preview:
     """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
 
@@ -87,13 +88,19 @@ def preview(
         steps.append(progress)
         on_progress(progress)
 
+    def hear(text: str) -> None:
+        if text.startswith("loading "):
+            on_message(text)
+        else:
+            messages.append(text)
+
     summary = label(
         [f"@{folder / 'sample.txt'}"],
         concepts,
         folder / "run",
         replace(options, batch_size=batch, fresh=True, accept_exemplars=True),
         on_progress=follow,
-        on_message=messages.append,
+        on_message=hear,
     )
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
