@@ -69,7 +69,7 @@ def _check_image(split: YoloSplit, image: Path, checked: Checked, findings: Find
         _check_taken(photo, title, findings)
     rows = read_rows(split.label_path(image), len(split.names))
     if rows is None:
-        _report_unlabelled(split.label_path(image), title, findings)
+        _report_unlabelled(image, split.label_path(image), title, findings)
         checked.facts.empty += 1
         return
     checked.labelled += 1
@@ -246,10 +246,12 @@ def _check_rows(rows: Rows, title: str, findings: Findings) -> None:
             findings.drops(WHO, "a polygon has fewer than 3 points: its mask is a line", title)
 
 
-def _report_unlabelled(path: Path, title: str, findings: Findings) -> None:
-    if os.path.lexists(path):
+def _report_unlabelled(image: Path, place: Path, title: str, findings: Findings) -> None:
+    if os.path.lexists(place):
         what = "what lies in the place of the label file is no file (a folder, or a broken link): taken for background"
         findings.drops(WHO, what, title)
+    elif _has_rows(image.with_suffix(".txt")):
+        findings.drops(WHO, "a label file lies beside its photo, where it is not looked for: never read", title)
     else:
         findings.note(WHO, "no label file: taken for background (an empty file says so)", title)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ __all__ = [
     "check_det_dataset",
     "loader_masks",
     "read_back",
+    "read_whole",
     "segments_as_masks",
 ]
 
@@ -68,3 +70,26 @@ def loader_masks(images: Path, n_classes: int, size: int) -> list[npt.NDArray[np
     data = {"names": {i: str(i) for i in range(n_classes)}, "nc": n_classes, "channels": 3}
     loaded = YOLODataset(img_path=str(images), data=data, task="segment", augment=False, imgsz=size, hyp=settings)
     return [loaded[k]["masks"].numpy().astype(bool) for k in range(len(loaded))]
+
+
+def read_whole(data_file: Path) -> tuple[int, int] | str:
+    """(photos, labels) that a training reads from a data file, train and val together; its error where it stops."""
+    try:
+        with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):  # noqa: PTH123
+            data = check_det_dataset(str(data_file), autodownload=False)
+            parts = [_split_of(data, split) for split in ("train", "val")]
+    except Exception as error:  # whatever it raises ends the training
+        return f"{type(error).__name__}: {error}"
+    labels = [label for part in parts for label in part.labels]
+    return len(labels), sum(len(label["cls"]) for label in labels)
+
+
+def _split_of(data: dict[str, Any], split: str) -> Any:
+    """Of the task that the labels' kind suggests; a set of both kinds is one of segments."""
+    rows = [len(line.split()) for p in Path(data["path"]).rglob("*.txt") for line in _text(p).splitlines()]
+    task = "segment" if any(n > 6 for n in rows) else "detect"
+    return YOLODataset(img_path=data[split], data=data, task=task, augment=split == "train", imgsz=32)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
