@@ -26,6 +26,7 @@ Size = tuple[int, int]  # height, width
 
 _MOST_PIXELS = 1 << 31  # of a record: more than any reader opens
 _LONGEST_BORDER_PX = 2e6  # pycocotools walks it in fifths of a pixel
+_FEWEST_NUMBERS = 6  # of a ring: three points
 _NO_PARENT = ("none", "null", "", None)
 _LOOKED_UP = 500  # names by which the photos' folder is found
 DETR = "RF-DETR, RT-DETR, Hugging Face"
@@ -152,9 +153,10 @@ def read_mask(segmentation: Any, size_hw: Size) -> Rle | None:
                 return None
             rle = masks.from_runs(counts, size) if isinstance(counts, list) else Rle(size, _bytes(counts))
             return masks.from_runs(masks.to_runs(rle), size_hw)
-        if not segmentation or _border_px(segmentation) > _LONGEST_BORDER_PX:
+        rings = _rings(segmentation)
+        if not rings or _border_px(rings) > _LONGEST_BORDER_PX:
             return None
-        return masks.from_polygons(segmentation, size_hw)
+        return masks.from_polygons(rings, size_hw)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError):
         return None
 
@@ -188,6 +190,13 @@ def _bytes(counts: Any) -> bytes:
     return bytes(counts.encode("ascii") if isinstance(counts, str) else counts)
 
 
+def _rings(segmentation: Any) -> list[Any]:
+    """Without those too short to be one, which nobody draws; but a short one in front makes pycocotools misread all."""
+    if not segmentation or len(segmentation[0]) < _FEWEST_NUMBERS:
+        return []
+    return [ring for ring in segmentation if len(ring) >= _FEWEST_NUMBERS]
+
+
 def _border_px(rings: Any) -> float:
     """The length of all rings' borders in pixels; infinite where a point is no number."""
     total = 0.0
@@ -201,6 +210,11 @@ def _border_px(rings: Any) -> float:
 def _key(value: Any) -> Hashable:
     """A value as it looks ids up; what can be no id finds nothing."""
     return value if isinstance(value, int | str | float) else None
+
+
+def _has_id(record: Mapping[str, Any]) -> bool:
+    """null counts as one, as long as no two have it."""
+    return "id" in record and isinstance(record["id"], int | str | float | None)
 
 
 def _is_category(record: Any) -> bool:
@@ -267,10 +281,11 @@ def _check_photos(file: CocoFile, findings: Findings) -> None:
 
 def _check_ids(document: Mapping[str, Any], findings: Findings) -> None:
     for key in ("images", "annotations", "categories"):
-        ids = [_key(record.get("id")) for record in document[key] if isinstance(record, dict)]
-        if (unnamed := ids.count(None)) and key == "annotations":
+        records = [record for record in document[key] if isinstance(record, dict)]
+        ids = Counter(record["id"] for record in records if _has_id(record))
+        if (unnamed := len(records) - ids.total()) and key == "annotations":
             findings.drops("pycocotools", "an annotation has no id: the file cannot be loaded", key, unnamed)
-        for number, times in Counter(i for i in ids if i is not None).items():
+        for number, times in ids.items():
             if times > 1:
                 findings.drops("pycocotools", f"{key} share an id: only the last one is read", str(number), times - 1)
 
@@ -321,7 +336,7 @@ class _Rules:
             self.findings.drops("every trainer", "the annotation's image_id is unknown", where)
             return False
         where = f"{where} in {image['file_name']}"
-        known = self._check_class(annotation, where) and _key(annotation.get("id")) is not None
+        known = self._check_class(annotation, where) and _has_id(annotation)
         size = size_of(image)
         box = self._check_box(annotation.get("bbox"), size, where)
         mask = read_mask(annotation.get("segmentation"), size) if size else None
