@@ -9,7 +9,7 @@ whatever happens next; what it has not is simply labelled again by the next one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
@@ -45,12 +45,14 @@ def label(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
     stop: threading.Event | None = None,
+    only: Collection[str] | None = None,
 ) -> RunSummary:
     """Label everything in `sources` into the run folder `out`, continuing what is there.
 
     `on_progress` is called after every batch, from this thread; `on_message` with what a user should read before the
     first one, where classes have exemplars: what the run takes, and how far the references can be trusted. Setting
-    `stop` ends the run after the batch in flight, with everything labelled so far committed. Raises a `Sam3LabelError`
+    `stop` ends the run after the batch in flight, with everything labelled so far committed. `only` names by their ids
+    the images of `sources` that are labelled now, where that is not all of them. Raises a `Sam3LabelError`
     for bad input, checkpoint or store; a file that cannot be labelled is no error but a failure in the summary.
     """
     from sam3label.model.checkpoint import resolve
@@ -82,12 +84,12 @@ def label(
     }
     guide = Guide(detector, concepts, examples)
     fingerprint |= guide.fingerprint()
-    figures = _trust(guide, found.items, out, fingerprint, options, on_message) if examples else {}
+    figures = _trust(guide, found.items, out, fingerprint, options, on_message, only) if examples else {}
     with Store.writer(out, guide.prompts, fingerprint, fresh=options.fresh) as store:
         _describe(store, concepts, options, sources, detector)
         store.set_meta("trust", figures)
         done = store.done_ids()
-        pending = [item for item in found.items if item.id not in done][: options.limit]
+        pending = _pending(found.items, done, only, options)
         videos = [item for item in pending if item.kind == "video"]
         tally = JobTally(concepts, len(pending), len(videos), frames_to_label(store, videos, options), len(done))
         on_progress(tally.snapshot())
@@ -117,6 +119,13 @@ def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discover
     return discovery.find_media(sources, options.video != "off", numbered_folders=options.video != "auto")
 
 
+def _pending(
+    items: Sequence[MediaItem], done: Collection[str], only: Collection[str] | None, options: LabelOptions
+) -> list[MediaItem]:
+    """What is labelled now, in order."""
+    return [i for i in items if i.id not in done and (only is None or i.id in only)][: options.limit]
+
+
 def _trust(
     guide: Guide,
     items: Sequence[MediaItem],
@@ -124,6 +133,7 @@ def _trust(
     fingerprint: Mapping[str, Any],
     options: LabelOptions,
     say: Callable[[str], None],
+    only: Collection[str] | None,
 ) -> dict[str, Any]:
     """Say what the exemplars cost and are worth, before the run folder is touched. Returns the figures by class."""
     done, known = set[str](), dict[str, Any]()
@@ -131,7 +141,7 @@ def _trust(
         with Store.open(out) as store:
             store.refuse_other(fingerprint)
             done, known = store.done_ids(), store.meta("trust") or {}
-    pending = [item for item in items if item.id not in done][: options.limit]
+    pending = _pending(items, done, only, options)
     for note in (note for examples in guide.examples for note in examples.notes):
         say(note)
     say(reference_check.plan(guide, sum(item.kind == "image" for item in pending), known))
@@ -146,6 +156,7 @@ def _describe(
     info: dict[str, Any] = {
         "model": options.model,
         **detector.describe(),
+        "queries": detector.queries,  # answers that one phrase can have in one image
         "device": str(detector.device),
         "version": version("sam3label"),
         "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.core.records import Candidate, ConceptList, Frame, Prompt, Tiles, candidate_id
 from sam3label.labelling.canvas import Window, in_image
+from sam3label.run.saturation import is_full
 
 if TYPE_CHECKING:
     from sam3label.model.detector import Detection, Detector
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 AUTO_FACTOR = (
     2.0  # `auto` tiles photos whose longer side is that many times the model's input: see docs, "Large photos"
 )
-NEARLY_ALL = 0.95  # of the queries: so many answers to one phrase mean that there may be more
 SAME_IOU, SAME_COVER = 0.5, 0.8  # two views of one object: masks overlap, or the coarser one holds the finer one
 LIKE_SIZES = 0.25  # smaller over larger area, for the latter: a crowd in one mask is not its members
 
@@ -106,11 +106,6 @@ class Tiler:
                 presence[[self._prompts.index(prompt) for prompt in asked]] = detection.presence
                 candidates = tuple(_placed(detection.candidates, window, number, frame.size_hw))
                 yield replace(detection, presence=presence, candidates=candidates)
-
-
-def is_full(candidates: Sequence[Candidate], prompt: str, queries: int) -> bool:
-    """Whether the answers to a prompt reach, or nearly reach, the number that the model can give at all."""
-    return sum(candidate.prompt == prompt for candidate in candidates) >= NEARLY_ALL * queries
 
 
 def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:

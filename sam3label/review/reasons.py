@@ -21,8 +21,9 @@ from typing import Literal
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label, MediaItem
 from sam3label.review.survey import NEIGHBORS, Seen, Survey, UsualSize, look
-from sam3label.run.decide import SAME_OBJECT_IOU, Decision
+from sam3label.run.decide import SAME_OBJECT_IOU
 from sam3label.run.reader import Run
+from sam3label.run.saturation import is_full
 from sam3label.run.store import Unit
 
 Kind = Literal[
@@ -62,7 +63,6 @@ UNUSUAL = 3.5  # robust standard deviations (of log area share) beyond which a s
 SPECK_PX = 6  # the side of a square no larger than which a label is a speck whatever its class
 WHOLE = 0.9  # the share of the image from which a label is nearly all of it
 SPOKEN = 3  # reasons of one kind that are put in words
-FULL = 0.9  # the share of the answers the model can give from which there may be objects it could not answer with
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,17 +327,14 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
 
 
 def _saturated(seen: Seen, concepts: ConceptList, queries: int) -> Iterator[Reason]:
-    """Phrases whose answers, duplicates and all, reach the class's threshold nearly as often as it can answer."""
+    """Phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
     for concept in concepts.concepts:
-        answers: dict[str, list[Decision]] = defaultdict(list)
-        for decision in seen.decisions:
-            if decision.label.class_id == concept.id and decision.outcome != "low score":
-                answers[decision.label.prompt].append(decision)
-        for phrase, own in answers.items():
-            if len(own) >= FULL * queries:
-                words = f"'{phrase}' has {len(own)} answers of {queries} that the model can give: there may be more"
-                kept = tuple(d.label.id for d in own if d.outcome == "label")
-                yield Reason("saturated", words, min(1.0, len(own) / queries), kept)
+        own = [decision.label for decision in seen.decisions if decision.label.class_id == concept.id]
+        for phrase in dict.fromkeys(label.prompt for label in own):
+            if is_full(own, phrase, queries):
+                answers = sum(label.prompt == phrase for label in own)
+                words = f"'{phrase}' has {answers} answers of {queries} that the model can give: there may be more"
+                yield Reason("saturated", words, min(1.0, answers / queries))
 
 
 def _cut_short(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:

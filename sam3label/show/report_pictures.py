@@ -51,12 +51,12 @@ def of_cases(run: Run, worst: Mapping[Kind, Sequence[Case]]) -> Iterator[Wanted]
 
 
 def _named(run: Run, item: MediaItem, frame: int, found: Sequence[Reason]) -> tuple[LabeledImage, list[Label]]:
-    """The frame, and the labels and left-out candidates of it that the reasons name."""
+    """The frame, and its labels and left-out candidates that the reasons name; all labels where they name none."""
     unit = run.unit(item.id, frame)
     assert unit is not None  # it was judged a moment ago
     seen = next(one for one in run.frames(unit) if one.image.frame == frame)
     ids = {label_id for reason in found for label_id in reason.label_ids}
-    return seen.image, [d.label for d in seen.decisions if d.label.id in ids]
+    return seen.image, [d.label for d in seen.decisions if d.label.id in ids] or list(seen.image.labels)
 
 
 def gallery(run: Run, photos: int, frames: int) -> Iterator[Wanted]:
