@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
     from sam3label.export.dataset import Summary
@@ -36,77 +38,118 @@ def export(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="With --concepts: override, e.g. concepts.helmet.conf=0.7. Repeatable."),
+        typer.Option("--set", help="Override a rule of the concept list, e.g. concepts.helmet.conf=0.7. Repeatable."),
     ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="Only these classes of the run, with commas between; repeatable. [all]")
+    ] = None,
+    map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Call a class something else; several may become one. Repeatable."),
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="Leave out labels with a lower score.")] = 0.0,
+    empty: Annotated[
+        bool, typer.Option("--empty/--no-empty", help="Keep photos without labels, as background.")
+    ] = True,
+    every: Annotated[int, typer.Option(metavar="N", help="Of videos, export every N-th frame of the film.")] = 1,
+    fps: Annotated[float | None, typer.Option(help="Of videos, export this many frames a second.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="For example train=0.8,val=0.1,test=0.1. [everything in train]")
+        str | None,
+        typer.Option(help="train=0.8,val=0.1,test=0.1, or 0.8,0.1,0.1 in that order. [everything in train]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another number splits otherwise.")] = 0,
     group: Annotated[str | None, typer.Option(help="folder: photos of one folder stay in one split.")] = None,
     group_regex: Annotated[
         str | None,
         typer.Option(help="Photos in whose path this finds the same text (its first group) stay in one split."),
     ] = None,
-    images: Annotated[str, typer.Option(help="hardlink (copies where it cannot), copy, symlink, none.")] = "hardlink",
-    classes: Annotated[str | None, typer.Option(help="Only these classes, with commas between. [all]")] = None,
-    min_score: Annotated[float, typer.Option(help="Leave out labels with a lower score.")] = 0.0,
-    empty: Annotated[
-        bool, typer.Option("--empty/--no-empty", help="Keep photos without labels, as background.")
-    ] = True,
+    images: Annotated[
+        Placement | None,
+        typer.Option(
+            help="How photos get there: hard links (copies where they cannot be), which with upright are turned "
+            "copies of photos that EXIF turns. [upright where a format's readers ignore EXIF, else hardlink]"
+        ),
+    ] = None,
+    flat: Annotated[
+        bool,
+        typer.Option("--flat", help="No subfolders: a/1.jpg becomes a__1.jpg. Some readers see one folder."),
+    ] = False,
     segmentation: Annotated[
-        str | None, typer.Option(help="COCO formats: rle (exact) or polygon (RT-DETR return_masks needs it). [rle]")
+        Segmentation | None,
+        typer.Option(
+            help="How masks are held: rle or polygon (coco formats, cvat), uncompressed or rle (ytvis). "
+            "[rle; polygon in coco-zero, uncompressed in ytvis]"
+        ),
     ] = None,
     simplify: Annotated[
-        float,
-        typer.Option(metavar="PX", help="Polygons may leave the mask's border by this much; prints what it costs."),
+        float, typer.Option(metavar="PX", help="Polygons may leave the mask's border by this many pixels.")
     ] = 0.0,
     append: Annotated[
         bool, typer.Option("--append", help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats).")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the dataset in OUT with what people added or changed in it.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
-    from sam3label.concepts.concept_list import load_concepts
-    from sam3label.export.dataset import Options
-    from sam3label.export.registry import refuse_unknown_formats
+    from sam3label.export.options import Options, parse_classes, parse_map
     from sam3label.export.splits import parse_splits
     from sam3label.export.write import export as write
-    from sam3label.run.reader import open_run
+    from sam3label.export.write import refuse_senseless
 
-    refuse_unknown_formats(formats)
-    if settings and concepts is None:
-        raise typer.BadParameter("changes a concept list: give that with --concepts", param_hint="--set")
-    _one_of("--images", images, ("hardlink", "copy", "symlink", "none"))
-    _one_of("--segmentation", segmentation, (None, "rle", "polygon"))
-    options = Options(
-        splits=parse_splits(split, seed, group, group_regex),
-        images=images,  # type: ignore[arg-type]  # checked above, as is segmentation
-        classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
-        min_score=min_score,
-        keep_empty=empty,
-        segmentation=segmentation,  # type: ignore[arg-type]
-        simplify_px=simplify,
-        append=append,
-    )
-    with open_run(run, load_concepts(concepts, settings or []) if concepts else None) as labelled:
-        for name in dict.fromkeys(formats):
-            target = _target(run, out, name, several=len(set(formats)) > 1)
+    with _opened(run, concepts, settings or []) as labelled:
+        names = labelled.concepts.names
+        options = Options(
+            splits=parse_splits(split, seed, group, group_regex),
+            images=images,
+            classes=parse_classes(classes or [], names),
+            map=parse_map(map or [], names),
+            min_score=min_score,
+            keep_empty=empty,
+            every=every,
+            fps=fps,
+            flat=flat,
+            segmentation=segmentation,
+            simplify_px=simplify,
+            append=append,
+            overwrite=overwrite,
+        )
+        wanted = list(dict.fromkeys(formats))
+        refuse_senseless(wanted, options)
+        for name in wanted:
+            target = _target(run, out, name, several=len(wanted) > 1)
             with _progress(labelled, name, quiet) as step:
                 summary = write(labelled, name, target, options, step)
             if not quiet:
                 print_export(summary)
 
 
+def _opened(run: Path, concepts: Path | None, settings: list[str]) -> Run:
+    """The run with its own concept list, or with that of a file, and the settings over it."""
+    from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
+    from sam3label.run.reader import open_run
+
+    if concepts is not None:
+        return open_run(run, load_concepts(concepts, settings))
+    if not settings:
+        return open_run(run)
+    with open_run(run) as labelled:
+        own, names = dump_concepts(labelled.concepts), labelled.concepts.names
+    for_each = [s for text in settings for s in _spelled_out(text, names)]
+    return open_run(run, parse_concepts(own, f"{run} (the run's own concept list)", for_each))
+
+
+def _spelled_out(setting: str, names: Sequence[str]) -> list[str]:
+    """A default as the rule of every class: in a run's own list each class has all of its rules."""
+    key = setting.removeprefix("defaults.")
+    return [setting] if key == setting else [f"concepts.{name}.{key}" for name in names]
+
+
 def _target(run: Path, out: Path | None, name: str, *, several: bool) -> Path:
     if out is None:
         return run / "exports" / name
     return out / name if several else out
-
-
-def _one_of(option: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
-        known = ", ".join(a for a in allowed if a)
-        raise typer.BadParameter(f"{value!r} is not one of {known}", param_hint=option)
 
 
 @contextmanager
@@ -159,9 +202,9 @@ def _most_first(summary: Summary) -> list[tuple[int, str]]:
 
 
 def _remarks(summary: Summary) -> Iterator[str]:
-    if summary.simplify_iou:
-        mean, lowest = summary.simplify_iou
-        yield f"Simplified polygons against their masks: IoU {mean:.4f} on average, {lowest:.4f} at worst."
+    if summary.polygon_iou:
+        mean, lowest = summary.polygon_iou
+        yield f"Polygons against their masks: IoU {mean:.4f} on average, {lowest:.4f} at worst."
     for split in summary.splits:
         if missing := _missing(summary, split):
             yield f"{split} has no {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}."

@@ -11,7 +11,7 @@ import typer
 from sam3label.cli.options import RunFolder
 
 if TYPE_CHECKING:
-    from sam3label.export.photos import Placement
+    from sam3label.export.options import Placement
 
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
 
@@ -112,7 +112,7 @@ def write(
     ] = None,
 ) -> None:
     """Write the run as a FiftyOneDataset folder, which FiftyOne loads without this package. Needs no database."""
-    from sam3label.export.photos import PLACEMENTS
+    from sam3label.export.options import PLACEMENTS
     from sam3label.review.fiftyone.folder import write_folder
     from sam3label.run.reader import open_run
 

@@ -241,7 +241,7 @@ def _some(names: tuple[str, ...], n: int = 5) -> str:
 def export_all(run_folder: Path, formats: list[str], splits: Splits, quiet: bool) -> None:
     """Export a run into RUN/exports/FORMAT, one after the other, and say what a trainer must know."""
     from sam3label.cli.export import print_export
-    from sam3label.export.dataset import Options
+    from sam3label.export.options import Options
     from sam3label.export.write import export
     from sam3label.run.reader import open_run
 

@@ -13,7 +13,7 @@ the packing, the areas and the overlaps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -77,6 +77,23 @@ def to_runs(rle: Rle) -> npt.NDArray[np.int64]:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
+
+
+def row_runs(rle: Rle) -> npt.NDArray[np.int64]:
+    """Run lengths of the whole image row by row, background first: what CVAT and Label Studio count.
+
+    Looks at the mask's box alone. No run but the first and the last is 0.
+    """
+    height, width = rle.size_hw
+    x, y, mask = crop(rle)
+    rows, columns = np.nonzero(np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1))
+    edges = (rows + y) * width + columns + x
+    twice = np.zeros(len(edges), dtype=np.bool_)  # a run from a row's end on through the next row's start
+    if len(edges) > 1:
+        same = edges[1:] == edges[:-1]
+        twice[1:] |= same
+        twice[:-1] |= same
+    return np.diff(np.concatenate(([0], edges[~twice], [height * width])))
 
 
 def area(rle: Rle) -> int:
@@ -193,18 +210,45 @@ def from_polygons(rings: Sequence[npt.ArrayLike], size_hw: tuple[int, int]) -> R
 
 
 def contour(rle: Rle, simplify_px: float = 0.0) -> Ring:
-    """One ring for the whole mask, in centre coordinates: parts joined at their nearest points, holes likewise.
+    """One ring for the mask, in centre coordinates: holes and parts are joined at their nearest points.
 
-    Filled by OpenCV (`from_contour`) without simplification it is the same mask plus the one-pixel bridges between
-    its parts. At least 3 vertices and never of zero width: a point or a line comes out as 4 corners inside its pixels.
-    An empty mask has no vertices.
+    Filled by OpenCV (`from_contour`) without simplification, a mask in one part is the same mask. Parts are joined by
+    bridges one pixel wide, which are no part of the mask: those far off are left out where that comes back better, by
+    intersection over union, than a bridge to them. At least 3 vertices: a point or a line comes out as 4 corners
+    inside its pixels. An empty mask has no vertices.
     """
     x, y, mask = crop(rle)
-    parts = [_simplified(points, simplify_px) for outer, holes in _borders(mask) for points in (outer, *holes)]
-    if not parts:
+    rings = [[_simplified(points, simplify_px) for points in (outer, *holes)] for outer, holes in _borders(mask)]
+    if not rings:
         return np.zeros((0, 2))
-    ring = _corners(_joined(parts)) + np.array([x + 0.5, y + 0.5])
+    ring = _best_joined([_joined(part) for part in rings], mask) if len(rings) > 1 else _joined(rings[0])
+    ring = _corners(ring) + np.array([x + 0.5, y + 0.5])
     return ring if len(ring) > 2 else _thickened(ring)
+
+
+def _best_joined(parts: Sequence[npt.NDArray[np.float64]], mask: Mask) -> npt.NDArray[np.float64]:
+    """The walk over the largest part alone, over all, or over the ones nearby that seem worth their bridges."""
+    sizes = [int(_filled(part, mask.shape).sum()) for part in parts]
+    order = sorted(range(len(parts)), key=lambda k: -sizes[k])
+    walks, won, wasted, best, best_value = [], 0, 0.0, 0, 0.0
+    for number, (walk, part, seam) in enumerate(_walks([parts[k] for k in order])):
+        won, wasted = won + sizes[order[part]], wasted + max(0.0, seam - 1)
+        walks.append(walk)
+        if (value := won / (int(mask.sum()) + wasted)) > best_value:
+            best, best_value = number, value
+    choices = [walks[k] for k in dict.fromkeys((len(walks) - 1, best, 0))]
+    values = [_overlap(_filled(_corners(walk), mask.shape), mask) for walk in choices]
+    return choices[int(np.argmax(values))]
+
+
+def _filled(ring: npt.NDArray[Any], size_hw: tuple[int, ...]) -> Mask:
+    canvas = np.zeros(size_hw, dtype=np.uint8)
+    cv2.fillPoly(canvas, [ring.astype(np.int32)], 1)
+    return canvas.astype(np.bool_)
+
+
+def _overlap(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def from_contour(ring: npt.ArrayLike, size_hw: tuple[int, int]) -> Rle:
@@ -217,12 +261,17 @@ def from_contour(ring: npt.ArrayLike, size_hw: tuple[int, int]) -> Rle:
 
 
 def _thickened(line: Ring) -> Ring:
-    """4 corners around a point or a straight line, a quarter pixel off, so that they floor to the same pixels."""
+    """4 corners around a point or a straight line, a quarter pixel off, so that they floor to the same pixels.
+
+    A diagonal line gets no width: Ultralytics puts points between the corners, and beside it those are in other pixels.
+    """
     a, b = line[0], line[-1]
     along = b - a
     length = float(np.hypot(*along))
     unit = along / length if length else np.array([1.0, 0.0])
     side, end = 0.25 * np.array([-unit[1], unit[0]]), 0.25 * unit
+    if along.all():
+        return np.stack([a - end, b + end, b, a])
     return np.stack([a - end - side, b + end - side, b + end + side, a - end + side])
 
 
@@ -248,19 +297,26 @@ def _simplified(points: Points, tolerance_px: float) -> Points:
 
 
 def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """One closed walk over all rings: each is entered from its nearest joined neighbour and left by the same seam.
+    """One closed walk over all rings."""
+    *_, (walk, _, _) = _walks(rings)
+    return walk
 
-    A minimum spanning tree (Prim) over rings, so seams are as short as they can be and none is longer than needed.
+
+def _walks(rings: Sequence[npt.NDArray[Any]]) -> Iterator[tuple[npt.NDArray[np.float64], int, float]]:
+    """Closed walks over more and more rings: (walk, the ring it took in, the length of the seam to it, in pixels).
+
+    Each ring is entered from its nearest joined neighbour and left by the same seam. A minimum spanning tree (Prim)
+    from the first ring on, so seams are as short as they can be and none is longer than needed.
     """
     points = np.concatenate(rings).astype(np.float64)
+    owner = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
+    new = walk = np.flatnonzero(owner == 0)
+    yield points[walk], 0, 0.0
     if len(rings) == 1:
-        return points
+        return
     from scipy.spatial import KDTree  # slow to import, and most masks have one ring
 
-    owner = np.repeat(np.arange(len(rings)), [len(r) for r in rings])
-    walk = np.flatnonzero(owner == 0)
     distance, anchor = np.full(len(points), np.inf), np.zeros(len(points), dtype=np.int64)
-    new = walk
     for _ in range(len(rings) - 1):
         distance[new] = np.nan  # joined: out of the race
         waiting = np.flatnonzero(~np.isnan(distance))
@@ -272,7 +328,7 @@ def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
         there_and_back = np.concatenate([np.roll(new, -int(entry - new[0])), [entry, anchor[entry]]])
         at = int(np.flatnonzero(walk == anchor[entry])[0])
         walk = np.insert(walk, at + 1, there_and_back)
-    return points[walk]
+        yield points[walk], int(owner[entry]), float(np.abs(points[entry] - points[anchor[entry]]).max())
 
 
 def _corners(ring: npt.NDArray[Any]) -> npt.NDArray[Any]:

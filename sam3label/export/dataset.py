@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sam3label.core import masks
-from sam3label.core.records import Label, LabeledImage, Rle
-from sam3label.export.photos import Placement, Placer
-from sam3label.export.splits import Splits
+from sam3label.core.records import ConceptList, Label, LabeledImage, Rle
+from sam3label.export.frames import FrameChoice
+from sam3label.export.options import Options, Segmentation
+from sam3label.export.photos import Placer, flat_name
 from sam3label.media import video
-
-Segmentation = Literal["rle", "polygon"]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a user may choose about an export. Defaults lose nothing.
-
-    `classes`: names to keep, all if empty. `segmentation`: how COCO holds masks, None for the format's own default.
-    `simplify_px`: how far a polygon may leave the mask's border, in pixels.
-    """
-
-    splits: Splits = field(default_factory=Splits)
-    images: Placement = "hardlink"
-    classes: tuple[str, ...] = ()
-    min_score: float = 0.0
-    keep_empty: bool = True
-    segmentation: Segmentation | None = None
-    simplify_px: float = 0.0
-    append: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +38,20 @@ class Outline:
     def polygons(self, rle: Rle) -> list[masks.Ring]:
         """Rings in edge coordinates, for COCO."""
         rings = masks.polygons(rle, self.simplify_px)
-        self._account(rle, lambda: masks.from_polygons(rings, rle.size_hw))
+        self._account(rle, masks.from_polygons(rings, rle.size_hw))
         return rings
 
     def contour(self, rle: Rle) -> masks.Ring:
         """One ring in centre coordinates, for YOLO."""
         ring = masks.contour(rle, self.simplify_px)
-        self._account(rle, lambda: masks.from_contour(ring, rle.size_hw))
+        self._account(rle, masks.from_contour(ring, rle.size_hw))
         return ring
 
-    def _account(self, rle: Rle, back: Any) -> None:
-        if self.simplify_px > 0:
-            iou = float(masks.iou_matrix([rle], [back()])[0, 0])
-            self.drawn += 1
-            self.iou_sum += iou
-            self.iou_min = min(self.iou_min, iou)
+    def _account(self, rle: Rle, back: Rle) -> None:
+        iou = 1.0 if rle == back else float(masks.iou_matrix([rle], [back])[0, 0])
+        self.drawn += 1
+        self.iou_sum += iou
+        self.iou_min = min(self.iou_min, iou)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +66,8 @@ class Target:
     segmentation: Segmentation | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     append: bool = False
+    notes: list[str] = field(default_factory=list)  # what a writer has to say at the end
+    frame_rate: Callable[[Any], float] = field(default_factory=lambda: FrameChoice().rate)  # of a MediaItem
 
 
 @dataclass(slots=True)
@@ -95,6 +77,7 @@ class SplitCount:
     images: int = 0
     empty: int = 0
     reviewed: int = 0
+    by_people: int = 0  # instances
     instances: Counter[int] = field(default_factory=Counter)  # by class id of the dataset
 
 
@@ -108,7 +91,7 @@ class Summary:
     splits: Mapping[str, SplitCount]
     failed: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    simplify_iou: tuple[float, float] | None = None  # mean, min
+    polygon_iou: tuple[float, float] | None = None  # mean, min, of polygons against their masks
 
     @property
     def images(self) -> int:
@@ -125,41 +108,76 @@ class Tally:
     def __init__(self, splits: Iterable[str]) -> None:
         self.splits = {name: SplitCount() for name in splits}
         self.photos_left_out = 0  # of formats that hold videos
+        self.frames_left_out = 0  # by --every or --fps
         self.hollow = 0  # labels without a single pixel, left out
+        self.twice = 0  # labels of classes that became one, of an object that has one already
 
     def count(self, sample: Sample) -> None:
         split = self.splits[sample.split]
         split.images += 1
         split.empty += not sample.image.labels
         split.reviewed += sample.image.reviewed
+        split.by_people += sum(label.source == "human" for label in sample.image.labels)
         split.instances.update(label.class_id for label in sample.image.labels)
 
 
-def samples(
-    images: Iterable[LabeledImage],
-    options: Options,
-    class_ids: Mapping[int, int],
-    tally: Tally,
-    whole_videos: bool = False,
-) -> Iterator[Sample]:
-    """The images that belong into the dataset, with the labels that do. `class_ids`: concept id -> dataset id.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which images and labels of a run belong into a dataset, and under which names and class ids.
 
-    Frames of videos are images with an id of their own, unless the format holds `whole_videos`: those get every frame.
-    All frames of a video are in one split.
+    `class_ids`: concept id to dataset id. `same_object`: for each class of the dataset that several concepts became,
+    the mask IoU over which two labels are one object. With `whole_videos` the format holds videos, and every chosen
+    frame of them; else frames are images with an id of their own.
     """
-    for image in images:
-        if image.item.kind == "image" and whole_videos:
-            tally.photos_left_out += 1
-            continue
-        split = options.splits.of(image.item.id)
-        if not whole_videos:
-            image = as_photo(image)
-        labels = tuple(_kept(image.labels, options.min_score, class_ids, tally))
-        if not labels and not options.keep_empty and not whole_videos:
-            continue
-        sample = Sample(replace(image, labels=labels), split)
-        tally.count(sample)
-        yield sample
+
+    options: Options
+    class_ids: Mapping[int, int]
+    same_object: Mapping[int, float] = field(default_factory=dict)
+    whole_videos: bool = False
+
+    def samples(self, images: Iterable[LabeledImage], frames: FrameChoice, tally: Tally) -> Iterator[Sample]:
+        """What goes into the dataset, image by image. All frames of a video are in one split."""
+        for image in images:
+            if image.item.kind == "image" and self.whole_videos:
+                tally.photos_left_out += 1
+                continue
+            if not frames.keeps(image):
+                tally.frames_left_out += 1
+                continue
+            labels = tuple(self._labels(image.labels, tally))
+            if labels or self.options.keep_empty or self.whole_videos:
+                sample = Sample(replace(self._named(image), labels=labels), self.options.splits.of(image.item.id))
+                tally.count(sample)
+                yield sample
+
+    def _named(self, image: LabeledImage) -> LabeledImage:
+        image = image if self.whole_videos else as_photo(image)
+        return replace(image, item=replace(image.item, id=flat_name(image.item.id))) if self.options.flat else image
+
+    def _labels(self, labels: Iterable[Label], tally: Tally) -> Iterator[Label]:
+        kept = list[Label]()
+        for label in _with_pixels(labels, self.options.min_score, self.class_ids, tally):
+            if self._is_twice(label, kept):
+                tally.twice += 1
+            else:
+                kept.append(label)
+                yield label
+
+    def _is_twice(self, label: Label, kept: Iterable[Label]) -> bool:
+        limit = self.same_object.get(label.class_id)
+        rivals = [k.rle for k in kept if k.class_id == label.class_id] if limit is not None else []
+        return bool(rivals) and float(masks.iou_matrix([label.rle], rivals).max()) > (limit or 0.0)
+
+
+def selection(
+    concepts: ConceptList, options: Options, dataset_ids: Mapping[str, int], whole_videos: bool = False
+) -> Selection:
+    """The selection of `options`; `dataset_ids` are the dataset's class ids by name."""
+    wanted = [c for c in concepts.concepts if not options.classes or c.name in options.classes]
+    class_ids = {c.id: dataset_ids[options.map.get(c.name, c.name)] for c in wanted}
+    sources = Counter(class_ids.values())
+    limits = {i: min(c.iou for c in wanted if class_ids[c.id] == i) for i, n in sources.items() if n > 1}
+    return Selection(options, class_ids, limits, whole_videos)
 
 
 def as_photo(image: LabeledImage) -> LabeledImage:
@@ -170,8 +188,10 @@ def as_photo(image: LabeledImage) -> LabeledImage:
     return replace(image, item=replace(image.item, id=f"{image.item.id}/{name}"))
 
 
-def _kept(labels: Iterable[Label], min_score: float, class_ids: Mapping[int, int], tally: Tally) -> Iterator[Label]:
-    for label in labels:
+def _with_pixels(
+    labels: Iterable[Label], min_score: float, class_ids: Mapping[int, int], tally: Tally
+) -> Iterator[Label]:
+    for label in _best_first_in_class(labels, class_ids):
         if label.score < min_score or label.class_id not in class_ids:
             continue
         area = masks.area(label.rle)
@@ -179,6 +199,13 @@ def _kept(labels: Iterable[Label], min_score: float, class_ids: Mapping[int, int
             tally.hollow += 1
             continue
         yield replace(label, class_id=class_ids[label.class_id], area=area, box_xywh=masks.box_xywh(label.rle))
+
+
+def _best_first_in_class(labels: Iterable[Label], class_ids: Mapping[int, int]) -> Iterable[Label]:
+    """In the order given; where classes become one, a person's labels first, then by score, so that the best stay."""
+    if len(set(class_ids.values())) == len(class_ids):
+        return labels
+    return sorted(labels, key=lambda x: (class_ids.get(x.class_id, -1), x.source != "human", -x.score))
 
 
 def number(value: float) -> int | float:

@@ -1,5 +1,5 @@
 """Photos into datasets: under which name, and by which means. Originals are never touched and their bytes never encoded
-anew; frames of video files are written as JPEGs.
+anew, but for photos that are wanted upright and are not; frames of video files are written as JPEGs.
 
 Names come from the path relative to the source root, never from the base name alone, and depend on nothing else, so
 they stay the same however many images are added later.
@@ -7,21 +7,22 @@ they stay the same however many images are added later.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
 
 import cv2
 
 from sam3label.core.records import LabeledImage
 from sam3label.errors import OutputError, UndecodableError
-from sam3label.media import video
+from sam3label.export.options import Placement
+from sam3label.media import upright, video
 
-Placement = Literal["copy", "hardlink", "symlink", "none"]
-PLACEMENTS: tuple[str, ...] = get_args(Placement)
-JPEG_QUALITY = 95
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+_LONGEST = 255  # bytes of a file name, on every file system of note
+_KEPT = 180  # bytes of a longer one, before what tells it from others
 
 
 def label_stem(item_id: str) -> str:
@@ -29,7 +30,8 @@ def label_stem(item_id: str) -> str:
 
     `a/1.jpg` -> `a/1`; any other extension stays visible (`a/1.png` -> `a/1_png`), so that files that differ in
     their extension alone never share a label file. A folder called `images` becomes `images_`: Ultralytics finds
-    labels by replacing the last `/images/` of a path. Different ids have different stems.
+    labels by replacing the last `/images/` of a path. A name that would become too long for a file system ends in a
+    digest. Different ids have different stems.
     """
     path = PurePosixPath(item_id)
     stem, suffix = path.stem, path.suffix[1:]
@@ -37,7 +39,7 @@ def label_stem(item_id: str) -> str:
     if suffix != "jpg" or marked:
         stem = f"{stem}_{suffix}"
     folders = [_not_images(f) for f in path.parts[:-1]]
-    return "/".join([*folders, stem])
+    return "/".join([*folders, _fitting(stem, suffix, item_id)])
 
 
 def image_name(item_id: str) -> str:
@@ -45,31 +47,50 @@ def image_name(item_id: str) -> str:
     return label_stem(item_id) + PurePosixPath(item_id).suffix
 
 
+def flat_name(item_id: str) -> str:
+    """The id without folders, `a/1.jpg` -> `a__1.jpg`. Ids whose parts could be told no more end in a digest."""
+    path = PurePosixPath(item_id)
+    stem = "__".join([*path.parts[:-1], path.stem])
+    if stem.split("__") != [*path.parts[:-1], path.stem]:
+        stem = f"{stem}_{_digest(item_id)}"
+    return _fitting(stem, path.suffix[1:], item_id) + path.suffix
+
+
+def _fitting(stem: str, suffix: str, item_id: str) -> str:
+    if len(f"{stem}.{suffix}".encode(errors="surrogateescape")) <= _LONGEST:
+        return stem
+    return stem.encode(errors="surrogateescape")[:_KEPT].decode(errors="ignore") + f"_{_digest(item_id)}"
+
+
+def _digest(item_id: str) -> str:
+    return hashlib.blake2b(item_id.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+
+
 def _not_images(folder: str) -> str:
     return folder + "_" if folder.rstrip("_") == "images" else folder
 
 
 class Placer:
-    """Puts photos into a dataset by one means. Counts hard links that had to become copies."""
+    """Puts photos into a dataset by one means. Counts hard links that had to become copies, and photos turned."""
 
     def __init__(self, means: Placement) -> None:
         self.means = means
         self.copied_instead = 0
-        self.written = 0  # frames of videos
+        self.turned = 0
         self.film: video.Film | None = None
 
     def place(self, image: LabeledImage, target: Path) -> None:
-        """Raises `OutputError` when the photo is gone or `target` exists already."""
+        """Raises `OutputError`, naming the photo, when it is gone, cannot be placed, or `target` exists already."""
         if self.means == "none":
             return
         source = video.frame_source(image.item, image.frame)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() or target.is_symlink():
-            raise OutputError(
-                f"the dataset already holds {target.name} (image {image.item.id}). Appending adds new images only: "
-                "leave out --append to write the dataset anew, or append to another one."
-            )
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(target):
+                raise OutputError(
+                    f"the dataset already holds {target.name} (image {image.item.id}). Appending adds new images "
+                    "only: leave out --append to write the dataset anew, or append to another one."
+                )
             if source is None:
                 self._write_frame(image, target)
             else:
@@ -79,25 +100,45 @@ class Placer:
                 f"the photo {source} is gone since it was labelled. Put it back, label its folder again, "
                 "or export labels alone with --images none."
             ) from error
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise OutputError(
+                    f"the name of {image.item.id} is too long for a dataset in {target.parents[1]}: give the file a "
+                    "shorter one, choose a shorter -o, or leave out --flat."
+                ) from error
+            raise
 
     def _put(self, source: Path, target: Path) -> None:
         if self.means == "symlink":
             if not source.exists():
                 raise FileNotFoundError(source)
             target.symlink_to(source.absolute())
+        elif self.means == "upright" and upright.is_turned(source):
+            self._turn(source, target)
         elif self.means == "copy" or not self._linked(source, target):
             shutil.copyfile(source, target)
 
+    def _turn(self, source: Path, target: Path) -> None:
+        try:
+            upright.write_upright(source, target)
+        except (ValueError, SyntaxError) as error:
+            raise OutputError(
+                f"{source} cannot be turned upright ({error}). Place it as it is: --images hardlink."
+            ) from error
+        self.turned += 1
+
     def _write_frame(self, image: LabeledImage, target: Path) -> None:
-        """Frames come in order, so a video is decoded once. They are the only files here that are encoded anew."""
+        """Frames come in order, so a video is decoded once."""
         if self.film is None or self.film.path != image.item.path:
             self.film = video.Film(image.item.path)
         try:
             pixels = self.film.pixels(image.frame)
         except UndecodableError as error:
             raise OutputError(f"frame {image.frame} of {image.item.path} can no longer be decoded: {error}.") from error
-        self.written += 1
-        cv2.imwrite(str(target), pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        done, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, upright.JPEG_QUALITY])
+        if not done:
+            raise OutputError(f"frame {image.frame} of {image.item.path} cannot be written as a JPEG.")
+        target.write_bytes(data.tobytes())
 
     def _linked(self, source: Path, target: Path) -> bool:
         """A hard link, where the file system and the file allow one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
@@ -17,6 +18,7 @@ from sam3label.errors import ConfigError
 
 SPLIT_NAMES = ("train", "val", "test")
 EVERYTHING = (("train", 1.0),)
+_FORM = "write it as train=0.8,val=0.1,test=0.1 or 0.8,0.1,0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,17 @@ class Splits:
     """Shares in order, and what keeps images together: nothing, their folder, or what a pattern finds in their path.
 
     `pattern` groups by its first group, or by the whole match if it has none; a path it does not match stands alone.
+    Raises `ConfigError` with every problem.
     """
 
     shares: tuple[tuple[str, float], ...] = EVERYTHING
     seed: int = 0
     by_folder: bool = False
     pattern: re.Pattern[str] | None = None
+
+    def __post_init__(self) -> None:
+        if problems := list(_problems(self.shares)):
+            raise ConfigError("\n".join(problems))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -57,12 +64,13 @@ class Splits:
 
 
 def parse_splits(text: str | None, seed: int = 0, group: str | None = None, group_regex: str | None = None) -> Splits:
-    """Read `train=0.8,val=0.1,test=0.1`; nothing given puts everything into train.
+    """Read `train=0.8,val=0.1,test=0.1`, or `0.8,0.1,0.1` in that order; nothing given puts everything into train.
 
     Raises `ConfigError` with all problems.
     """
     problems: list[str] = []
     shares = _parse_shares(text, problems) if text else EVERYTHING
+    problems += _problems(shares) if not problems else ()
     if group not in (None, "folder"):
         problems.append(f"--group is {group!r}; the only value is folder")
     if group and group_regex:
@@ -74,31 +82,34 @@ def parse_splits(text: str | None, seed: int = 0, group: str | None = None, grou
 
 
 def _parse_shares(text: str, problems: list[str]) -> tuple[tuple[str, float], ...]:
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = (p.strip() for p in part.partition("="))
+    """Pairs as given, in the order train, val, test where the names are known."""
+    parts = [part.strip() for part in text.split(",")]
+    if not any("=" in part for part in parts) and 1 < len(parts) <= len(SPLIT_NAMES):
+        parts = [f"{name}={part}" for name, part in zip(SPLIT_NAMES, parts, strict=False)]
+    pairs = [tuple(half.strip() for half in part.partition("=")[::2]) for part in parts]
+    shares = []
+    for name, value in pairs:
+        try:
+            shares.append((name, float(value)))
+        except ValueError:
+            problems.append(f"--split: {_FORM}, got {text!r}")
+            break
+    return tuple(sorted(shares, key=lambda pair: (*SPLIT_NAMES, pair[0]).index(pair[0])))
+
+
+def _problems(shares: tuple[tuple[str, float], ...]) -> Iterator[str]:
+    names = [name for name, _ in shares]
+    for name in dict.fromkeys(names):
         if name not in SPLIT_NAMES:
             near = get_close_matches(name, SPLIT_NAMES, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            problems.append(f"--split: {name!r} is not a split; allowed are {', '.join(SPLIT_NAMES)}.{hint}")
-        elif name in shares:
-            problems.append(f"--split: {name} is given twice")
-        else:
-            shares[name] = _share(name, value, problems)
-    total = sum(shares.values())
-    if not problems and abs(total - 1) > 1e-6:
-        problems.append(f"--split: the shares must add up to 1, got {total:g} (for example train=0.8,val=0.1,test=0.1)")
-    return tuple((name, shares[name]) for name in SPLIT_NAMES if name in shares)
-
-
-def _share(name: str, value: str, problems: list[str]) -> float:
-    try:
-        share = float(value)
-    except ValueError:
-        share = -1.0
-    if not 0 < share <= 1:
-        problems.append(f"--split: the share of {name} must be a number over 0 and up to 1, got {value!r}")
-    return share
+            yield f"--split: {name!r} is not a split; allowed are {', '.join(SPLIT_NAMES)}.{hint}"
+        elif names.count(name) > 1:
+            yield f"--split: {name} is given twice"
+    if wrong := [f"{share:g} for {name}" for name, share in shares if not 0 < share <= 1]:
+        yield f"--split: a share is a number over 0 and up to 1, got {', '.join(wrong)}"
+    elif abs((total := sum(share for _, share in shares)) - 1) > 1e-6:
+        yield f"--split: the shares must add up to 1, got {total:g} ({_FORM})"
 
 
 def _compiled(text: str, problems: list[str]) -> re.Pattern[str] | None:

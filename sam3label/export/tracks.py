@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+import csv
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from sam3label.core.records import Label, MediaItem
 from sam3label.errors import OutputError
-from sam3label.export.dataset import Sample
+from sam3label.export.dataset import Sample, Target
 from sam3label.media import video
 
 
@@ -43,3 +44,29 @@ class Numbers:
 def frame_suffix(item: MediaItem) -> str:
     """The extension of a video's frames as files, dot included."""
     return PurePosixPath(video.frame_name(item, 0)).suffix
+
+
+def write_sequence(target: Target, folder: Path, item: MediaItem, length: int, size_hw: tuple[int, int]) -> None:
+    """Write a video's seqinfo.ini and gt/labels.txt, as MOTChallenge has them."""
+    height, width = size_hw
+    info = {
+        "name": item.id,
+        "imDir": "img1",
+        "frameRate": f"{target.frame_rate(item):g}",
+        "seqLength": length,
+        "imWidth": width,
+        "imHeight": height,
+        "imExt": frame_suffix(item),
+    }
+    lines = "".join(f"{key}={value}\n" for key, value in info.items())
+    (folder / "seqinfo.ini").write_text(f"[Sequence]\n{lines}", encoding="utf-8")
+    names = "".join(f"{name}\n" for name in target.classes.values())
+    (folder / "gt" / "labels.txt").write_text(names, encoding="utf-8")
+
+
+def write_seqmaps(target: Target, names: Mapping[str, Iterable[str]]) -> None:
+    """Write each split's seqmap.txt, a table of one column: a name with a comma or a quote in it is quoted."""
+    for split, found in names.items():
+        (target.folder / split).mkdir(exist_ok=True)
+        with (target.folder / split / "seqmap.txt").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([["name"], *([name] for name in found)])

@@ -6,17 +6,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList, LabeledImage
-from sam3label.core.whole_folder import MARKER, read_marker, whole_folder
+from sam3label.core.whole_folder import read_marker, whole_folder, write_marker
 from sam3label.errors import ConfigError, OutputError
-from sam3label.export.dataset import Options, Outline, Summary, Tally, Target, samples
+from sam3label.export import card
+from sam3label.export.dataset import Outline, Summary, Tally, Target, selection
+from sam3label.export.frames import UNKNOWN_RATE, FrameChoice
+from sam3label.export.options import Options, unknown_names
 from sam3label.export.photos import Placer
 from sam3label.export.registry import FORMATS, Format, refuse_unknown_formats
 
@@ -34,9 +36,10 @@ def export(
     """Write a run's labels to the folder `out`, which appears whole at the end or not at all.
 
     `progress` is called with the number of images gone through so far. Raises `ConfigError` for an unknown format or
-    class, `OutputError` when the folder is not ours to replace, cannot be written, or a photo is gone.
+    class, `OutputError` when the folder is not ours to replace, cannot be written, a photo is gone, or no image
+    would be in the dataset.
     """
-    refuse_unknown_formats([format])
+    refuse_senseless([format], options or Options())
     images = _counted(run.images(), progress)
     return write_dataset(run.concepts, images, format, out, options, run_info=run.info, failed=run.failures())
 
@@ -53,34 +56,53 @@ def write_dataset(
 ) -> Summary:
     """`export` for labels from anywhere: `images` in a stable order, class ids by `concepts`."""
     chosen, options, final = FORMATS[format], options or Options(), Path(out)
-    _refuse_senseless(format, chosen, options)
-    kept = _kept_names(concepts, options.classes)
+    refuse_senseless([format], options)
+    names = _dataset_names(concepts, options)
     before = _existing_classes(format, chosen, final) if options.append else {}
-    classes = _numbered(kept, before, chosen.first_id)
-    ids = {name: i for i, name in classes.items()}
-    tally, outline, placer = Tally(options.splits.names), Outline(options.simplify_px), Placer(options.images)
+    classes = _numbered(names, before, chosen.first_id)
+    tally, frames = Tally(options.splits.names), FrameChoice(options.every, options.fps)
     info = _info(run_info or {})
-    with whole_folder(final, append=options.append) as folder:
+    with whole_folder(final, append=options.append, overwrite=options.overwrite) as folder:
         target = Target(
             folder,
             classes,
             options.splits.names,
-            placer,
-            outline,
-            options.segmentation or chosen.segmentation,
+            Placer(options.images or chosen.images),
+            Outline(options.simplify_px),
+            options.segmentation or next(iter(chosen.segmentations), None),
             info,
             options.append,
+            frame_rate=frames.rate,
         )
-        class_ids = {c.id: ids[c.name] for c in concepts.concepts if c.name in kept}
-        chosen.write(target, samples(images, options, class_ids, tally, chosen.videos))
-        if tally.photos_left_out and not any(split.images for split in tally.splits.values()):
-            raise OutputError(
-                f"there are photos only, and {format} holds videos. Photos go into coco, yolo and others."
-            )
-        summary = _summary(format, final, classes, tally, outline, placer, options, tuple(failed))
-        if not options.append or read_marker(folder):  # another tool's dataset never becomes ours to replace
-            _write_marker(folder, summary, options, info)
+        selected = selection(concepts, options, {name: i for i, name in classes.items()}, chosen.videos)
+        chosen.write(target, selected.samples(images, frames, tally))
+        notes = tuple(_notes(format, tally, target, frames, options))
+        outline = target.outline
+        cost = (outline.iou_sum / outline.drawn, outline.iou_min) if outline.drawn else None
+        summary = Summary(format, final, classes, tally.splits, tuple(failed), notes, cost)
+        _refuse_empty(summary, tally, options)
+        _describe(folder, summary, options, info, card.part(concepts, run_info or {}, options, summary))
     return summary
+
+
+def refuse_senseless(formats: Iterable[str], options: Options) -> None:
+    """Raise `ConfigError` for unknown formats, and for options that would do nothing in one of `formats`."""
+    formats = list(formats)
+    refuse_unknown_formats(formats)
+    problems = []
+    for name, chosen in ((name, FORMATS[name]) for name in formats):
+        if options.segmentation and options.segmentation not in chosen.segmentations:
+            ways = ", ".join(chosen.segmentations)
+            holds = f"holds masks as {ways}" if ways else "holds masks in one way only"
+            problems.append(f"--segmentation {options.segmentation} is not possible for {name}, which {holds}.")
+        if options.append and not chosen.classes:
+            able = ", ".join(n for n, f in FORMATS.items() if f.classes)
+            problems.append(f"--append is not possible for {name} (only for {able}). Export to a folder of its own.")
+        if options.simplify_px and not chosen.draws_polygons(options.segmentation):
+            add = "; add --segmentation polygon" if "polygon" in chosen.segmentations else ""
+            problems.append(f"--simplify is for polygons, and {name} would have none{add}.")
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _counted(images: Iterable[LabeledImage], progress: Callable[[int], None] | None) -> Iterator[LabeledImage]:
@@ -90,25 +112,16 @@ def _counted(images: Iterable[LabeledImage], progress: Callable[[int], None] | N
             progress(done)
 
 
-def _refuse_senseless(format: str, chosen: Format, options: Options) -> None:
-    if options.segmentation and not chosen.segmentation:
-        raise ConfigError(f"--segmentation is for the COCO formats; {format} holds masks in one way only.")
-    if options.append and not chosen.classes:
-        able = ", ".join(n for n, f in FORMATS.items() if f.classes)
-        raise ConfigError(f"--append is not possible for {format} (only for {able}). Export to a folder of its own.")
-    if options.simplify_px < 0:
-        raise ConfigError(f"--simplify must be 0 or more pixels, got {options.simplify_px:g}")
-    if not 0 <= options.min_score <= 1:
-        raise ConfigError(f"--min-score must be between 0 and 1, got {options.min_score:g}")
-
-
-def _kept_names(concepts: ConceptList, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Names in concept order. Raises `ConfigError` for one that the run does not have."""
-    if unknown := [name for name in wanted if name not in concepts.names]:
-        near = get_close_matches(unknown[0], concepts.names, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"--classes: {', '.join(map(repr, unknown))} not in {', '.join(concepts.names)}.{hint}")
-    return tuple(name for name in concepts.names if not wanted or name in wanted)
+def _dataset_names(concepts: ConceptList, options: Options) -> tuple[str, ...]:
+    """The dataset's class names in concept order. Raises `ConfigError` for one that the run does not have."""
+    unknown = (
+        unknown_names("--classes", options.classes, concepts.names),
+        unknown_names("--map", options.map, concepts.names),
+    )
+    if problems := [text for text in unknown if text]:
+        raise ConfigError("\n".join(problems))
+    kept = (name for name in concepts.names if not options.classes or name in options.classes)
+    return tuple(dict.fromkeys(options.map.get(name, name) for name in kept))
 
 
 def _existing_classes(format: str, chosen: Format, folder: Path) -> dict[int, str]:
@@ -119,7 +132,7 @@ def _existing_classes(format: str, chosen: Format, folder: Path) -> dict[int, st
         )
     if not folder.is_dir():
         raise OutputError(f"there is no dataset in {folder} to append to. Leave out --append to make one.")
-    assert chosen.classes is not None  # _refuse_senseless checks it
+    assert chosen.classes is not None  # refuse_senseless checks it
     return chosen.classes(folder)
 
 
@@ -134,13 +147,13 @@ def _numbered(names: Iterable[str], before: Mapping[int, str], first_id: int) ->
         problems.append(
             f"its class ids are {sorted(before)}, where this format wants them from {first_id} without gaps"
         )
-    for name in names:
-        twin = folded.get(name.casefold().strip())
-        if twin is not None and twin != name:
-            problems.append(f"its class {twin!r} and {name!r} of this run differ only in spelling")
+    new = [name for name in names if name not in known]
+    for name in new:
+        if twin := folded.get(name.casefold().strip()):
+            one = f"if they are one: --map {name}={twin}"
+            problems.append(f"its class {twin!r} and {name!r} of this run differ only in spelling ({one})")
     if before and problems:
         raise OutputError("the dataset cannot be appended to: " + "; ".join(problems) + ". Nothing was changed.")
-    new = [name for name in names if name not in known]
     return {**before, **{first_id + len(before) + i: name for i, name in enumerate(new)}}
 
 
@@ -157,53 +170,63 @@ def _info(run_info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _summary(
-    format: str,
-    folder: Path,
-    classes: Mapping[int, str],
-    tally: Tally,
-    outline: Outline,
-    placer: Placer,
-    options: Options,
-    failed: tuple[tuple[str, str], ...],
-) -> Summary:
-    notes = []
+def _notes(format: str, tally: Tally, target: Target, frames: FrameChoice, options: Options) -> Iterator[str]:
     if len(options.splits.names) == 1 and (format.startswith("yolo") or format == "coco-roboflow"):
         where = "val: in data.yaml points to the training photos" if format.startswith("yolo") else "valid/ is missing"
-        notes.append(f"No --split was given, so everything is in train ({where}). Trainers need a validation split.")
-    if placer.copied_instead:
-        notes.append(f"{placer.copied_instead} photos were copied: the file system did not allow hard links.")
+        yield f"No --split was given, so everything is in train ({where}). Trainers need a validation split."
+    if target.placer.copied_instead:
+        yield f"{target.placer.copied_instead} photos were copied: the file system did not allow hard links."
+    if target.placer.turned:
+        yield f"{target.placer.turned} photos that EXIF turns were written upright: not every reader looks at EXIF."
     if tally.hollow:
-        notes.append(f"{tally.hollow} labels without a single pixel were left out.")
+        yield f"{tally.hollow} labels without a single pixel were left out."
+    if tally.twice:
+        yield f"{tally.twice} labels were left out: --map gave their object a second label of the same class."
     if tally.photos_left_out:
-        notes.append(f"{tally.photos_left_out} photos were left out: this format holds videos.")
+        yield f"{tally.photos_left_out} photos were left out: this format holds videos."
+    if tally.frames_left_out:
+        yield f"{tally.frames_left_out} frames of videos were left out, as chosen."
+    if frames.unknown:
+        shown = ", ".join(frames.unknown[:5]) + (", ..." if len(frames.unknown) > 5 else "")
+        yield f"The frame rate of {shown} could not be read and is taken for {UNKNOWN_RATE:g}."
+    yield from target.notes
     for name in [s for s, count in tally.splits.items() if not count.images]:
-        notes.append(f"The split {name} is empty.")
-    cost = (outline.iou_sum / outline.drawn, outline.iou_min) if outline.drawn else None
-    return Summary(format, folder, classes, tally.splits, failed, tuple(notes), cost)
+        yield f"The split {name} is empty."
+    if not any(count.instances for count in tally.splits.values()):
+        yield "There is not one label in it: every image is background."
 
 
-def _write_marker(folder: Path, summary: Summary, options: Options, info: Mapping[str, Any]) -> None:
-    """Marks the folder as ours to replace, and tells `validate` what was meant to be in it."""
+def _refuse_empty(summary: Summary, tally: Tally, options: Options) -> None:
+    if summary.images:
+        return
+    if tally.photos_left_out:
+        raise OutputError(
+            f"there are photos only, and {summary.format} holds videos. Photos go into coco, yolo and others."
+        )
+    why = "no image of the run has been labelled"
+    if not options.keep_empty or tally.frames_left_out:
+        why = "no image passes what was chosen (--classes, --min-score, --no-empty, --every, --fps)"
+    raise OutputError(f"there is nothing to export: {why}. No dataset was written.")
+
+
+def _describe(
+    folder: Path, summary: Summary, options: Options, info: Mapping[str, Any], part: Mapping[str, Any]
+) -> None:
+    """Mark the folder as ours to replace, tell `validate` what was meant to be in it, and people what it is."""
+    before = read_marker(folder)
+    if options.append and before is None:
+        return  # another tool's dataset never becomes ours to replace
     marker = {
-        "tool": "sam3label",
         "format": summary.format,
-        "info": info,
+        "info": dict(info),
         "classes": {str(i): name for i, name in summary.classes.items()},
-        "options": {
-            "splits": dict(options.splits.shares),
-            "seed": options.splits.seed,
-            "classes": list(options.classes),
-            "min_score": options.min_score,
-            "keep_empty": options.keep_empty,
-            "simplify_px": options.simplify_px,
-            "images": options.images,
-            "appended": options.append,
-        },
-        "images": summary.images,
-        "instances": summary.instances,
+        "options": options.to_json(),
+        "images": summary.images + (before or {}).get("images", 0),
+        "instances": summary.instances + (before or {}).get("instances", 0),
         "failed": len(summary.failed),
+        "parts": [*(before or {}).get("parts", []), dict(part)],
     }
-    whole = folder / f"{MARKER}.whole"
-    whole.write_text(json.dumps(marker, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    whole.replace(folder / MARKER)
+    write_marker(folder, marker)
+    text = folder / card.FILE
+    if before is None or not text.exists() or text.read_bytes() == card.text(before).encode():
+        write_whole(text, card.text(marker))  # one that a person changed stays

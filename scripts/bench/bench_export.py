@@ -26,7 +26,7 @@ import numpy as np
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, MediaItem, Prompt, Rle, UnitResult, candidate_id
-from sam3label.export.dataset import Options
+from sam3label.export.options import Options
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import export
 from sam3label.run.reader import open_run

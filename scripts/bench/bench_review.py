@@ -26,7 +26,7 @@ from support.reviewing import COLOURS, candidate, make_run, photo, point_fiftyon
 
 from sam3label.core import masks
 from sam3label.core.records import Rle, UnitResult, candidate_id
-from sam3label.export.dataset import Options
+from sam3label.export.options import Options
 from sam3label.export.write import export
 from sam3label.review.fiftyone.pull import Pulled, pull
 from sam3label.review.fiftyone.push import push

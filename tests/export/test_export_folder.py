@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,8 +23,7 @@ from sam3label.cli import app
 from sam3label.concepts import concept_list as concept_lists
 from sam3label.core.records import Candidate, LabeledImage, MediaItem, UnitResult
 from sam3label.errors import ConfigError, OutputError
-from sam3label.export.dataset import Options
-from sam3label.export.photos import Placement
+from sam3label.export.options import Options, Placement
 from sam3label.export.registry import FORMATS, refuse_unknown_formats
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import export, write_dataset
@@ -31,6 +32,10 @@ from sam3label.run.store import Store
 
 runner = CliRunner()
 OF_PHOTOS = [name for name, form in FORMATS.items() if not form.videos]
+
+
+def machine() -> str:
+    return re.sub("[^A-Za-z0-9]", "", socket.gethostname())[:24]
 
 
 def half_way(images: list[LabeledImage], error: BaseException) -> Iterator[LabeledImage]:
@@ -105,7 +110,7 @@ def test_a_kill_leaves_no_half_dataset_and_the_next_export_cleans_up(tmp_path: P
     process.wait()
     process.stdout.close()
     assert not (tmp_path / "set").exists()
-    assert [p.name for p in tmp_path.glob(".set.*")] == [f".set.partial-{process.pid}"]
+    assert [p.name for p in tmp_path.glob(".set.*")] == [f".set.partial-{machine()}-{process.pid}"]
     write_dataset(concept_list(), hard_collection(tmp_path / "photos"), "yolo", tmp_path / "set")
     assert list(tmp_path.glob(".*")) == []
 
@@ -117,7 +122,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     before = tree(out)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    out.rename(tmp_path / f".set.old-{gone.pid}")
+    out.rename(tmp_path / f".set.old-{machine()}-{gone.pid}")
     with pytest.raises(KeyboardInterrupt):
         write_dataset(concept_list(), half_way(images, KeyboardInterrupt()), "yolo", out)
     assert tree(out) == before and list(tmp_path.glob(".*")) == []
@@ -126,9 +131,9 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
 def test_the_folder_of_a_living_export_is_left_alone(tmp_path: Path) -> None:
     living = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        other = tmp_path / f".set.partial-{living.pid}"
+        other = tmp_path / f".set.partial-{machine()}-{living.pid}"
         other.mkdir()
-        write_dataset(concept_list(), [], "yolo", tmp_path / "set")
+        write_dataset(concept_list(), [image(tmp_path / "photos", "a.jpg")], "yolo", tmp_path / "set")
         assert other.is_dir()
     finally:
         living.kill()
@@ -137,7 +142,7 @@ def test_the_folder_of_a_living_export_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_failing_rename_brings_the_old_dataset_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "set"
-    write_dataset(concept_list(), [], "coco", out)
+    write_dataset(concept_list(), [image(tmp_path / "photos", "a.jpg")], "coco", out)
     before = tree(out)
     rename = Path.rename
 
@@ -289,12 +294,19 @@ def test_command_line_takes_every_option(tmp_path: Path) -> None:
     done = runner.invoke(app, ["export", run, *options])
     assert done.exit_code == 0, done.output
     assert "7 images, 7 instances" in done.output  # dogs are under conf 0.8, photos without cats are left out
-    assert "Simplified polygons against their masks: IoU 1.0000 on average" in done.output
+    assert "Polygons against their masks: IoU 1.0000 on average" in done.output
     regex = ["--split", "train=0.5,val=0.5", "--group-regex", r"^(\w)", "--format", "voc"]
     assert runner.invoke(app, ["export", run, *regex]).exit_code == 0
     assert (tmp_path / "run/exports/voc/Annotations").is_dir()
     appended = runner.invoke(app, ["export", run, "--format", "coco-zero", "-o", out, "--append"])
     assert appended.exit_code == 1 and "the dataset already holds" in appended.output
+
+
+@pytest.mark.parametrize("setting", ["defaults.conf=0.8", "concepts.dog.conf=0.8"])
+def test_set_changes_the_rules_of_the_runs_own_list(tmp_path: Path, setting: str) -> None:
+    run = str(make_run(tmp_path / "run", tmp_path / "photos"))
+    done = runner.invoke(app, ["export", run, "--format", "coco", "--set", setting])
+    assert done.exit_code == 0 and "coco: 11 images, 7 instances" in done.output  # dogs have 0.6
 
 
 @pytest.mark.parametrize(
@@ -303,9 +315,13 @@ def test_command_line_takes_every_option(tmp_path: Path) -> None:
         (["--format", "yollo"], 1, "'yollo' is not an export format. Did you mean yolo?"),
         (["--format", "coco", "--split", "train=0.5,vall=0.5"], 1, "'vall' is not a split"),
         (["--format", "coco", "--classes", "cats"], 1, "'cats' not in cat, dog. Did you mean 'cat'?"),
-        (["--format", "coco", "--images", "links"], 2, "'links' is not one of hardlink, copy, symlink, none"),
-        (["--format", "coco", "--segmentation", "png"], 2, "'png' is not one of rle, polygon"),
-        (["--format", "coco", "--set", "defaults.conf=0.8"], 2, "give that with --concepts"),
+        (
+            ["--format", "coco", "--images", "links"],
+            2,
+            "'links' is not one of 'hardlink', 'upright', 'copy', 'symlink', 'none'",
+        ),
+        (["--format", "coco", "--segmentation", "png"], 2, "'png' is not one of 'rle', 'polygon', 'uncompressed'"),
+        (["--format", "coco", "--set", "defaults.conf=8"], 1, "got 8; allowed: a number from 0 to 1"),
         ([], 2, "Missing option"),
     ],
 )

@@ -14,13 +14,26 @@ import pytest
 from hypothesis import given, settings
 from PIL import Image
 from support.hardshapes import KINDS, shape
-from support.labelled import AWKWARD_IDS, LABELS, NAMES, SIZE_HW, concept_list, hard_collection, image, label, scratch
+from support.labelled import (
+    AWKWARD_IDS,
+    LABELS,
+    NAMES,
+    SIZE_HW,
+    concept_list,
+    hard_collection,
+    image,
+    label,
+    scratch,
+    tree,
+)
 
 from sam3label.core import masks
 from sam3label.core.records import LabeledImage
-from sam3label.export.dataset import Options
+from sam3label.errors import OutputError
 from sam3label.export.formats.labelstudio import brush_rle
+from sam3label.export.options import Options
 from sam3label.export.photos import image_name, label_stem
+from sam3label.export.registry import FORMATS
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import write_dataset
 
@@ -42,8 +55,8 @@ def voc_boxes(out: Path, item_id: str) -> list[tuple[str, tuple[float, ...]]]:
 
 def cvat_masks(out: Path) -> dict[str, list[tuple[str, Array]]]:
     found = {}
-    for element in ElementTree.parse(out / "annotations.xml").getroot().iter("image"):
-        assert (out / "images" / element.attrib["subset"] / element.attrib["name"]).is_file()
+    for element in ElementTree.parse(out / "train/annotations.xml").getroot().iter("image"):
+        assert (out / "train/images" / element.attrib["name"]).is_file()
         size = int(element.attrib["height"]), int(element.attrib["width"])
         found[element.attrib["name"]] = [(m.attrib["label"], cvat_mask(m.attrib, size)) for m in element.iter("mask")]
     return found
@@ -135,7 +148,7 @@ def test_voc_boxes_come_back(tmp_path: Path) -> None:
 def test_cvat_masks_come_back(tmp_path: Path) -> None:
     images = hard_collection(tmp_path / "photos")
     write_dataset(concept_list(("a & b", "dog", "<x>", "y")), images, "cvat", tmp_path / "odd names")
-    labels = ElementTree.parse(tmp_path / "odd names/annotations.xml").getroot().iter("label")
+    labels = ElementTree.parse(tmp_path / "odd names/train/annotations.xml").getroot().iter("label")
     assert [x.findtext("name") for x in labels] == ["a & b", "dog", "<x>", "y"]
     write_dataset(concept_list(), images, "cvat", tmp_path / "set")
     found = cvat_masks(tmp_path / "set")
@@ -208,7 +221,16 @@ def test_any_labels_come_back(drawn: list[tuple[Array, int]]) -> None:
         assert np.array_equal(covered, wanted) and len(drawn_maps) == len(drawn)
 
 
-@pytest.mark.parametrize("kind", ["voc", "cvat", "labelstudio", "masks", "coco-zero", "coco-roboflow", "yolo-detect"])
-def test_no_images(tmp_path: Path, kind: str) -> None:
-    summary = write_dataset(concept_list(("one",)), [], kind, tmp_path / "set")
-    assert (summary.images, summary.instances) == (0, 0) and (tmp_path / "set/sam3label.json").is_file()
+@pytest.mark.parametrize("kind", [name for name, form in FORMATS.items() if not form.videos])
+def test_nothing_to_export_is_an_error_and_leaves_the_old_dataset(tmp_path: Path, kind: str) -> None:
+    out, low = tmp_path / "set", image(tmp_path / "photos", "a.jpg", [label(masks.encode(shape("donut")), 0, 0.4)])
+    with pytest.raises(OutputError, match=r"there is nothing to export: no image of the run has been labelled\."):
+        write_dataset(concept_list(("one",)), [], kind, out)
+    assert not out.exists()
+    write_dataset(concept_list(("one",)), [low], kind, out)
+    before = tree(out)
+    with pytest.raises(OutputError, match=r"no image passes what was chosen .*--min-score"):
+        write_dataset(concept_list(("one",)), [low], kind, out, Options(min_score=0.5, keep_empty=False))
+    assert tree(out) == before
+    summary = write_dataset(concept_list(("one",)), [low], kind, out, Options(min_score=0.5))
+    assert "There is not one label in it: every image is background." in summary.notes

@@ -57,6 +57,18 @@ def test_what_a_pattern_finds_stays_together() -> None:
     assert splits.group("other.jpg") == "other.jpg"
 
 
+def test_bare_shares_are_train_val_and_test_and_the_order_of_names_does_not_matter() -> None:
+    wanted = parse_splits("train=0.8,val=0.15,test=0.05")
+    assert parse_splits("0.8, 0.15, 0.05") == wanted == parse_splits("test=0.05,train=0.8,val=0.15")
+    assert wanted.names == ("train", "val", "test")
+    assert parse_splits("0.9,0.1").shares == (("train", 0.9), ("val", 0.1))
+
+
+def test_splits_check_themselves() -> None:
+    with pytest.raises(ConfigError, match=r"'dev' is not a split; allowed are train, val, test.\n.*over 0 and up to 1"):
+        Splits((("dev", 1.5),))
+
+
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
@@ -64,8 +76,12 @@ def test_what_a_pattern_finds_stays_together() -> None:
         ({"text": "train=0.8,train=0.2"}, ["train is given twice"]),
         (
             {"text": "train=x,valid=-1"},
-            ["share of train must be a number over 0 and up to 1, got 'x'", "'valid' is not"],
+            ["--split: write it as train=0.8,val=0.1,test=0.1 or 0.8,0.1,0.1, got 'train=x,valid=-1'"],
         ),
+        ({"text": "train=2,valid=-1"}, ["'valid' is not a split", "over 0 and up to 1, got 2 for train, -1 for valid"]),
+        ({"text": "0.8"}, ["--split: write it as train=0.8,val=0.1,test=0.1 or 0.8,0.1,0.1, got '0.8'"]),
+        ({"text": "80,10,10"}, ["over 0 and up to 1, got 80 for train, 10 for val, 10 for test"]),
+        ({"text": "0.5,0.2,0.2,0.1"}, ["--split: write it as train=0.8,val=0.1,test=0.1 or 0.8,0.1,0.1, got '0.5,"]),
         ({"text": "tain=1"}, ["'tain' is not a split; allowed are train, val, test. Did you mean train?"]),
         ({"text": None, "group": "scene"}, ["--group is 'scene'; the only value is folder"]),
         ({"text": None, "group": "folder", "group_regex": "a"}, ["exclude each other"]),

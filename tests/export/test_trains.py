@@ -25,7 +25,7 @@ from support.ultra import DEFAULT_CFG, SegmentationModel, YOLODataset, check_det
 from sam3label.core import masks
 from sam3label.core.records import LabeledImage, MediaItem
 from sam3label.demo import shapes
-from sam3label.export.dataset import Options
+from sam3label.export.options import Options
 from sam3label.export.photos import image_name
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import write_dataset

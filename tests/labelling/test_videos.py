@@ -27,7 +27,7 @@ from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import MediaItem, Rle
 from sam3label.errors import CheckpointError, InputError, OutputError
-from sam3label.export.dataset import Options
+from sam3label.export.options import Options
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import export
 from sam3label.labelling import job

@@ -20,7 +20,7 @@ from sam3label.cli import app
 from sam3label.core import masks
 from sam3label.core.records import Correction, LabeledImage, MediaItem, UnitResult
 from sam3label.errors import InputError, StoreError
-from sam3label.export.dataset import Options
+from sam3label.export.options import Options
 from sam3label.export.write import export
 from sam3label.media import video as media_video
 from sam3label.review.fiftyone import connect

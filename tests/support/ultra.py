@@ -26,6 +26,7 @@ from ultralytics.data.dataset import YOLODataset  # noqa: E402
 from ultralytics.data.utils import check_det_dataset, img2label_paths, polygon2mask, verify_image_label  # noqa: E402
 from ultralytics.nn.tasks import SegmentationModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
+from ultralytics.utils.ops import resample_segments  # noqa: E402
 
 # importing it changes other packages for everybody: the tests of other rooms want them as they are
 Image.open, torch.save = _unpatched[:2]
@@ -41,6 +42,7 @@ __all__ = [
     "loader_masks",
     "read_back",
     "read_whole",
+    "resample_segments",
     "segments_as_masks",
 ]
 

@@ -20,7 +20,7 @@ from sam3label.concepts import concept_list as concept_lists
 from sam3label.core import masks
 from sam3label.core.records import MediaItem, Rle, UnitResult
 from sam3label.errors import InputError
-from sam3label.export.dataset import Options
+from sam3label.export.options import Options
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import export, write_dataset
 from sam3label.run.reader import open_run

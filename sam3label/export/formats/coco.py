@@ -4,9 +4,9 @@
     coco-zero      the same places                             classes from 0   RT-DETR, HF RTDetrImageProcessor
     coco-roboflow  SPLIT/_annotations.coco.json, photos beside classes from 1   RF-DETR (its val is called valid)
 
-`iscrowd` is 0 throughout: crowds are dropped by every trainer named here. Run-length code holds a mask exactly;
-polygons are for trainers that cannot read it. Records stream to disk; memory does not grow with the dataset, except
-that appending reads the dataset it adds to.
+`iscrowd` is 0 throughout: crowds are dropped by every trainer named here. Run-length code holds a mask exactly, and so
+do polygons along pixel edges; coco-zero has polygons, since the trainers that read it take nothing else for masks.
+Records stream to disk; memory does not grow with the dataset, except that appending reads the dataset it adds to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import IO, Any
 
 from sam3label.core.records import Label, LabeledImage
 from sam3label.errors import OutputError
-from sam3label.export.dataset import Outline, Sample, Segmentation, Target, flat, number
+from sam3label.export.dataset import Outline, Sample, Target, flat, number
+from sam3label.export.options import Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,28 @@ def _load(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(document[k], list) for k in ("images", "annotations", "categories")):
             raise TypeError("images, annotations and categories must be lists")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputError(f"{path} is not COCO JSON ({error}); nothing was changed.") from error
+    _refuse_odd_records(path, document)
     return dict(document)
+
+
+_NEEDED: Mapping[str, Mapping[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "annotations": {"id": int, "image_id": int, "category_id": int},
+    "categories": {"id": int, "name": str},
+}
+_WORDS = {int: "whole number", str: "text"}
+
+
+def _refuse_odd_records(path: Path, document: Mapping[str, Any]) -> None:
+    """New records get the next numbers, so the old ones must have numbers."""
+    for kind, needed in _NEEDED.items():
+        for place, record in enumerate(document[kind]):
+            for key, wanted in needed.items():
+                value = record.get(key) if isinstance(record, dict) else None
+                if not isinstance(value, wanted) or isinstance(value, bool):
+                    raise OutputError(
+                        f"{path}: {kind}[{place}] has the {key} {value!r}, where appending needs a {_WORDS[wanted]}; "
+                        "nothing was changed."
+                    )

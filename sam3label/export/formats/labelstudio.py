@@ -16,12 +16,16 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+import numpy.typing as npt
+
 from sam3label.core import masks
 from sam3label.core.records import Label, LabeledImage, Rle
 from sam3label.export.dataset import Sample, Target
 
 _WORD_BITS = 8
 _COUNT_BITS = (3, 4, 8, 16)
+_LONGEST = 1 << 16
 
 
 def write_labelstudio(target: Target, samples: Iterable[Sample]) -> None:
@@ -74,39 +78,23 @@ def _region(label: Label, image: LabeledImage, name: str) -> dict[str, Any]:
 
 def brush_rle(rle: Rle) -> bytes:
     """A mask in Label Studio's run-length code: 255 in all four channels inside, 0 outside."""
-    height, width = rle.size_hw
-    runs = masks.to_runs(masks.encode(masks.decode(rle).T)).tolist()  # of the transpose: row-major
-    bits = _Bits()
-    bits.put(height * width * 4, 32)
-    bits.put(_WORD_BITS - 1, 5)
-    for size in _COUNT_BITS:
-        bits.put(size - 1, 4)
-    for turn, run in enumerate(runs):
-        _put_run(bits, 255 * (turn % 2), run * 4)
-    return bits.packed()
+    runs = masks.row_runs(rle) * 4
+    chunks = -(-runs // _LONGEST)  # of each run, the last one shorter than the longest
+    lengths = np.full(int(chunks.sum()), _LONGEST)
+    lengths[np.cumsum(chunks)[chunks > 0] - 1] = (runs - (chunks - 1) * _LONGEST)[chunks > 0]
+    values = np.repeat(255 * (np.arange(len(runs)) % 2), chunks)
+    kinds = np.searchsorted(1 << np.array(_COUNT_BITS), lengths)
+    bits = np.array(_COUNT_BITS)[kinds]
+    words = (((1 << 2 | kinds) << bits | (lengths - 1)) << _WORD_BITS) | values
+    header = [(int(np.prod(rle.size_hw)) * 4, 32), (_WORD_BITS - 1, 5), *((size - 1, 4) for size in _COUNT_BITS)]
+    return _packed(
+        np.concatenate(([value for value, _ in header], words)),
+        np.concatenate(([size for _, size in header], 1 + 2 + bits + _WORD_BITS)),
+    )
 
 
-def _put_run(bits: _Bits, value: int, length: int) -> None:
-    while length:
-        size = next((i for i, n in enumerate(_COUNT_BITS) if length <= 1 << n), len(_COUNT_BITS) - 1)
-        part = min(length, 1 << _COUNT_BITS[size])
-        bits.put(1, 1)
-        bits.put(size, 2)
-        bits.put(part - 1, _COUNT_BITS[size])
-        bits.put(value, _WORD_BITS)
-        length -= part
-
-
-class _Bits:
-    """A growing row of bits, most significant first."""
-
-    def __init__(self) -> None:
-        self.digits: list[str] = []
-
-    def put(self, value: int, size: int) -> None:
-        self.digits.append(f"{value:0{size}b}")
-
-    def packed(self) -> bytes:
-        text = "".join(self.digits)
-        text += "0" * (-len(text) % 8)
-        return int(text, 2).to_bytes(len(text) // 8, "big")
+def _packed(words: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> bytes:
+    """Words of `sizes` bits in a row, most significant bit first, zeros at the end."""
+    places = np.arange(32)[::-1]
+    digits = (words[:, None] >> places) & 1
+    return np.packbits(digits[places < sizes[:, None]].astype(np.uint8)).tobytes()

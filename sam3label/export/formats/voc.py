@@ -1,43 +1,67 @@
 """Pascal VOC: one XML per photo with boxes, as torchvision, Detectron2 and older trainers read it.
 
 Boxes count pixels from 1 and include the last one, as the VOC devkit does. Lists in ImageSets/Main name each photo
-without its extension; readers of this format take it for .jpg, so other photos keep their real name in <filename> only.
+without its extension; readers of this format take it for .jpg, so that is what every JPEG is called here. Other photos
+keep their extension, which <filename> tells. labelmap.txt names the classes, for datumaro and CVAT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from sam3label.core.records import Label, LabeledImage
 from sam3label.export.dataset import Sample, Target
-from sam3label.export.photos import image_name, label_stem
+from sam3label.export.photos import label_stem
 
 
 def write_voc(target: Target, samples: Iterable[Sample]) -> None:
-    """Write JPEGImages/, Annotations/ and ImageSets/Main/SPLIT.txt."""
-    lists = target.folder / "ImageSets" / "Main"
+    """Write JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt and labelmap.txt."""
+    lists, others = target.folder / "ImageSets" / "Main", 0
     lists.mkdir(parents=True)
+    _write_labelmap(target)
     with ExitStack() as stack:
-        files = {s: stack.enter_context((lists / f"{s}.txt").open("w", encoding="utf-8")) for s in target.splits}
+        names = {*target.splits, *(("trainval",) if {"train", "val"} & {*target.splits} else ())}
+        files = {s: stack.enter_context((lists / f"{s}.txt").open("w", encoding="utf-8")) for s in sorted(names)}
         for sample in samples:
-            item_id = sample.image.item.id
-            target.placer.place(sample.image, target.folder / "JPEGImages" / image_name(item_id))
-            path = target.folder / "Annotations" / f"{label_stem(item_id)}.xml"
+            stem, name = label_stem(sample.image.item.id), _photo_name(sample.image.item.id)
+            others += not name.endswith(".jpg")
+            target.placer.place(sample.image, target.folder / "JPEGImages" / name)
+            path = target.folder / "Annotations" / f"{stem}.xml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            tree = ElementTree.ElementTree(_annotation(sample.image, target))
+            tree = ElementTree.ElementTree(_annotation(sample.image, name, target))
             ElementTree.indent(tree)
             tree.write(path, encoding="utf-8")
-            files[sample.split].write(label_stem(item_id) + "\n")
+            for listed in {sample.split, "trainval"} if sample.split != "test" else {"test"}:
+                files[listed].write(stem + "\n")
     for folder in ("JPEGImages", "Annotations"):
         (target.folder / folder).mkdir(exist_ok=True)
+    if others:
+        target.notes.append(
+            f"{others} photos are no JPEGs: torchvision's VOCDetection finds .jpg only. The coco formats take them all."
+        )
 
 
-def _annotation(image: LabeledImage, target: Target) -> ElementTree.Element:
+def _photo_name(item_id: str) -> str:
+    suffix = PurePosixPath(item_id).suffix
+    return label_stem(item_id) + (".jpg" if suffix.lower() in (".jpg", ".jpeg") else suffix)
+
+
+def _write_labelmap(target: Target) -> None:
+    """Names with colors, as the VOC devkit spreads them over its palette: the bits of a class's number, dealt out."""
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+    for number, name in enumerate(target.classes.values(), 1):
+        color = [sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3)]
+        lines.append(f"{name}:{','.join(map(str, color))}::")
+    (target.folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _annotation(image: LabeledImage, name: str, target: Target) -> ElementTree.Element:
     root = ElementTree.Element("annotation")
     _leaf(root, "folder", "JPEGImages")
-    _leaf(root, "filename", image_name(image.item.id))
+    _leaf(root, "filename", name)
     _leaf(ElementTree.SubElement(root, "source"), "database", str(target.info.get("version", "")))
     size = ElementTree.SubElement(root, "size")
     for tag, value in (("width", image.size_hw[1]), ("height", image.size_hw[0]), ("depth", 3)):

@@ -1,8 +1,9 @@
 """YouTube-VIS: SPLIT/instances.json, one annotation per object of a video, and SPLIT/JPEGImages/VIDEO/FRAME.
 
 `segmentations`, `bboxes` and `areas` have one entry per frame of the video, null where the object is not seen. Masks
-are compressed run-length code; frames are listed in `file_names` relative to JPEGImages, and `frames` keeps their
-numbers in the source video.
+are run-length code, plain lists of run lengths as the benchmark's own files have them (TrackEval reads no others), or
+compressed, which is a quarter of the size; frames are listed in `file_names` relative to JPEGImages, and `frames` keeps
+their numbers in the source video.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from sam3label.core import masks
 from sam3label.core.records import Label, MediaItem
 from sam3label.export.dataset import Sample, Target, number
+from sam3label.export.options import Segmentation
 from sam3label.export.tracks import Numbers, by_video
 from sam3label.media import video
 
@@ -83,7 +86,7 @@ class _Part:
             "iscrowd": 0,
             "score": round(one.score, 6),
             **shape,
-            "segmentations": [_rle(label) for label in per_frame],
+            "segmentations": [_rle(label, self.target.segmentation) for label in per_frame],
             "bboxes": [label and [number(v) for v in label.box_xywh] for label in per_frame],
             "areas": [label and label.area for label in per_frame],
         }
@@ -104,7 +107,8 @@ def _joined(spool: IO[str]) -> Iterator[str]:
         yield (",\n" if place else "\n") + line.rstrip("\n")
 
 
-def _rle(label: Label | None) -> dict[str, Any] | None:
+def _rle(label: Label | None, kind: Segmentation | None) -> dict[str, Any] | None:
     if label is None:
         return None
-    return {"size": list(label.rle.size_hw), "counts": label.rle.counts.decode()}
+    counts = label.rle.counts.decode() if kind == "rle" else masks.to_runs(label.rle).tolist()
+    return {"size": list(label.rle.size_hw), "counts": counts}

@@ -27,7 +27,8 @@ import numpy.typing as npt
 from sam3label.core.records import LabeledImage, MediaItem
 from sam3label.core.whole_folder import MARKER, whole_folder
 from sam3label.errors import StoreError
-from sam3label.export.photos import Placement, Placer
+from sam3label.export.options import Placement
+from sam3label.export.photos import Placer
 from sam3label.review import reasons
 from sam3label.review.fiftyone import schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX, dataset_info, remember, track_object_id

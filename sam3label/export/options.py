@@ -1,0 +1,104 @@
+"""What a user may choose about an export, checked as a whole. Nothing heavy is imported: the command line reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+from sam3label.errors import ConfigError
+from sam3label.export.splits import Splits
+
+Placement = Literal["hardlink", "upright", "copy", "symlink", "none"]
+Segmentation = Literal["rle", "polygon", "uncompressed"]
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+SEGMENTATIONS: tuple[str, ...] = get_args(Segmentation)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How labels become a dataset. Defaults lose nothing. Raises `ConfigError` with every problem at once.
+
+    `images`: how photos get there, None for the format's own way. `classes`: names of the run to keep, all if empty.
+    `map`: the run's class names to the dataset's; several may become one. `every` or `fps`: of videos, every so many
+    frames, or so many a second. `flat`: no subfolders. `segmentation`: how masks are held, None for the format's own
+    way. `simplify_px`: how far a polygon may leave the mask's border. `overwrite`: replace what people changed, too.
+    """
+
+    splits: Splits = field(default_factory=Splits)
+    images: Placement | None = None
+    classes: tuple[str, ...] = ()
+    map: Mapping[str, str] = field(default_factory=dict)
+    min_score: float = 0.0
+    keep_empty: bool = True
+    every: int = 1
+    fps: float | None = None
+    flat: bool = False
+    segmentation: Segmentation | None = None
+    simplify_px: float = 0.0
+    append: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if problems := list(_problems(self)):
+            raise ConfigError("\n".join(problems))
+
+    def to_json(self) -> dict[str, Any]:
+        """What a dataset's marker keeps, so that `validate` knows what was meant to be in it."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("splits", "overwrite")}
+        values |= {"classes": list(self.classes), "map": dict(self.map)}
+        return {"splits": dict(self.splits.shares), "seed": self.splits.seed, **values}
+
+
+def _problems(options: Options) -> Iterator[str]:
+    if options.images not in (None, *PLACEMENTS):
+        yield f"--images: {options.images!r} is not one of {', '.join(PLACEMENTS)}"
+    if options.segmentation not in (None, *SEGMENTATIONS):
+        yield f"--segmentation: {options.segmentation!r} is not one of {', '.join(SEGMENTATIONS)}"
+    if not 0 <= options.min_score <= 1:
+        yield f"--min-score must be between 0 and 1, got {options.min_score:g}"
+    if not 0 <= options.simplify_px < math.inf:
+        yield f"--simplify must be 0 or more pixels, got {options.simplify_px:g}"
+    if options.every < 1:
+        yield f"--every must be 1 or more frames, got {options.every}"
+    if options.fps is not None and not 0 < options.fps < math.inf:
+        yield f"--fps must be over 0 frames a second, got {options.fps:g}"
+    if options.fps is not None and options.every != 1:
+        yield "--every and --fps exclude each other; give one"
+    if options.append and options.overwrite:
+        yield "--append and --overwrite exclude each other: one adds to a dataset, the other replaces it"
+    if blank := [old for old, new in options.map.items() if not new.strip()]:
+        yield f"--map: {', '.join(map(repr, blank))} would have no name"
+
+
+def parse_classes(texts: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Class names of `--classes`: each text is a name if there is one like it, else names with commas between."""
+    names = [part.strip() for text in texts for part in ((text,) if text in known else text.split(","))]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_map(texts: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The names of `--map OLD=NEW`, each OLD once. A name with = in it is recognized. Raises `ConfigError`."""
+    found: dict[str, str] = {}
+    problems = []
+    for text in texts:
+        cuts = [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "="]
+        old, new = next((cut for cut in cuts if cut[0] in known), cuts[0] if cuts else (text, ""))
+        if not cuts or not new:
+            problems.append(f"--map: {text!r} is not OLD=NEW, for example truck=vehicle")
+        elif found.setdefault(old, new) != new:
+            problems.append(f"--map: {old!r} is given twice, as {found[old]!r} and {new!r}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def unknown_names(option: str, names: Iterable[str], known: Sequence[str]) -> str | None:
+    """The sentence about names that the run does not have, or None."""
+    if not (unknown := [name for name in names if name not in known]):
+        return None
+    near = get_close_matches(unknown[0], known, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{option}: {', '.join(map(repr, unknown))} not in {', '.join(known)}.{hint}"
