@@ -12,8 +12,9 @@ import numpy as np
 
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, Label, LabeledImage, Rle
+from sam3label.errors import ConfigError
 from sam3label.export.frames import FrameChoice
-from sam3label.export.options import Options, Segmentation
+from sam3label.export.options import Options, Segmentation, unknown_names
 from sam3label.export.photos import Placer, flat_name
 from sam3label.media import video
 
@@ -167,6 +168,15 @@ class Selection:
         limit = self.same_object.get(label.class_id)
         rivals = [k.rle for k in kept if k.class_id == label.class_id] if limit is not None else []
         return bool(rivals) and float(masks.iou_matrix([label.rle], rivals).max()) > (limit or 0.0)
+
+
+def dataset_names(concepts: ConceptList, options: Options) -> tuple[str, ...]:
+    """The dataset's class names in concept order. Raises `ConfigError` for one that the run does not have."""
+    given = {"--classes": options.classes, "--map": options.map}
+    if problems := [text for key, names in given.items() if (text := unknown_names(key, names, concepts.names))]:
+        raise ConfigError("\n".join(problems))
+    kept = (name for name in concepts.names if not options.classes or name in options.classes)
+    return tuple(dict.fromkeys(options.map.get(name, name) for name in kept))
 
 
 def selection(

@@ -51,6 +51,12 @@ class Options:
         values |= {"classes": list(self.classes), "map": dict(self.map)}
         return {"splits": dict(self.splits.shares), "seed": self.splits.seed, **values}
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Options:
+        """The choice of images and labels that `to_json` noted; the defaults where nothing is noted."""
+        known = ("map", "min_score", "keep_empty", "every", "fps", "flat")
+        return cls(classes=tuple(values.get("classes", ())), **{k: values[k] for k in known if k in values})
+
 
 def _problems(options: Options) -> Iterator[str]:
     if options.images not in (None, *PLACEMENTS):

@@ -16,9 +16,9 @@ from sam3label.core.records import ConceptList, LabeledImage
 from sam3label.core.whole_folder import read_marker, whole_folder, write_marker
 from sam3label.errors import ConfigError, OutputError
 from sam3label.export import card
-from sam3label.export.dataset import Outline, Summary, Tally, Target, selection
+from sam3label.export.dataset import Outline, Summary, Tally, Target, dataset_names, selection
 from sam3label.export.frames import UNKNOWN_RATE, FrameChoice
-from sam3label.export.options import Options, unknown_names
+from sam3label.export.options import Options
 from sam3label.export.photos import Placer
 from sam3label.export.registry import FORMATS, Format, refuse_unknown_formats
 
@@ -57,7 +57,7 @@ def write_dataset(
     """`export` for labels from anywhere: `images` in a stable order, class ids by `concepts`."""
     chosen, options, final = FORMATS[format], options or Options(), Path(out)
     refuse_senseless([format], options)
-    names = _dataset_names(concepts, options)
+    names = dataset_names(concepts, options)
     before = _existing_classes(format, chosen, final) if options.append else {}
     classes = _numbered(names, before, chosen.first_id)
     tally, frames = Tally(options.splits.names), FrameChoice(options.every, options.fps)
@@ -110,18 +110,6 @@ def _counted(images: Iterable[LabeledImage], progress: Callable[[int], None] | N
         yield image
         if progress:
             progress(done)
-
-
-def _dataset_names(concepts: ConceptList, options: Options) -> tuple[str, ...]:
-    """The dataset's class names in concept order. Raises `ConfigError` for one that the run does not have."""
-    unknown = (
-        unknown_names("--classes", options.classes, concepts.names),
-        unknown_names("--map", options.map, concepts.names),
-    )
-    if problems := [text for text in unknown if text]:
-        raise ConfigError("\n".join(problems))
-    kept = (name for name in concepts.names if not options.classes or name in options.classes)
-    return tuple(dict.fromkeys(options.map.get(name, name) for name in kept))
 
 
 def _existing_classes(format: str, chosen: Format, folder: Path) -> dict[int, str]:

@@ -16,7 +16,9 @@ from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import Box, Label, LabeledImage, Rle
 from sam3label.core.whole_folder import read_marker
-from sam3label.export.dataset import as_photo
+from sam3label.export.dataset import Tally, as_photo, dataset_names, selection
+from sam3label.export.frames import FrameChoice
+from sam3label.export.options import Options
 from sam3label.validate.photos import read_photo
 from sam3label.validate.report import Findings, Match, RoundTrip
 
@@ -67,19 +69,20 @@ class Reading:
 
 
 def compare(run: Run, options: Mapping[str, Any], reading: Reading, findings: Findings) -> RoundTrip:
-    """`options` are those of the export, as its marker notes them: labels it left out on purpose are not lost."""
+    """`options` are those of the export, as its marker notes them: what it left out on purpose is not lost."""
+    meant = Options.from_json(options)
+    names = dataset_names(run.concepts, meant)
     matches: list[Match] = []
     total, count, lost, extra, missing = 0.0, 0, 0, 0, 0
-    for asked in _asked(run, reading.videos_only):
-        image = asked.image
-        labels = [label for label in image.labels if _meant(label, run.concepts.names, options)]
+    for asked in _asked(run, meant, names, reading.videos_only):
+        image, labels = asked.image, asked.image.labels
         held = reading.held(asked)
         if held is None:
-            missing += bool(labels) or bool(options.get("keep_empty", True))
+            missing += 1
             held = Held(())
         elif held.photo is not None:
             _check_replaced(held.photo, image, findings)
-        found = list(_match(image, reading.shown(labels), held.instances, run.concepts.names, reading.task))
+        found = list(_match(image, reading.shown(labels), held.instances, names, reading.task))
         count += len(found)
         total += sum(m.iou for m in found)
         lost += sum(m.iou == 0 for m in found)
@@ -98,13 +101,14 @@ def export_options(path: Path) -> dict[str, Any]:
     return dict(marker.get("options", {}))
 
 
-def _asked(run: Run, videos_only: bool) -> Iterator[Asked]:
+def _asked(run: Run, options: Options, names: Sequence[str], videos_only: bool) -> Iterator[Asked]:
+    """What an export with these options puts into a dataset; class ids are places in `names`."""
+    selected = selection(run.concepts, options, {name: i for i, name in enumerate(names)}, videos_only)
     places = Counter[str]()
-    for image in run.images():
-        if videos_only and image.item.kind == "image":
-            continue
-        yield Asked(as_photo(image), image.item.id, places[image.item.id])
-        places[image.item.id] += 1
+    for sample in selected.samples(run.images(), FrameChoice(options.every, options.fps), Tally(["train"])):
+        video = sample.image.item.id
+        yield Asked(as_photo(sample.image) if videos_only else sample.image, video, places[video])
+        places[video] += 1
 
 
 def _check_replaced(path: Path, image: LabeledImage, findings: Findings) -> None:
@@ -112,11 +116,6 @@ def _check_replaced(path: Path, image: LabeledImage, findings: Findings) -> None
     if photo is not None and photo.seen_hw != image.size_hw:
         what = "the photo is not the one that was labelled: its size differs (label it again)"
         findings.drops("every trainer", what, image.item.id)
-
-
-def _meant(label: Label, names: Sequence[str], options: Mapping[str, Any]) -> bool:
-    wanted = options.get("classes") or names
-    return label.score >= options.get("min_score", 0.0) and names[label.class_id] in wanted and label.area > 0
 
 
 def _match(

@@ -184,7 +184,7 @@ def test_roboflow_rules(tmp_path: Path) -> None:
     report = coco(tmp_path, change, "coco-roboflow")
     assert report.kind == "COCO, Roboflow layout"
     assert found(report, "another one's supercategory", "note") == 1
-    write_dataset(concept_list(), [], "coco-roboflow", tmp_path / "one split")
+    write_dataset(concept_list(), [image(tmp_path / "p", "a.jpg")], "coco-roboflow", tmp_path / "one split")
     assert found(validate(tmp_path / "one split"), "there is no valid/ split") == 1
 
 
