@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList, LabeledImage
+from sam3label.core.text import count
 from sam3label.core.whole_folder import read_marker, whole_folder, write_marker
 from sam3label.errors import ConfigError, OutputError
 from sam3label.export import card
@@ -163,24 +164,25 @@ def _notes(format: str, tally: Tally, target: Target, frames: FrameChoice, optio
         where = "val: in data.yaml points to the training photos" if format.startswith("yolo") else "valid/ is missing"
         yield f"No --split was given, so everything is in train ({where}). Trainers need a validation split."
     if target.placer.copied_instead:
-        yield f"{target.placer.copied_instead} photos were copied: the file system did not allow hard links."
+        copied = count(target.placer.copied_instead, "photo was", "photos were")
+        yield f"{copied} copied: the file system did not allow hard links."
     if target.placer.turned:
-        yield f"{target.placer.turned} photos that EXIF turns were written upright: not every reader looks at EXIF."
+        yield f"{count(target.placer.turned, 'photo')} turned by EXIF, written upright: not every reader looks at EXIF."
     if tally.hollow:
-        yield f"{tally.hollow} labels without a single pixel were left out."
+        yield f"{count(tally.hollow, 'label')} without a single pixel left out."
     if tally.twice:
-        yield f"{tally.twice} labels were left out: --map gave their object a second label of the same class."
+        yield f"{count(tally.twice, 'label')} left out: with --map an object had two of the same class."
     if tally.photos_left_out:
-        yield f"{tally.photos_left_out} photos were left out: this format holds videos."
+        yield f"{count(tally.photos_left_out, 'photo')} left out: this format holds videos."
     if tally.frames_left_out:
-        yield f"{tally.frames_left_out} frames of videos were left out, as chosen."
+        yield f"{count(tally.frames_left_out, 'frame')} of videos left out, as chosen."
     if frames.unknown:
         shown = ", ".join(frames.unknown[:5]) + (", ..." if len(frames.unknown) > 5 else "")
         yield f"The frame rate of {shown} could not be read and is taken for {UNKNOWN_RATE:g}."
     yield from target.notes
-    for name in [s for s, count in tally.splits.items() if not count.images]:
+    for name in [s for s, held in tally.splits.items() if not held.images]:
         yield f"The split {name} is empty."
-    if not any(count.instances for count in tally.splits.values()):
+    if not any(held.instances for held in tally.splits.values()):
         yield "There is not one label in it: every image is background."
 
 

@@ -25,6 +25,7 @@ from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.photos import label_photos
 from sam3label.labelling.progress import JobTally, Progress, RunSummary
 from sam3label.labelling.questions import Guide
+from sam3label.labelling.run_folder import refuse_unfit
 from sam3label.labelling.videos import frames_to_label, label_videos
 from sam3label.labelling.writer import Writer
 from sam3label.media import discovery
@@ -58,6 +59,7 @@ def label(
     from sam3label.model.checkpoint import resolve
     from sam3label.model.detector import Detector
 
+    refuse_unfit(out)
     refuse_below_floor(concepts, options.floor)
     found = find_media(sources, options)
     examples = read_examples(concepts, found.items)

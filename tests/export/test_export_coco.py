@@ -200,4 +200,4 @@ def test_min_score_and_labels_without_pixels(tmp_path: Path) -> None:
     item = image(tmp_path / "photos", "a.jpg", [label(donut, 0, 0.4), label(donut, 1, 0.6), label(hollow, 2, 0.9)])
     summary = write_dataset(concept_list(), [item], "coco", tmp_path / "set", Options(min_score=0.5))
     assert dict(summary.splits["train"].instances) == {2: 1}
-    assert "1 labels without a single pixel were left out." in summary.notes
+    assert "1 label without a single pixel left out." in summary.notes
