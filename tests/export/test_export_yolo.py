@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from support.hardshapes import KINDS, shape
 from support.labelled import AWKWARD_IDS, LABELS, NAMES, SIZE_HW, concept_list, hard_collection, image, label, scratch
 from support.ultra import (
@@ -60,7 +60,10 @@ def test_any_labels_come_back_through_ultralytics(drawn: list[tuple[np.ndarray, 
     unique = {(m.tobytes(), c): (m, c) for m, c in drawn}.values()
     with scratch() as folder:
         item = image(folder / "photos", "a.jpg", [label(masks.encode(m), c) for m, c in unique], (14, 17))
-        rows, segments, message = read_back(placed(written([item], folder / "set"), item), len(NAMES))
+        out = written([item], folder / "set")
+        lines = (out / "labels/train/a.txt").read_text().splitlines()
+        assume(len({*lines}) == len(lines))  # Ultralytics drops equal rows: two masks with the same largest part
+        rows, segments, message = read_back(placed(out, item), len(NAMES))
         assert len(rows) == len(item.labels) and message == ""
         for given_label, back in zip(item.labels, segments_as_masks(segments, item.size_hw), strict=True):
             _, _, stats, _ = cv2.connectedComponentsWithStats(masks.decode(given_label.rle).astype(np.uint8))
