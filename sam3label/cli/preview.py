@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +66,12 @@ def preview(
 
         made = make_preview(photos, concept_list, out, n, options, on_progress=display.job, on_message=display.say)
     _print_preview(console(), made)
+    if made.labelled:
+        given = [*photos, *(["-c", str(concepts)] if concepts else []), *(f"-p={phrase}" for phrase in phrases or [])]
+        named = [] if model == "facebook/sam3" else ["--model", model]
+        typer.echo(
+            f"Next, going on from these labels: sam3label run {shlex.join([*given, *named, '-o', str(out / 'run')])}"
+        )
     if made.failures and not made.labelled:
         raise typer.Exit(3)
 

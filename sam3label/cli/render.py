@@ -19,7 +19,7 @@ def render(
         typer.Option(
             "--out",
             "-o",
-            help="Write this .mp4 file for one video, else this folder, which gets ID.mp4 of each.",
+            help="Write this .mp4 file for one video, else this folder, which gets NAME.mp4 of each.",
             rich_help_panel=OUTPUT,
         ),
     ],
@@ -40,10 +40,13 @@ def render(
         progress_display(quiet, "reading the run ...") as display,
         open_run(run, load_concepts(concepts) if concepts else None) as labelled,
     ):
+        from sam3label.show.lettering import notice
         from sam3label.show.render import render as draw
 
         units = [unit for unit in labelled.done_units() if unit.item.kind == "video" and item in (None, unit.item.id)]
         frames = sum(unit.frame_stop - unit.frame_start for unit in units)
+        if said := notice(labelled.concepts.names):
+            display.say(said)
         drawn = draw(labelled, out, item, stepper(display, "drawing", frames, "frames"))
     if not quiet:
         typer.echo(f"{count(drawn, 'video')}: {out}")

@@ -23,8 +23,11 @@ def report(
     from sam3label.concepts.concept_list import load_concepts
 
     target = out or run_folder / "report.html"
-    with progress_display(False, "writing the report ..."):
+    with progress_display(False, "writing the report ...") as display:
         from sam3label.show.report import write_report
 
-        write_report(run_folder, target, load_concepts(concepts) if concepts else None)
+        def tell(done: int, total: int) -> None:
+            display.step("writing the report", done, total, "steps")
+
+        write_report(run_folder, target, load_concepts(concepts) if concepts else None, tell)
     typer.echo(f"Report: {target}")

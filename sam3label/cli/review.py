@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from sam3label.cli.options import RunFolder
+from sam3label.cli.progress import progress_display
 
 if TYPE_CHECKING:
     from sam3label.export.options import Placement
@@ -32,9 +33,10 @@ def push(
     from sam3label.review.fiftyone.push import push as send
     from sam3label.run.reader import open_run
 
-    with open_run(run) as opened:
-        for pushed in send(opened, dataset, audit):
-            typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
+    with progress_display(False, "starting FiftyOne ...") as display, open_run(run) as opened:
+        done = send(opened, dataset, audit, lambda n, total: display.step("pushing", n, total, "photos and videos"))
+    for pushed in done:
+        typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
     typer.echo(f"Next: sam3label review open {run}")
 
 

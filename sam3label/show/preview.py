@@ -18,7 +18,7 @@ from sam3label.concepts.exemplars import Examples, pixel_digest, read_examples
 from sam3label.core import masks
 from sam3label.core.files import write_whole
 from sam3label.core.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
-from sam3label.errors import InputError, UndecodableError
+from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.labelling import canvas
 from sam3label.labelling.job import find_media, label
 from sam3label.labelling.options import DEFAULTS, LabelOptions
@@ -28,6 +28,7 @@ from sam3label.media.image import decode_image
 from sam3label.media.loader import default_workers
 from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE
+from sam3label.show import lettering
 from sam3label.show.contact_sheet import contact_sheet
 from sam3label.show.draw import Pixels
 from sam3label.show.report import write_report
@@ -70,10 +71,12 @@ def preview(
 ) -> Preview:
     """Label `n` images spread over `sources` into `out`, and write a contact sheet and a page there.
 
+    The sample has the ids it would have in a run of all `sources`, so that a run into `out`/run goes on from it.
     Classes with exemplars get a sheet that shows these as they are used, and are labelled by them whatever they are
     worth: to see that is what a preview is for. Raises a `Sam3LabelError` as `run` does.
     """
     folder = Path(out).absolute()
+    _refuse_continued(folder)
     items, videos = _photos(sources, options, folder)
     examples = read_examples(concepts, items)
     sample = _sample(items, examples, n)
@@ -95,12 +98,13 @@ def preview(
             messages.append(text)
 
     summary = label(
-        [f"@{folder / 'sample.txt'}"],
+        sources,
         concepts,
         folder / "run",
         replace(options, batch_size=batch, fresh=True, accept_exemplars=True),
         on_progress=follow,
         on_message=hear,
+        only={item.id for item in sample},
     )
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
@@ -121,8 +125,22 @@ def preview(
         sheet=_write_sheet(folder),
         page=_write_page(folder),
         exemplars=exemplars,
-        messages=tuple(messages),
+        messages=(*messages, *([said] if (said := lettering.notice(concepts.names)) else [])),
     )
+
+
+def _refuse_continued(folder: Path) -> None:
+    """A preview starts over in its folder; what `sam3label run` went on to label there is not thrown away."""
+    run_folder, sample = folder / "run", folder / "sample.txt"
+    if not (run_folder / DATABASE).is_file() or not sample.is_file():
+        return
+    with open_run(run_folder) as labelled:
+        images = len(labelled.items())
+    if images > len(sample.read_text(encoding="utf-8").splitlines()):
+        raise OutputError(
+            f"{run_folder} holds {images} images, more than the preview labelled: a run has gone on from it. Choose "
+            "another folder for this preview with -o, or delete that one."
+        )
 
 
 def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> tuple[list[MediaItem], int]:

@@ -607,15 +607,16 @@ def test_the_folder_needs_no_fiftyone(run: Path, tmp_path: Path) -> None:
 
 
 def test_commands(fo: Any, run: Path, name: str) -> None:
-    assert invoke("push", run, "--dataset", name).output == (
-        f"{name}: 5 added, 0 already there\nNext: sam3label review open {run}\n"
-    )
+    pushed = invoke("push", run, "--dataset", name)
+    assert pushed.stdout == f"{name}: 5 added, 0 already there\nNext: sam3label review open {run}\n"
+    assert pushed.stderr.startswith("starting FiftyOne ...\n")
     s = sample(fo.load_dataset(name), "sub/0.png")
     s.ground_truth.detections[0].label = "bar"
     s.review_status = "reviewed"
     s.save()
-    assert invoke("pull", run, "--who", "anna").output == f"{name}: 2 approved, 1 relabelled, 1 reviewed\n"
-    assert invoke("pull", run).output == f"{name}: nothing new\n"
+    then = f"Next: sam3label export {run} --format coco -o DATASET\n"
+    assert invoke("pull", run, "--who", "anna").output == f"{name}: 2 approved, 1 relabelled, 1 reviewed\n{then}"
+    assert invoke("pull", run).output == f"{name}: nothing new\n{then}"
     summary = invoke("summary", run).output
     assert summary.startswith("1 of 5 images reviewed\ndecisions: 2 approved, 1 relabelled, 1 reviewed\n")
     assert "Most confused: disc was bar (1)" in summary

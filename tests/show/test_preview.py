@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import MediaItem
 from sam3label.demo.shapes import make_scene
-from sam3label.errors import InputError
+from sam3label.errors import InputError, OutputError
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
+from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE
 from sam3label.show.preview import preview, spread
 
@@ -53,7 +54,7 @@ def test_the_sample_is_spread_over_all_folders() -> None:
 def test_sheet_page_and_counts(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     made = preview([photos], CONCEPTS, tmp_path / "out", 10, options(tiny_checkpoint))
     assert (made.total, made.labelled, len(made.failures)) == (500, 9, 1)
-    assert made.failures[0][0].endswith("day2/IMG_025.jpg")
+    assert made.failures[0][0] == "day2/IMG_025.jpg", "named as a run of the whole folder names it"
     assert list(made.objects) == ["cat", "dog"]
     assert 0 <= made.empty <= 9
     assert made.sheet is not None
@@ -96,6 +97,21 @@ def test_previewing_again_replaces_and_never_labels_its_own_sheet(tiny_checkpoin
         assert (made.total, made.labelled) == (3, 3)
     with pytest.raises(InputError, match="choose another folder for the preview with -o"):
         preview([tmp_path / "preview"], CONCEPTS, tmp_path / "preview", 4, options(tiny_checkpoint))
+
+
+def test_a_run_goes_on_from_the_previews_labels(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for n in range(6):
+        (photos / f"day{n % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_scene(n, (60, 80)).image).save(photos / f"day{n % 2}" / f"{n}.jpg")
+    preview([photos], CONCEPTS, out, 3, options(tiny_checkpoint))
+    done = label([photos], CONCEPTS, out / "run", options(tiny_checkpoint))
+    assert (done.already_done, done.progress.done, done.missing) == (3, 3, ())
+    label([photos], CONCEPTS, tmp_path / "whole", options(tiny_checkpoint))
+    with open_run(out / "run") as went_on, open_run(tmp_path / "whole") as whole:
+        assert [(i.item, len(i.labels)) for i in went_on.images()] == [(i.item, len(i.labels)) for i in whole.images()]
+    with pytest.raises(OutputError, match="holds 6 images, more than the preview labelled: a run has gone on from it"):
+        preview([photos], CONCEPTS, out, 3, options(tiny_checkpoint))
 
 
 def test_videos_are_counted_and_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
