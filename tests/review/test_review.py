@@ -609,7 +609,7 @@ def test_the_folder_needs_no_fiftyone(run: Path, tmp_path: Path) -> None:
 def test_commands(fo: Any, run: Path, name: str) -> None:
     pushed = invoke("push", run, "--dataset", name)
     assert pushed.stdout == f"{name}: 5 added, 0 already there\nNext: sam3label review open {run}\n"
-    assert pushed.stderr.startswith("starting FiftyOne ...\n")
+    assert "pushing: 0 of 5 photos and videos" in pushed.stderr
     s = sample(fo.load_dataset(name), "sub/0.png")
     s.ground_truth.detections[0].label = "bar"
     s.review_status = "reviewed"
