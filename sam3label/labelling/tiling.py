@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core import masks
-from sam3label.core.records import Candidate, ConceptList, Frame, Prompt, Tiles, candidate_id
+from sam3label.core.records import Box, Candidate, ConceptList, Frame, Prompt, Tiles, candidate_id
 from sam3label.labelling.canvas import Window, in_image
 from sam3label.run.saturation import is_full
 
@@ -27,6 +27,7 @@ AUTO_FACTOR = (
     2.0  # `auto` tiles photos whose longer side is that many times the model's input: see docs, "Large photos"
 )
 SAME_IOU, SAME_COVER = 0.5, 0.8  # two views of one object: masks overlap, or the coarser one holds the finer one
+SEAM = 0.03  # of a tile: what comes so near to its edge within the photo is taken for cut
 LIKE_SIZES = 0.25  # smaller over larger area, for the latter: a crowd in one mask is not its members
 
 
@@ -141,12 +142,24 @@ def _cut(pixels: npt.NDArray[np.uint8], window: Window) -> npt.NDArray[np.uint8]
 def _placed(
     candidates: Sequence[Candidate], window: Window, number: int, size_hw: tuple[int, int]
 ) -> Iterator[Candidate]:
-    """Candidates of a tile as candidates of the photo, under ids of their own."""
+    """Candidates of a tile as candidates of the photo, under ids of their own; those that a seam cuts are left out."""
     for candidate in candidates:
-        rle = in_image(candidate.rle, window, size_hw)
+        rle = None if _is_cut(candidate.box_xywh, window, size_hw) else in_image(candidate.rle, window, size_hw)
         if rle is not None:
             own = candidate_id(candidate.item_id, candidate.frame, candidate.id, number)
             yield replace(candidate, id=own, rle=rle, box_xywh=masks.box_xywh(rle))
+
+
+def _is_cut(box_xywh: Box, window: Window, size_hw: tuple[int, int]) -> bool:
+    """Whether a tile's object comes so near to a seam that it may go on behind it: masks end a little early there."""
+    x, y, w, h = box_xywh
+    margin = SEAM * max(window.width, window.height)
+    return (
+        (window.x > 0 and x < margin)
+        or (window.y > 0 and y < margin)
+        or (window.x + window.width < size_hw[1] and x + w > window.width - margin)
+        or (window.y + window.height < size_hw[0] and y + h > window.height - margin)
+    )
 
 
 def _words(rule: Tiles) -> str:

@@ -128,10 +128,11 @@ def tell(rows: list[dict[str, float]], tiles: list[str]) -> None:
         own = [row for row in rows if row["tiles"] == name]
         total = {key: sum(row[key] for row in own) for key in own[0] if key not in ("tiles", "seed", "side", "split")}
         recall, precision = total["found"] / total["objects"], total["found"] / max(total["labels"], 1)
+        small = total["small_found"] / max(total["small"], 1)
+        f1 = 2 * total["found"] / (total["objects"] + total["labels"])
         print(
-            f"| {name} | {len(own)} | {recall:.3f} | {total['small_found'] / max(total['small'], 1):.3f} | {precision:.3f} | "
-            f"{2 * total['found'] / (total['objects'] + total['labels']):.3f} | {total['twice']:.0f} of {total['labels']:.0f} | "
-            f"{total['cpu_s'] / len(own):.2f} |"
+            f"| {name} | {len(own)} | {recall:.3f} | {small:.3f} | {precision:.3f} | {f1:.3f} | "
+            f"{total['twice']:.0f} of {total['labels']:.0f} | {total['cpu_s'] / len(own):.2f} |"
         )
 
 
