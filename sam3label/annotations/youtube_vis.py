@@ -50,7 +50,9 @@ class VideoTruth:
 
 
 def is_video_truth(path: str | Path) -> bool:
-    """Whether a JSON file lists videos."""
+    """Whether a truth is a JSON file that lists videos; a YOLO dataset is none."""
+    if Path(path).suffix.lower() in (".yaml", ".yml") or Path(path).is_dir():
+        return False
     data = load_json(path)
     return isinstance(data, dict) and "videos" in data
 

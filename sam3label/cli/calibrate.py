@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import RunFolder
+from sam3label.cli.options import GtSplit, RunFolder
 from sam3label.cli.tables import console
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 def calibrate(
     run_folder: RunFolder,
-    gt: Annotated[Path, typer.Option("--gt", help="COCO truth of some of the run's images.")],
+    gt: Annotated[
+        Path, typer.Option("--gt", help="Truth of some of the run's images: COCO JSON, a YOLO data.yaml or its folder.")
+    ],
+    gt_split: GtSplit = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write this concept list instead of RUN/concepts.calibrated.yaml."),
@@ -35,12 +38,14 @@ def calibrate(
 ) -> None:
     """Choose each class's score, presence and NMS thresholds from a few labelled images. No GPU."""
     from sam3label.concepts.concept_list import load_concepts
-    from sam3label.quality.calibrate import Goal, calibrate_run, write_concepts
+    from sam3label.quality.calibrate import Goal, calibrate_run
+    from sam3label.quality.calibrated_list import write_concepts
 
     target = out or run_folder / "concepts.calibrated.yaml"
     goal = Goal(beta, precision)
-    calibration = calibrate_run(run_folder, gt, load_concepts(concepts) if concepts else None, goal, folds)
-    write_concepts(calibration, target)
+    own = load_concepts(concepts) if concepts else None
+    calibration = calibrate_run(run_folder, gt, own, goal, folds, gt_split)
+    write_concepts(calibration, target, concepts)
     _print_calibration(console(), calibration, run_folder, target)
 
 
@@ -49,8 +54,10 @@ def _print_calibration(console: Console, calibration: Calibration, run_folder: P
 
     from sam3label.quality.calibrate import describe_goal
 
-    console.print(f"Thresholds for {describe_goal(calibration.goal)}; F is cross-validated over images.")
-    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", "gain [95 %]", "")
+    console.print(
+        f"Thresholds for {describe_goal(calibration.goal, calibration.compared)}; F is cross-validated over images."
+    )
+    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", r"gain \[95 %]", "note")
     for result in calibration.classes:
         table.add_row(*_calibration_row(result))
     console.print(table)
@@ -61,8 +68,10 @@ def _print_calibration(console: Console, calibration: Calibration, run_folder: P
 
 
 def _calibration_row(result: ClassResult) -> list[str]:
+    from rich.markup import escape
+
     if result.before is None or result.after is None:
-        return [result.name, str(result.objects), *("" for _ in range(6)), result.note]
+        return [escape(result.name), str(result.objects), *("" for _ in range(6)), result.note]
     low, high = result.gain_interval
     values = (
         f"{new:g}" if new == old else f"{old:g} -> {new:g}"
@@ -70,12 +79,13 @@ def _calibration_row(result: ClassResult) -> list[str]:
     )
     gain = f"{result.gain:+.3f} [{low:+.3f}, {high:+.3f}]".replace("[", r"\[")
     return [
-        result.name, str(result.objects), *values,
+        escape(result.name), str(result.objects), *values,
         f"{result.before.f:.3f}", f"{result.after.f:.3f}", gain, result.note,
     ]  # fmt: skip
 
 
 def _print_phrases(console: Console, calibration: Calibration) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("class", "phrase", "alone: precision", "recall", "only it finds", "only its false alarms", "verdict")
@@ -83,6 +93,6 @@ def _print_phrases(console: Console, calibration: Calibration) -> None:
         for effect in result.phrases:
             alone = (f"{effect.alone.precision:.3f}", f"{effect.alone.recall:.3f}")
             brings = (str(effect.hits), str(effect.false_alarms))
-            table.add_row(result.name, effect.phrase, *alone, *brings, effect.verdict)
+            table.add_row(escape(result.name), escape(effect.phrase), *alone, *brings, effect.verdict)
     if table.row_count:
         console.print(table)

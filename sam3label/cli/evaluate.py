@@ -7,21 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3label.cli.options import GtSplit
 from sam3label.cli.tables import console, figure
+from sam3label.core.text import count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from sam3label.quality.evaluate import Evaluation, Figures
+    from sam3label.quality.mistakes import Confusion, Mistakes
 
 
 TruthFiles = Annotated[
     list[Path],
-    typer.Option("--gt", help="COCO, LVIS, SA-Co or YouTube-VIS JSON. Several files are several annotators."),
+    typer.Option(
+        "--gt",
+        help="COCO, LVIS, SA-Co or YouTube-VIS JSON, a YOLO data.yaml or its folder. Several are several annotators.",
+    ),
 ]
 
 
 MAX_ROWS = 30
+MAX_CLASSES = 12  # a larger confusion matrix is no table any more: the JSON has it
+MAX_PAIRS = 10
+_MANY = "images or videos"
 
 
 def evaluate(
@@ -36,6 +45,7 @@ def evaluate(
     attributes: Annotated[
         Path | None, typer.Option(help="CSV: file name first, then any attributes to break the figures down by.")
     ] = None,
+    gt_split: GtSplit = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
@@ -48,17 +58,19 @@ def evaluate(
         raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
     other = load_concepts(concepts) if concepts else None
     videos = is_video_truth(gt[0])
-    if videos and (attributes or len(gt) > 1):
-        raise typer.BadParameter("a video truth is judged alone: one --gt, no --attributes", param_hint="--gt")
+    if videos and (attributes or gt_split or len(gt) > 1):
+        raise typer.BadParameter(
+            "a video truth is judged alone: one --gt, no --attributes, no --gt-split", param_hint="--gt"
+        )
     if run_folder is not None:
         evaluation = (
             evaluate_tracked_run(run_folder, gt[0], other)
             if videos
-            else evaluate_run(run_folder, gt, other, attributes)
+            else evaluate_run(run_folder, gt, other, attributes, gt_split)
         )
     else:
         assert pred is not None
-        evaluation = evaluate_track_results(gt[0], pred) if videos else evaluate_results(gt, pred, attributes)
+        evaluation = evaluate_track_results(gt[0], pred) if videos else evaluate_results(gt, pred, attributes, gt_split)
     if json_out is not None:
         write_json(evaluation.to_json(), json_out)
     _print_evaluation(console(), evaluation)
@@ -67,7 +79,8 @@ def evaluate(
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
-    console.print(f"{evaluation.pairs} pairs of an image or video and a concept, {evaluation.images} images or videos")
+    pairs = count(evaluation.pairs, "pair")
+    console.print(f"{pairs} of an image or video and a concept, {count(evaluation.images, 'image or video', _MANY)}")
     table = Table("", *(name for name, figures in evaluation.figures.items() if figures))
     rows = ("cgF1", "cgF1@0.5", "positive_micro_F1", "positive_macro_F1", "precision", "recall", "F1", "IL_MCC")
     tracking = ("HOTA", "DetA", "AssA", "LocA")
@@ -81,20 +94,47 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print("Image level: " + ", ".join(f"{n} {figures[f'IL_{n}']}" for n in ("TP", "FP", "TN", "FN")))
     for group in (name for name in figures if name.startswith("by_")):
         _print_groups(console, group.removeprefix("by_"), figures[group])
+    if evaluation.mistakes is not None:
+        _print_mistakes(console, evaluation.mistakes)
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False, highlight=False)
 
 
+def _print_mistakes(console: Console, mistakes: Mistakes) -> None:
+    kind = "mask" if mistakes.compared == "segm" else "box"
+    numbers = count(len(mistakes.missed), "miss", "misses"), count(len(mistakes.false_alarms), "false alarm")
+    line = f"Mistakes at {kind} IoU 0.5: {numbers[0]}, {numbers[1]}, {len(mistakes.confused)} under another class"
+    console.print(f"{line} (--json OUT names each with its image)", highlight=False)
+    if mistakes.confusion is None:
+        return
+    if len(mistakes.confusion.classes) <= MAX_CLASSES:
+        _print_confusion(console, mistakes.confusion)
+    for truth, answer, times in mistakes.confusion.between()[:MAX_PAIRS]:
+        console.print(f"  {truth} taken for {answer}: {times}", markup=False, highlight=False)
+
+
+def _print_confusion(console: Console, confusion: Confusion) -> None:
+    """Rows are what is there, columns what was answered: hits on the diagonal, misses last in their row."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("there / answered", *map(escape, confusion.classes), "(missed)")
+    for name, row in zip((*confusion.classes, "(false alarm)"), confusion.counts.tolist(), strict=True):
+        table.add_row(escape(name), *(str(number) if number else "." for number in row))
+    console.print(table)
+
+
 def _print_groups(console: Console, title: str, groups: Figures) -> None:
     """One table per breakdown. Groups of pairs show the SA-Co figures at IoU 0.5, groups of objects what they have."""
+    from rich.markup import escape
     from rich.table import Table
 
     first: Figures = next(iter(groups.values()), {})
     wanted = ("pairs", "precision@0.5", "recall@0.5", "F1@0.5", "cgF1", "HOTA", "AP", "truth", "answers")
     columns = [name for name in wanted if name in first]
-    table = Table(f"by {title}", *columns)
+    table = Table(f"by {escape(title)}", *columns)
     for name, figures in list(groups.items())[:MAX_ROWS]:
-        table.add_row(name, *(figure(figures[column]) for column in columns))
+        table.add_row(escape(name), *(figure(figures[column]) for column in columns))
     console.print(table)
     if len(groups) > MAX_ROWS:
         console.print(f"... and {len(groups) - MAX_ROWS} more: --json OUT writes them all")

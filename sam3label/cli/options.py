@@ -141,6 +141,12 @@ Split = Annotated[
 ]
 
 
+GtSplit = Annotated[
+    str | None,
+    typer.Option("--gt-split", help="Take one split of a YOLO truth: train, val or test. [all of them]"),
+]
+
+
 def read_concepts(
     path: Path | None, ontology: str | None, settings: Sequence[str], phrases: Sequence[str] = ()
 ) -> ConceptList:

@@ -12,24 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from sam3label.annotations.coco import Instance, Truth
 from sam3label.annotations.truth import read_truth
-from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
-from sam3label.core.files import write_whole
 from sam3label.core.matching import greedy
 from sam3label.core.records import Candidate, Concept, ConceptList, exemplar_class
+from sam3label.core.text import count
 from sam3label.errors import InputError
-from sam3label.quality.evaluate import categories_of_classes, units_of_truth
-from sam3label.run.decide import SAME_OBJECT_IOU
+from sam3label.quality.metrics.average_precision import Kind
+from sam3label.quality.metrics.overlap import overlap
+from sam3label.quality.run_answers import categories_of_classes, instance_of, units_of_truth
+from sam3label.run.decide import INSIDE, SAME_OBJECT_IOU
 from sam3label.run.reader import Run, open_run
 
 Floats = npt.NDArray[np.float64]
@@ -131,6 +130,7 @@ class Calibration:
     truth: str
     goal: Goal
     notes: tuple[str, ...]
+    compared: Kind = "segm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,7 @@ class Example:
     presence: Floats  # [C]
     phrase: npt.NDArray[np.int64]  # [C], position in the class's prompts; -1 for an exemplar
     overlap: Floats  # [C, C]
+    inside: Flags  # [C, C], one of the two lies in the other, and the class drops such
     truth_iou: Floats  # [C, G]
     suppressed: Flags  # [C], by a hard negative
     truth: int
@@ -153,15 +154,25 @@ def calibrate_run(
     concepts: ConceptList | None = None,
     goal: Goal = Goal(),
     folds: int = 5,
+    split: str | None = None,
 ) -> Calibration:
-    """Choose thresholds for the classes that `truth_path` (COCO) has enough examples of. Raises `InputError`."""
-    truth = read_truth(truth_path)
+    """Choose thresholds for the classes that `truth_path` has enough examples of. Raises `InputError`.
+
+    The truth is a COCO or LVIS file, or a YOLO dataset: all of it, or one `split`. Where it has boxes alone, boxes are
+    compared.
+    """
+    truth = read_truth(truth_path, split)
     if truth.by_phrase:
-        raise InputError(f"{truth_path} is an SA-Co file. Calibration works class by class: COCO truth is expected.")
-    notes: list[str] = []
+        raise InputError(
+            f"{truth_path} is an SA-Co file. Calibration works class by class: COCO or YOLO truth is expected."
+        )
+    notes = list(truth.notes)
+    compared: Kind = "bbox" if any(o.rle is None for found in truth.objects.values() for o in found) else "segm"
+    if compared == "bbox":
+        notes.append("The truth has objects with boxes only: boxes are compared, not masks.")
     with open_run(run_folder, concepts) as run:
         floor = run.floor
-        examples = read_examples(run, truth, notes)
+        examples = read_examples(run, truth, notes, compared)
         results = tuple(
             _calibrate_class(concept, examples.get(concept.id, []), goal, folds, floor)
             for concept in run.concepts.concepts
@@ -172,13 +183,15 @@ def calibrate_run(
             replace(c, conf=r.new.conf, presence=r.new.presence, iou=r.new.iou)
             for c, r in zip(run.concepts.concepts, results, strict=True)
         )
-        return Calibration(results, replace(run.concepts, concepts=chosen), str(truth_path), goal, tuple(notes))
+        return Calibration(
+            results, replace(run.concepts, concepts=chosen), str(truth_path), goal, tuple(notes), compared
+        )
 
 
 # ---- examples
 
 
-def read_examples(run: Run, truth: Truth, notes: list[str]) -> dict[int, list[Example]]:
+def read_examples(run: Run, truth: Truth, notes: list[str], compared: Kind = "segm") -> dict[int, list[Example]]:
     """The examples of each class id: every image of the run whose truth was labelled to the end for that class."""
     units = units_of_truth(run, truth, notes)
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
@@ -189,27 +202,25 @@ def read_examples(run: Run, truth: Truth, notes: list[str]) -> dict[int, list[Ex
         for class_id, category_id in categories.items():
             if (image_id, category_id) in judged:
                 objects = [o for o in truth.objects.get((image_id, category_id), ()) if not o.crowd]
-                examples[class_id].append(_example(run.concepts.concepts[class_id], candidates, objects, truth.path))
+                examples[class_id].append(_example(run.concepts.concepts[class_id], candidates, objects, compared))
     return examples
 
 
-def _example(
-    concept: Concept, candidates: Sequence[Candidate], objects: Sequence[Instance], truth_path: str
-) -> Example:
-    if any(o.rle is None for o in objects):
-        raise InputError(f"{truth_path} has boxes without masks for {concept.name!r}: calibration compares masks.")
+def _example(concept: Concept, candidates: Sequence[Candidate], objects: Sequence[Instance], compared: Kind) -> Example:
     own = [c for c in candidates if c.prompt in concept.prompts or _is_exemplar_of(concept, c)]
     own = sorted((c for c in own if c.area >= concept.min_area), key=lambda c: (-c.score, c.id))
     against = [c for c in candidates if c.prompt in concept.negatives]
     rles = [c.rle for c in own]
     covers = masks.iou_matrix(rles, [c.rle for c in against]) >= SAME_OBJECT_IOU
+    cover = masks.cover_matrix(rles, rles) if concept.inside == "drop" else np.zeros((len(rles), len(rles)))
     stronger = np.array([c.score for c in against])[None, :] >= np.array([c.score for c in own])[:, None]
     return Example(
         score=np.array([c.score for c in own]),
         presence=np.array([c.presence for c in own]),
         phrase=np.array([_position(concept, c) for c in own], dtype=np.int64),
         overlap=masks.iou_matrix(rles, rles),
-        truth_iou=masks.iou_matrix(rles, [o.rle for o in objects if o.rle]),
+        inside=np.maximum(cover, cover.T) >= INSIDE,
+        truth_iou=overlap(compared, [instance_of(c) for c in own], objects),
         suppressed=np.asarray((covers & stronger).any(axis=1)),
         truth=len(objects),
         cap=concept.max_instances,
@@ -242,22 +253,25 @@ def answers(example: Example, presence: float, iou: float, phrases: Sequence[int
 
     Both only ever look at better candidates, so the answers above a score threshold are a prefix of this list.
     """
-    kept: list[int] = []
-    standing: list[int] = []
     allowed = example.presence >= presence
     if phrases is not None:
         allowed &= np.isin(example.phrase, [*phrases, -1])
-    for c in np.flatnonzero(allowed).tolist():
-        if kept and example.overlap[c, kept].max() > iou:
-            continue
-        kept.append(c)
-        if not example.suppressed[c]:
-            standing.append(c)
-    standing = standing[: example.cap]
+    kept = _best_of(np.flatnonzero(allowed).tolist(), example.overlap > iou)
+    kept = _best_of(kept, example.inside)
+    standing = [c for c in kept if not example.suppressed[c]][: example.cap]
     hits, _ = greedy(example.truth_iou[standing], MATCH_IOU)  # greedy: a threshold must not change what stands above it
     hit = np.zeros(len(standing), dtype=bool)
     hit[hits] = True
     return Answers(example.score[standing].tolist(), hit.tolist())
+
+
+def _best_of(order: Sequence[int], clash: Flags) -> list[int]:
+    """Those of `order`, best first, that clash with none that was kept before."""
+    kept: list[int] = []
+    for c in order:
+        if not clash[c, kept].any():
+            kept.append(c)
+    return kept
 
 
 # ---- choosing
@@ -300,10 +314,11 @@ def _too_few(objects: int, images: int) -> str:
         return ""
     missing = []
     if objects < MIN_OBJECTS:
-        missing.append(f"{MIN_OBJECTS - objects} more objects")
+        missing.append(count(MIN_OBJECTS - objects, "more object"))
     if images < MIN_IMAGES:
-        missing.append(f"{MIN_IMAGES - images} more images that show it")
-    return f"too few examples ({objects} objects in {images} images): {' and '.join(missing)} are needed"
+        missing.append(f"{count(MIN_IMAGES - images, 'more image')} with it")
+    seen = f"{count(objects, 'object')} in {count(images, 'image')}"
+    return f"too few examples ({seen}): add {' and '.join(missing)}"
 
 
 def _shortfall(after: Measured | None, goal: Goal) -> str:
@@ -425,38 +440,14 @@ def _phrase_effects(
     return tuple(effects)
 
 
-# ---- writing
+# ---- in words
 
 
-def write_concepts(calibration: Calibration, path: str | Path) -> None:
-    """Write the concept list with the new values, each class under a comment that says what was found.
-
-    Raises `OutputError` when the file cannot be written.
-    """
-    text = dump_concepts(calibration.concepts)
-    line_of = _lines_of_classes(text)
-    lines = text.splitlines()
-    for result in reversed(calibration.classes):
-        lines[line_of[result.name] : line_of[result.name]] = [f"  # {line}" for line in describe(result)]
-    header = [
-        f"# Thresholds calibrated by sam3label {version('sam3label')} against {Path(calibration.truth).name}",
-        f"# for {describe_goal(calibration.goal)}. F is cross-validated over images; brackets are 95 % intervals.",
-    ]
-    write_whole(path, "\n".join([*header, *lines]) + "\n")
-
-
-def _lines_of_classes(text: str) -> dict[str, int]:
-    """Class name -> the line of its section in a dumped concept list."""
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    assert isinstance(root, yaml.MappingNode)  # dump_concepts writes a mapping
-    sections = {key.value: value for key, value in root.value}
-    return {key.value: key.start_mark.line for key, _ in sections["concepts"].value}
-
-
-def describe_goal(goal: Goal) -> str:
+def describe_goal(goal: Goal, compared: Kind = "segm") -> str:
+    """What was sought, for a headline."""
     if goal.precision is not None:
         return f"the most recall at precision {goal.precision:g}"
-    return f"F{goal.beta:g} at mask IoU {MATCH_IOU:g}"
+    return f"F{goal.beta:g} at {'mask' if compared == 'segm' else 'box'} IoU {MATCH_IOU:g}"
 
 
 def describe(result: ClassResult) -> list[str]:
@@ -466,8 +457,8 @@ def describe(result: ClassResult) -> list[str]:
     old = result.old
     low, high = result.gain_interval
     lines = [
-        f"{result.objects} objects in {result.images} images: F {result.before.f:.3f} -> {result.after.f:.3f}, "
-        f"gain {result.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+        f"{count(result.objects, 'object')} in {count(result.images, 'image')}: "
+        f"F {result.before.f:.3f} -> {result.after.f:.3f}, gain {result.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
     ]
     if result.changed:
         lines.append(f"was: conf {old.conf:g}, presence {old.presence:g}, iou {old.iou:g}")

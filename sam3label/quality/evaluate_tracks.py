@@ -19,9 +19,10 @@ from sam3label.annotations.youtube_vis import Track, VideoTruth, read_track_resu
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, Rle
 from sam3label.errors import InputError
-from sam3label.quality.evaluate import KINDS, Evaluation, Figures, categories_of_classes, match_files, some, warnings_of
+from sam3label.quality.evaluate import KINDS, Evaluation, Figures, warnings_of
 from sam3label.quality.metrics import cgf1, hota
 from sam3label.quality.metrics.average_precision import Kind, average_precision
+from sam3label.quality.run_answers import categories_of_classes, match_files, some
 from sam3label.run.reader import Run, open_run
 
 Floats = npt.NDArray[np.float64]

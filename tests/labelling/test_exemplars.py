@@ -601,7 +601,7 @@ def test_labels_are_compared_with_a_references_boxes_one_to_one(tmp_path: Path) 
     key = exemplar_key("helmet", "helmet")
     found = [
         candidate(key, 0.9, rectangle(11, 5, 20, 30), source="both", query=1),
-        candidate(key, 0.8, rectangle(10, 10, 20, 20), source="both", query=2),  # the same box again, IoU 0.67
+        candidate(key, 0.8, rectangle(4, 5, 20, 30), source="both", query=2),  # the same box again, IoU 0.54
         candidate(key, 0.7, rectangle(0, 40, 9, 9), source="both", query=3),
         candidate(key, 0.4, rectangle(50, 20, 10, 10), source="both", query=4),  # under the threshold
     ]

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from PIL import Image
 from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, rectangle, unit
 from typer.testing import CliRunner
 
 from sam3label.annotations.truth import read_truth
-from sam3label.concepts.concept_list import dump_concepts, load_concepts
+from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
+from sam3label.concepts.starter import starter
 from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, MediaItem, Rle, UnitResult
 from sam3label.demo.shapes import make_scene, matches
 from sam3label.errors import InputError, OutputError
-from sam3label.quality.calibrate import Goal, Thresholds, answers, calibrate_run, read_examples, write_concepts
+from sam3label.quality.calibrate import Goal, Thresholds, answers, calibrate_run, read_examples
+from sam3label.quality.calibrated_list import edited, write_concepts
 from sam3label.run.decide import select_labels
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
@@ -214,15 +217,13 @@ def test_beta_weighs_recall(small_set: tuple[Path, Path]) -> None:
 
 def test_too_few_examples_are_refused_with_what_is_missing(small_set: tuple[Path, Path], tmp_path: Path) -> None:
     hexagon = calibrate_run(*small_set).classes[2]
-    assert hexagon.note == (
-        "too few examples (0 objects in 0 images): 20 more objects and 5 more images that show it are needed"
-    )
+    assert hexagon.note == ("too few examples (0 objects in 0 images): add 20 more objects and 5 more images with it")
     assert (hexagon.new, hexagon.before) == (hexagon.old, None)
     truth = one_image_truth([rectangle(2 * i, 2 * j, 1, 1) for i in range(4) for j in range(4)])
     (tmp_path / "t.json").write_text(json.dumps(truth))
     run = make_run(tmp_path / "run", concepts("cat"), unit("a.jpg"))
     (cat,) = calibrate_run(run, tmp_path / "t.json").classes
-    assert "(16 objects in 1 images): 4 more objects and 4 more images" in cat.note
+    assert "(16 objects in 1 image): add 4 more objects and 4 more images" in cat.note
 
 
 def test_the_written_list_loads_back_and_keeps_the_rest(small_set: tuple[Path, Path], tmp_path: Path) -> None:
@@ -231,14 +232,99 @@ def test_the_written_list_loads_back_and_keeps_the_rest(small_set: tuple[Path, P
     assert load_concepts(tmp_path / "deep" / "new.yaml") == calibration.concepts
     text = (tmp_path / "deep" / "new.yaml").read_text()
     assert text.startswith("# Thresholds calibrated by sam3label")
-    assert "# was: conf 0.5, presence 0, iou 0.7" in text
-    assert "# too few examples" in text
-    above_circle = text[: text.index("  circle:")].splitlines()[-2]
-    assert above_circle.strip().startswith("# ") and "gain +" in above_circle
+    assert "was: conf 0.5, presence 0, iou 0.7" in text
+    assert "too few examples" in text and "#   circle: " in text and "gain +" in text
+    assert "null" not in text
     assert calibration.concepts.concepts[2] == CLASSES.concepts[2]
     assert replace(calibration.concepts.concepts[0], conf=0.5, presence=0.0, iou=0.7) == CLASSES.concepts[0]
     with pytest.raises(OutputError, match="cannot be written"):
         write_concepts(calibration, tmp_path / "deep" / "new.yaml" / "below.yaml")
+
+
+OWN_LISTS = {
+    "block": """\
+# my list, v3
+names: [circle, square, hexagon] # never renumber
+
+defaults:
+  conf: 0.5 # as agreed
+
+concepts:
+  # round things
+  circle:
+    prompts: [circle, disc] # synonyms
+  hexagon: {prompts: triangle}
+""",
+    "flow": """\
+names: {0: circle, 1: square, 2: 'hexagon'} # x
+concepts: {circle: {prompts: [circle, disc]}, hexagon: {prompts: triangle}}
+""",
+    "alias": """\
+names: [circle, square, triangle] # x
+concepts:
+  circle: &plain {conf: 0.5} # x
+  square: {conf: 0.5}
+  triangle: *plain
+""",
+}
+
+
+@pytest.mark.parametrize("form", OWN_LISTS)
+def test_the_users_own_file_keeps_its_comments_and_defaults(
+    form: str, small_set: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Comments, order, quotes and `defaults:` stay; what changed is changed in its class alone; twice is as once."""
+    source = tmp_path / "own.yaml"
+    source.write_text(OWN_LISTS[form])
+    calibration = calibrate_run(*small_set, concepts=load_concepts(source))
+    changed = [result.name for result in calibration.classes if result.changed]
+    assert "circle" in changed and len(changed) < 3
+    write_concepts(calibration, tmp_path / "new.yaml", source)
+    text = (tmp_path / "new.yaml").read_text()
+    assert load_concepts(tmp_path / "new.yaml") == calibration.concepts
+    for line in OWN_LISTS[form].splitlines():
+        assert line.partition("#")[2] in text
+        assert line in text or form != "block"
+    assert f"conf: {calibration.concepts.concepts[0].conf:g}" in text
+    again = calibrate_run(*small_set, concepts=load_concepts(tmp_path / "new.yaml"))
+    write_concepts(again, tmp_path / "newer.yaml", tmp_path / "new.yaml")
+    assert (tmp_path / "newer.yaml").read_text().count("# Thresholds calibrated by") == 1
+
+
+def test_the_starter_and_a_bare_list_are_edited_too(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    for text in (starter(["circle", "square", "triangle"]), "[circle, square, triangle]  # bare\n"):
+        (tmp_path / "own.yaml").write_text(text)
+        calibration = calibrate_run(*small_set, concepts=load_concepts(tmp_path / "own.yaml"))
+        assert calibration.concepts.concepts[0].conf != 0.5
+        made = edited(text, calibration.concepts, tmp_path, tmp_path)
+        assert made is not None and parse_concepts(made) == calibration.concepts
+        assert all(line.partition("#")[2] in made for line in text.splitlines() if "#" in line)
+
+
+@pytest.mark.parametrize("given", ["refs", "{references: refs, mode: tokens} # x", "{labels: refs}"])
+def test_paths_of_exemplars_still_lead_there_from_another_folder(given: str, tmp_path: Path) -> None:
+    text = f"names: [circle, square]\nconcepts:\n  circle:\n    exemplars: {given}\n"
+    own = parse_concepts(text, folder=tmp_path / "here")
+    wanted = replace(own, concepts=(own.concepts[0], replace(own.concepts[1], conf=0.25)))
+    made = edited(text, wanted, tmp_path / "here", tmp_path / "there")
+    assert made is not None and parse_concepts(made, folder=tmp_path / "there") == wanted
+    assert str(tmp_path / "here" / "refs") in made and ("# x" in made or "#" not in given)
+
+
+def test_overrides_go_into_the_file_and_other_phrases_make_a_new_one(
+    small_set: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text(OWN_LISTS["block"])
+    own = load_concepts(tmp_path / "own.yaml", ["concepts.hexagon.min_area=7"])
+    calibration = calibrate_run(*small_set, concepts=own)
+    write_concepts(calibration, tmp_path / "new.yaml", tmp_path / "own.yaml")
+    assert load_concepts(tmp_path / "new.yaml") == calibration.concepts
+    assert "# round things" in (tmp_path / "new.yaml").read_text()
+    calibration = calibrate_run(
+        *small_set, concepts=load_concepts(tmp_path / "own.yaml", ["concepts.circle.prompts=disc"])
+    )
+    write_concepts(calibration, tmp_path / "new.yaml", tmp_path / "own.yaml")
+    assert load_concepts(tmp_path / "new.yaml") == calibration.concepts
 
 
 def test_thresholds_stay_above_the_floor_of_the_run(small_set: tuple[Path, Path]) -> None:
@@ -252,14 +338,52 @@ def test_truth_that_cannot_calibrate(small_set: tuple[Path, Path], tmp_path: Pat
         "annotations": [],
     }
     (tmp_path / "saco.json").write_text(json.dumps(phrase))
-    with pytest.raises(InputError, match="is an SA-Co file. Calibration works class by class"):
+    with pytest.raises(InputError, match="is an SA-Co file. Calibration works class by class: COCO or YOLO truth"):
         calibrate_run(small_set[0], tmp_path / "saco.json")
-    truth = json.loads(small_set[1].read_text())
-    for row in truth["annotations"]:
-        row["segmentation"], row["bbox"] = [], [0, 0, 9, 9]
-    (tmp_path / "boxes.json").write_text(json.dumps(truth))
-    with pytest.raises(InputError, match="has boxes without masks for 'circle': calibration compares masks"):
-        calibrate_run(small_set[0], tmp_path / "boxes.json")
+
+
+def boxes_of(truth: Path, out: Path) -> Path:
+    """The same truth with boxes alone."""
+    content = json.loads(truth.read_text())
+    for row in content["annotations"]:
+        counts = row.pop("segmentation")["counts"].encode()
+        row["bbox"] = list(masks.box_xywh(Rle(SCENE_HW, counts)))
+    out.write_text(json.dumps(content))
+    return out
+
+
+def test_a_truth_of_boxes_calibrates_by_boxes(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    calibration = calibrate_run(small_set[0], boxes_of(small_set[1], tmp_path / "boxes.json"))
+    by_masks = calibrate_run(*small_set)
+    assert calibration.compared == "bbox" and by_masks.compared == "segm"
+    assert any("boxes are compared" in note for note in calibration.notes)
+    circle, before = calibration.classes[0].after, calibration.classes[0].before
+    assert circle is not None and before is not None and circle.f > before.f + 0.1
+    assert calibration.classes[0].new.conf == pytest.approx(by_masks.classes[0].new.conf, abs=0.1)
+
+
+def test_a_yolo_dataset_calibrates_as_the_same_coco_file_does(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    yolo = yolo_of(small_set[1], tmp_path / "yolo")
+    for result, other in zip(calibrate_run(small_set[0], yolo).classes, calibrate_run(*small_set).classes, strict=True):
+        assert (result.objects, result.images) == (other.objects, other.images)
+        assert result.new == other.new and result.note == other.note
+
+
+def yolo_of(truth: Path, folder: Path) -> Path:
+    """A COCO truth as a YOLO dataset with images of the right size."""
+    content = json.loads(truth.read_text())
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    height, width = SCENE_HW
+    for image in content["images"]:
+        Image.new("RGB", (width, height)).save(folder / "images" / image["file_name"])
+        rows = []
+        for row in (row for row in content["annotations"] if row["image_id"] == image["id"]):
+            ring = masks.contour(Rle(SCENE_HW, row["segmentation"]["counts"].encode())) / (width, height)
+            rows.append(" ".join([str(row["category_id"] - 1), *(f"{v:.7f}" for v in ring.reshape(-1).tolist())]))
+        (folder / "labels" / image["file_name"]).with_suffix(".txt").write_text("\n".join(rows))
+    (folder / "data.yaml").write_text("train: images\nnames: [circle, square, hexagon]\n")
+    return folder
 
 
 def test_no_candidates_at_all(tmp_path: Path) -> None:
@@ -287,7 +411,7 @@ def test_command_line_shows_the_gain_and_writes_the_list(small_set: tuple[Path, 
     done = invoke(["calibrate", run, "--gt", truth, "-o", str(tmp_path / "new.yaml"), "--precision", "0.9"])
     assert done.exit_code == 0, done.output
     assert "the most recall at precision 0.9" in done.output
-    assert "hexagon" in done.output and "disc" in done.output
+    assert "hexagon" in done.output and "disc" in done.output and "note" in done.output
     assert load_concepts(tmp_path / "new.yaml").names == CLASSES.names
     assert invoke(["calibrate", run, "--gt", truth]).exit_code == 0
     assert (small_set[0] / "concepts.calibrated.yaml").is_file()

@@ -19,7 +19,8 @@ from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Correction, Rle, UnitResult
 from sam3label.errors import InputError
-from sam3label.quality.evaluate import evaluate_results, evaluate_run, match_files
+from sam3label.quality.evaluate import evaluate_results, evaluate_run
+from sam3label.quality.run_answers import match_files
 from sam3label.run.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
@@ -191,7 +192,7 @@ def test_a_pair_that_one_annotator_left_open_is_not_judged(tmp_path: Path) -> No
     files = [write(tmp_path / "1.json", first), write(tmp_path / "2.json", second)]
     out = evaluate_results(files, write(tmp_path / "p.json", [result(9, 1, rectangle(0, 0, 9, 9), 0.9)]))
     assert out.pairs == 1
-    assert "1 results name an image or a category that the truth does not have; they were left out." in out.notes
+    assert "1 result of an image or a category that the truth does not have: left out." in out.notes
 
 
 def test_masks_and_boxes_choose_their_annotator_separately(tmp_path: Path) -> None:
@@ -378,8 +379,8 @@ def test_labels_of_a_run_are_judged_by_class(tmp_path: Path) -> None:
     assert figures["by_class"]["Cat"]["AP"] == pytest.approx(1.0)  # average precision looks below it
     assert figures["by_class"]["dog"]["F1@0.5"] > 0.999  # IoU exactly a half
     assert figures["by_class"]["dog"]["F1@0.75"] == 0
-    assert "1 of 3 images of the truth are not in the run (or failed); left out." in out.notes
-    assert "1 of 3 images of the run are not in the truth; left out." in out.notes
+    assert "Not in the run, or failed, and left out: 1 of 3 images of the truth." in out.notes
+    assert "Not in the truth and left out: 1 of 3 images of the run." in out.notes
     assert "The run did not look for 'horse': these categories of the truth were left out." in out.notes
     assert "The truth does not have 'cow': these classes of the run were left out." in out.notes
     assert any("own conf thresholds decide" in note for note in out.notes)
@@ -411,15 +412,13 @@ def test_phrases_of_a_run_are_judged_against_sa_co_truth(tmp_path: Path) -> None
     assert out.pairs == 2
     assert figures["by_class"]["Kitten"]["IL_TP"] == 1
     assert figures["by_class"]["cat"]["IL_FN"] == 1  # the phrase's own candidates, at SA-Co's 0.5
-    assert "1 pairs ask for a phrase that the run never put to the model; left out." in out.notes
+    assert "Left out: 1 pair with a phrase that the run never put to the model." in out.notes
 
 
 def test_truth_and_run_that_do_not_belong_together(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
     other = write(tmp_path / "other.json", coco_json([{"file_name": "x.jpg"}], []))
-    with pytest.raises(
-        InputError, match=r"none of the 1 images of .* is in the run: the truth names files like 'x.jpg'"
-    ):
+    with pytest.raises(InputError, match=r"no image of .* is in the run: the truth names files like 'x.jpg'"):
         evaluate_run(run, [other])
     names = write(tmp_path / "names.json", coco_json([{"file_name": "in/a.jpg"}], [], ("horse", "sheep")))
     with pytest.raises(
