@@ -133,12 +133,18 @@ def film_demo(
 
 
 def write_films(
-    folder: Path, n: int, seed: int, frames: int = FRAMES, objects: int = 4, phrases: Mapping[str, str] = TRUTH
+    folder: Path,
+    n: int,
+    seed: int,
+    frames: int = FRAMES,
+    objects: int = 4,
+    phrases: Mapping[str, str] = TRUTH,
+    change: Callable[[Sequence[Scene]], Sequence[Scene]] = lambda scenes: scenes,
 ) -> Path:
     """Write `film_00.mp4` ... and, beside the folder, `truth.json`, whose path is returned.
 
     `phrases` maps class names to phrases: an object belongs to every class whose phrase names it. Film i comes from
-    seed `seed + i`.
+    seed `seed + i`, its scenes go through `change`.
     """
     videos: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -147,7 +153,7 @@ def write_films(
         for old in folder.glob("film_*.mp4"):
             old.unlink()
         for i in range(n):
-            scenes = make_clip(seed + i, frames, SIZE_HW, objects)
+            scenes = change(make_clip(seed + i, frames, SIZE_HW, objects))
             _write_film(folder / f"film_{i:02d}.mp4", scenes)
             size = {"height": SIZE_HW[0], "width": SIZE_HW[1], "length": frames}
             videos.append({"id": i + 1, "file_name": f"film_{i:02d}.mp4", **size})

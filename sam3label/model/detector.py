@@ -10,9 +10,11 @@ model was trained with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -64,11 +66,15 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one prompt found on one image, on the device: scores [K] and float32 mask logits [K, h, w]."""
+    """What one prompt found on one image, on the device: scores [K], float32 mask logits [K, h, w], boxes [K, 4].
+
+    Boxes are (x1, y1, x2, y2) in [0, 1]. A prompt that was not asked has presence NaN and found nothing.
+    """
 
     presence: float
     scores: Tensor
     masks: Tensor
+    boxes_xyxy: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +233,21 @@ class Detector:
 
     def encode_images(self, pixels: Tensor) -> ImageState:
         """Encode preprocessed images [B, 3, X, X] once, for any number of prompts."""
-        encoder = self.model.vision_encoder
+        return self.state_of_grid(self.encode_grid(pixels))
+
+    def encode_grid(self, pixels: Tensor) -> Tensor:
+        """The image encoder's answer [B, V, h, w] to preprocessed images, which the tracker reads too."""
         with self.precision():
             features = self._backbone(pixels.to(self.dtype)).last_hidden_state
-            grid = features.transpose(1, 2).unflatten(2, (self.head.grid, self.head.grid))
-            return self.state_of([layer(grid) for layer in encoder.neck.fpn_layers[:3]])
+        grid: Tensor = features.transpose(1, 2).unflatten(2, (self.head.grid, self.head.grid))
+        return grid
 
-    def state_of(self, levels: Sequence[Tensor]) -> ImageState:
+    def state_of_grid(self, grid: Tensor) -> ImageState:
+        """The state of images from the image encoder's answer."""
+        with self.precision():
+            return self._state_of([layer(grid) for layer in self.model.vision_encoder.neck.fpn_layers[:3]])
+
+    def _state_of(self, levels: Sequence[Tensor]) -> ImageState:
         """The state of images from the neck's levels, finest first: [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w]."""
         fine, middle, coarse = levels
         kept = torch.bfloat16 if self._mixed else torch.float32
@@ -297,24 +311,44 @@ class Detector:
             return self.encode_images(self.preprocess(frames))
 
     @torch.inference_mode()
-    def look(self, state: ImageState, prompts: Sequence[Prompt], threshold: float) -> list[Seen]:
-        """Ask every prompt of one encoded image; one entry per prompt, of its queries scoring over `threshold`."""
+    def look(
+        self,
+        state: ImageState,
+        prompts: Sequence[Prompt],
+        threshold: float,
+        exemplars: Mapping[str, Exemplar | None] = MappingProxyType({}),
+    ) -> list[Seen]:
+        """Ask every prompt of one encoded image; one entry per prompt, of its queries scoring over `threshold`.
+
+        `exemplars` as of `detect`, for this image.
+        """
         if not prompts:
             return []
         self.encode_phrases([prompt.text or VISUAL for prompt in prompts])
-        texts, skips, seen = self._texts(prompts), _Skips(self.head, state), list[Seen]()
-        pairs = [_Pair(0, number, None) for number in range(len(prompts))]
-        for scored in self._halving(len(pairs), "pairs", lambda part: self._score(state, pairs[part], texts)):
-            row, query = np.nonzero(scored.scores > threshold)
-            masks = self._masks(scored, row, query, skips, 0) if len(row) else self._no_masks()
-            scores = scored.answer.scores[torch.from_numpy(row), torch.from_numpy(query)]
-            for number, presence in enumerate(scored.presence):
-                own = torch.from_numpy(row == number).to(self.device)
-                seen.append(Seen(float(presence), scores[own], masks[own]))
-        return seen
+        texts, skips = self._texts(prompts), _Skips(self.head, state)
+        pairs = list(_questions(prompts, [exemplars]))
+        seen = {number: Seen(math.nan, *self._nothing()) for number in range(len(prompts))}
 
-    def _no_masks(self) -> Tensor:
-        return torch.empty((0, 4 * self.head.grid, 4 * self.head.grid), device=self.device)
+        def score(part: slice) -> tuple[Sequence[_Pair], _Scored]:
+            return pairs[part], self._score(state, pairs[part], texts)
+
+        for chunk, scored in self._halving(len(pairs), "pairs", score):
+            row, query = np.nonzero(scored.scores > threshold)
+            scores, masks, boxes = self._nothing()
+            if len(row):
+                masks = self._masks(scored, row, query, skips, 0)
+                at = torch.from_numpy(row), torch.from_numpy(query)
+                scores, boxes = scored.answer.scores[at], scored.answer.boxes_xyxy[at]
+            for place, (pair, presence) in enumerate(zip(chunk, scored.presence, strict=True)):
+                own = torch.from_numpy(row == place).to(self.device)
+                seen[pair.prompt] = Seen(float(presence), scores[own], masks[own], boxes[own])
+        return list(seen.values())
+
+    def _nothing(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, masks and boxes of no candidate."""
+        sides = (0,), (0, 4 * self.head.grid, 4 * self.head.grid), (0, 4)
+        scores, masks, boxes = (torch.empty(side, device=self.device) for side in sides)
+        return scores, masks, boxes
 
     @torch.inference_mode()
     def encode_references(self, frames: Sequence[Frame], boxes: Sequence[BoxPrompt]) -> list[Tensor]:
@@ -339,12 +373,7 @@ class Detector:
         exemplars: Sequence[Mapping[str, Exemplar | None]],
         floor: float,
     ) -> list[Detection]:
-        pairs = [
-            _Pair(image, number, exemplar)
-            for image, given in enumerate(exemplars)
-            for number, prompt in enumerate(prompts)
-            if (exemplar := given.get(prompt.key)) is not None or (prompt.text is not None and prompt.key not in given)
-        ]
+        pairs = list(_questions(prompts, exemplars))
         presence = np.full((len(frames), len(prompts)), np.nan, np.float32)
         candidates: list[list[Candidate]] = [[] for _ in frames]
 
@@ -476,6 +505,15 @@ class _Skips:
         if image != self._image:
             self._image, self._value = image, self._head.skips(self._state, slice(image, image + 1))
         return self._value
+
+
+def _questions(prompts: Sequence[Prompt], exemplars: Sequence[Mapping[str, Exemplar | None]]) -> Iterator[_Pair]:
+    """What is asked of images with these exemplars, image by image."""
+    for image, given in enumerate(exemplars):
+        for number, prompt in enumerate(prompts):
+            exemplar = given.get(prompt.key)
+            if exemplar is not None or (prompt.text is not None and prompt.key not in given):
+                yield _Pair(image, number, exemplar)
 
 
 def _by_image(pairs: Sequence[_Pair], wanted: npt.NDArray[np.bool_]) -> Iterator[list[int]]:

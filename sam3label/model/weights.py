@@ -135,3 +135,18 @@ def reuse_buffers(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True
+
+
+def widen_pointers(video: Any) -> None:
+    """Let the library's tracker run where it is as narrow as its memory (64), as small ones are, by one method of ours.
+
+    It splits object pointers into pieces as wide as the memory, and forgets to drop an axis where one piece is the
+    whole. Pointers [S, B, 1, D] become [S, B, D]. Our own tracking does not go through it; training does.
+    """
+    process = video.tracker_model._process_object_pointers
+
+    def pointers(*args: Any, **kwargs: Any) -> Any:
+        tokens, places = process(*args, **kwargs)
+        return (tokens.squeeze(2) if tokens is not None and tokens.dim() == 4 else tokens), places
+
+    video.tracker_model._process_object_pointers = pointers

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam3label.model.tracker import Window
 from sam3label.train.detector import Precision, autocast
 from sam3label.train.losses import dice_loss, mask_focal_loss
 
@@ -117,12 +116,22 @@ def _in_rows(tracker: Any) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
+class _LongVideo:
+    """Stands in for the session's list of preprocessed frames, which nobody reads here, only its length.
+
+    Short clips' pointers are encoded differently; in earnest most clips are long.
+    """
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+
 def _session() -> Any:
     """A session of a long video with one object, which stands for all."""
     from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
 
     session = Sam3VideoInferenceSession(dtype=torch.float32)
-    session.processed_frames = Window(sys.maxsize)  # as in earnest: a short video's pointers are encoded differently
+    session.processed_frames = _LongVideo()
     session.obj_id_to_idx(0)
     return session
 

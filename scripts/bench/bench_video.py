@@ -88,7 +88,7 @@ def library(model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, 
     from sam3label.core.records import MediaItem
     from sam3label.media import video as media_video
     from sam3label.model.checkpoint import resolve
-    from sam3label.model.tracker import widen_pointers
+    from sam3label.model.weights import widen_pointers
 
     checkpoint = resolve(model).folder
     device = "cuda" if torch.cuda.is_available() else "cpu"

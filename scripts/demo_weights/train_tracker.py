@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import Sam3VideoConfig, Sam3VideoModel
 
 from sam3label.demo.shapes import Scene, make_clip
-from sam3label.model.tracker import widen_pointers
+from sam3label.model.weights import widen_pointers
 from sam3label.train.tracker import Clip, TrackerTrainer, begin, follow
 
 CHECKPOINT = Path(__file__).parents[2] / "sam3label" / "demo" / "checkpoint"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from sam3label.core.records import Frame, MediaItem, Prompt
 from sam3label.demo.shapes import make_clip
 from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import resolve
+from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
 from sam3label.model.detector import Detector
-from sam3label.model.tracker import CLEARED, FILLED, TrackedFrame, Tracker, clean_masks, keep_best
+from sam3label.model.track_rules import Rules
+from sam3label.model.tracker import TrackedFrame, Tracker
 
 PHRASES = ("car", "star", "red circle")
 PROMPTS = tuple(Prompt(phrase, phrase) for phrase in PHRASES)
@@ -42,12 +45,14 @@ def clip_frames(n: int, seed: int = 5) -> list[Frame]:
     return [Frame(item, i, scene.image) for i, scene in enumerate(make_clip(seed, n, size_hw=(60, 80)))]
 
 
-def make_tracker(folder: Path, style: str) -> Tracker:
+LIBRARY = Rules.of("transformers")
+
+
+def make_tracker(folder: Path, style: str, rules: Rules = LIBRARY) -> Tracker:
     checkpoint = resolve(str(folder))
-    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu", prompt_style=style))
-    liven(tracker._video.tracker_model)
-    for name, value in SETTINGS.items():
-        setattr(tracker._video, name, value)
+    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu", prompt_style=style), rules)
+    liven(tracker.parts.model)
+    tracker.settings = replace(tracker.settings, **SETTINGS)
     return tracker
 
 
@@ -71,7 +76,7 @@ def pairs(tiny_checkpoint: Path) -> Callable[[str], tuple[list[TrackedFrame], li
             tracker, frames = make_tracker(tiny_checkpoint, style), clip_frames(18)
             n = 3 if style == "official" else 2
             encodes: list[int] = []
-            tracker.detector.model.vision_encoder.register_forward_hook(lambda *_: encodes.append(1))
+            tracker.detector.model.vision_encoder.backbone.register_forward_hook(lambda *_: encodes.append(1))
             ours = list(tracker.track(frames, PROMPTS[:n]))
             theirs = make_library(tiny_checkpoint, style).track(tracker.detector, frames, PHRASES[:n])
             made[style] = ours, theirs, len(encodes)
@@ -120,11 +125,11 @@ def test_when_an_object_is_taken_back_the_others_keep_their_own_masks(style: str
 def demo_pair() -> tuple[list[TrackedFrame], list[LibraryFrame], int]:
     """The demo checkpoint, with its own thresholds, on a film with three kinds of objects."""
     checkpoint = resolve("demo")
-    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"))
+    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"), LIBRARY)
     item, phrases = MediaItem("film", "film", "video"), ("circle", "star", "square")
     frames = [Frame(item, i, scene.image) for i, scene in enumerate(make_clip(9_000_000, 36, objects=6))]
     encodes: list[int] = []
-    tracker.detector.model.vision_encoder.register_forward_hook(lambda *_: encodes.append(1))
+    tracker.detector.model.vision_encoder.backbone.register_forward_hook(lambda *_: encodes.append(1))
     ours = list(tracker.track(frames, [Prompt(phrase, phrase) for phrase in phrases]))
     return ours, Library(checkpoint.folder, "official", {}).track(tracker.detector, frames, phrases), len(encodes)
 

@@ -14,7 +14,7 @@ from skimage.measure import label as connected_parts
 
 from sam3label.core.records import Frame
 from sam3label.model.detector import Detector
-from sam3label.model.tracker import widen_pointers
+from sam3label.model.weights import widen_pointers
 
 
 def generic_nms(ious: torch.Tensor, scores: torch.Tensor, threshold: float, use_iou_matrix: bool) -> torch.Tensor:

@@ -1,0 +1,397 @@
+"""The objects of one clip, frame by frame: found again, matched, corrected, remembered, born, taken back.
+
+A session is ours throughout: the library's, which hangs its state on dictionaries and on the model, is not used. What
+the official loop and `transformers`' do differently is asked of `Rules`, one field a difference.
+
+Objects born in one frame to one phrase are a *litter*: officially they are tracked as one batch, and share what is
+remembered and corrected.
+
+Shape legend: N objects, K detections, h x w mask logits, X the side of a mask that is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sam3label.model.clean_masks import clean_masks
+from sam3label.model.matching_tracks import Found, Lives, Matches, apart, match, recently_hidden, without_shrunk
+from sam3label.model.recall import Past, recall, worth_keeping
+from sam3label.model.track_rules import Rules, TrackSettings
+from sam3label.model.tracker_parts import SURE, UNSURE, FrameFeatures, Heads, Recalled, TrackerParts, enlarge, shrink
+
+AT_ONCE = 16  # objects in one pass of memory attention
+SOLID = 1024.0  # logits, positive or negative, of a mask that is given
+K = TypeVar("K", bound=Hashable)
+ALWAYS_HIDDEN = 100_000  # later than any frame: an object that was taken back before it was ever seen again
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is kept of an object in a frame: a pointer [D], a spatial memory [S, M], how good it was (effective IoU)."""
+
+    pointer: Tensor
+    quality: float
+    conditioning: bool = False
+    given: bool = False  # its mask came from a detection
+    spatial: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Target:
+    """An object that is tracked."""
+
+    number: int
+    phrase: int
+    born: int
+    litter: int  # the number of the first one born with it
+    score: float  # of the detection it was born from
+    first_mask: Tensor | None  # logits [h, w], while its first frame may be gone through again
+    memories: dict[int, Memory] = field(default_factory=dict)
+    last_hidden: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tracks:
+    """What a frame came to, by the objects' numbers: logits [h, w], the tracker's score, birth score and phrase."""
+
+    masks: Mapping[int, Tensor]
+    track_scores: Mapping[int, float]
+    scores: Mapping[int, float]
+    phrases: Mapping[int, int]
+    hidden: frozenset[int]
+    unconfirmed: frozenset[int]
+
+    def after(self, first: Tracks) -> Tracks:
+        """This second pass over a frame, with the objects of the first one as they were found there."""
+        return Tracks(
+            {**self.masks, **{number: mask for number, mask in first.masks.items() if number in self.masks}},
+            {**self.track_scores, **first.track_scores},
+            self.scores,
+            self.phrases,
+            self.hidden,
+            self.unconfirmed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tracked:
+    """The tracker's answer for all objects: raw and cleaned logits [N, h, w], score logits [N], also on the host."""
+
+    raw: Tensor
+    masks: Tensor
+    scores: Tensor
+    values: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Corrections:
+    """Masks [h, w] in place of the tracker's, by place of the object: in memory, and in what is given out."""
+
+    remembered: Mapping[int, Tensor]
+    shown: Mapping[int, Tensor]
+
+
+class TrackSession:
+    """The objects of one clip. `step` takes its frames in their order, or backwards from the last."""
+
+    def __init__(
+        self,
+        parts: TrackerParts,
+        rules: Rules,
+        settings: TrackSettings,
+        length: int,
+        first: int = 0,
+        backwards: bool = False,
+    ) -> None:
+        self.parts, self.rules, self.settings = parts, rules, settings
+        self.first, self.backwards = first, backwards
+        self.most_pointers = min(length, parts.sizes.pointers)
+        self.lives = Lives(settings, backwards)
+        self.targets: list[Target] = []
+        self._next = 0
+
+    @property
+    def removed(self) -> set[int]:
+        """The objects that have been taken back."""
+        return self.lives.removed
+
+    def step(self, now: int, features: FrameFeatures, found: Found, size_hw: tuple[int, int]) -> Tracks:
+        """Go through one frame, whose detections are `found`."""
+        tracks = self._pass(now, features, found, size_hw)
+        if self.rules.first_frame_twice and now == self.first and self.targets:
+            tracks = self._pass(now, features, found, size_hw).after(tracks)
+        for target in self.targets:
+            target.first_mask = None
+        self._forget(now)
+        return tracks
+
+    def _pass(self, now: int, features: FrameFeatures, found: Found, size_hw: tuple[int, int]) -> Tracks:
+        tracked = self._track(now, features)
+        phrases, numbers = [one.phrase for one in self.targets], [one.number for one in self.targets]
+        matches = match(found, tracked.masks, phrases, self.settings, self.rules)
+        born = list(range(self._next, self._next + len(matches.born)))
+        self._next += len(born)
+        gone, hidden = self.lives.update(now, numbers, matches, born)
+        corrections = self._correct(now, features, found, matches, tracked)
+        masks = self._hide_overlapping(now, tracked.masks, phrases, gone)
+        self._remember(now, features, masks, phrases, corrections.remembered)
+        new = found.masks[matches.born]
+        if born:
+            self._bear(now, features, new, found, matches.born, born, size_hw, tracked)
+        before = self.targets
+        self._take_back(gone)
+        shown = {
+            one.number: corrections.shown.get(place, masks[place]) for place, one in enumerate(before[: len(masks)])
+        }
+        shown |= dict(zip(born, clean_masks(new, self.settings.fill_hole_area), strict=True))
+        seen = torch.tensor(tracked.values).sigmoid().tolist()
+        values = dict(zip(numbers, seen, strict=True)) | {one.number: one.score for one in before[len(masks) :]}
+        return Tracks(
+            {number: mask for number, mask in shown.items() if number not in gone},
+            values,
+            {one.number: one.score for one in self.targets},
+            {one.number: one.phrase for one in self.targets},
+            hidden,
+            self.lives.unconfirmed([one.number for one in self.targets]),
+        )
+
+    # ---- finding objects again
+
+    def _track(self, now: int, features: FrameFeatures) -> _Tracked:
+        side = self.parts.mask_side
+        raw = features.tokens.new_zeros((len(self.targets), side, side), dtype=torch.float32)
+        scores = raw.new_full((len(self.targets),), SURE)
+        recalled: dict[int, Recalled] = {}
+        quality = self._quality()
+        for place, target in enumerate(self.targets):
+            if now in target.memories and target.first_mask is not None:  # its first frame, again
+                raw[place] = target.first_mask
+            else:
+                recalled[place] = self._recalled(now, target, quality[target.litter])
+        for places in _alike(recalled):
+            heads = self.parts.track(features, [recalled[place] for place in places], self.most_pointers)
+            raw[places], scores[places] = heads.masks.float(), heads.scores.float()
+            self._note(now, places, heads)
+        masks = clean_masks(raw, self.settings.fill_hole_area)
+        return _Tracked(raw, masks.clone() if masks is raw else masks, scores, scores.tolist())
+
+    def _note(self, now: int, places: Sequence[int], heads: Heads) -> None:
+        quality = effective_iou(heads.scores.float(), heads.ious.float()).tolist()
+        for row, place in enumerate(places):
+            self.targets[place].memories[now] = Memory(heads.pointers[row].clone(), quality[row])
+
+    def _recalled(self, now: int, target: Target, quality: Mapping[int, float]) -> Recalled:
+        memories = target.memories
+        chosen = recall(self._past(now, target, quality), self.parts.sizes, self.rules)
+        spatial = [(0, frame) for frame in chosen.conditioning] + list(chosen.memories)
+        return Recalled(
+            [(rank, one) for rank, frame in spatial if (one := memories[frame].spatial) is not None],
+            [(distance, memories[frame].pointer) for distance, frame in chosen.pointers],
+        )
+
+    def _past(self, now: int, target: Target, quality: Mapping[int, float]) -> Past:
+        conditioning = [frame for frame, one in target.memories.items() if one.conditioning]
+        tracked = {frame: quality[frame] for frame, one in target.memories.items() if not one.conditioning}
+        return Past(now, self.first, conditioning, tracked, self.backwards)
+
+    def _quality(self) -> dict[int, dict[int, float]]:
+        """litter -> frame -> the mean effective IoU of the objects in it."""
+        sums: dict[int, dict[int, list[float]]] = {}
+        for target in self.targets:
+            frames = sums.setdefault(target.litter, {})
+            for frame, memory in target.memories.items():
+                frames.setdefault(frame, []).append(memory.quality)
+        return {n: {frame: sum(v) / len(v) for frame, v in frames.items()} for n, frames in sums.items()}
+
+    # ---- corrections
+
+    def _correct(
+        self, now: int, features: FrameFeatures, found: Found, matches: Matches, tracked: _Tracked
+    ) -> _Corrections:
+        """Let sure detections confirm or correct objects, every so many frames, which become conditioning frames."""
+        every = self.settings.recondition_every_nth_frame
+        if every <= 0 or now % every:
+            return _Corrections({}, {})
+        sure = {p: k for p, k in matches.sure.items() if tracked.values[p] > self.settings.high_conf_thresh}
+        if not sure:
+            return _Corrections({}, {})
+        if self.rules.pointer_from_detection:
+            self._confirm(now, features, found, sure)
+            return _Corrections({}, {})
+        for place in sure:
+            self.targets[place].memories[now].conditioning = True
+        if self.settings.recondition_on_trk_masks:
+            remembered = {place: tracked.masks[place].clone() for place in sure}
+        else:
+            remembered = {place: (found.masks[k] >= 0.5).float() for place, k in sure.items()}
+        return _Corrections(remembered, {place: found.masks[k] for place, k in sure.items()})
+
+    def _confirm(self, now: int, features: FrameFeatures, found: Found, sure: Mapping[int, int]) -> None:
+        """Pointers from the detections' masks; the frame is a conditioning one of all objects of their litters."""
+        given = self._given(found.masks[list(sure.values())])
+        pointers = self.parts.pointer_of(features, given, self.rules.first_pointer_single)
+        known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
+        for place, pointer in zip(sure, pointers, strict=True):
+            memory = self.targets[place].memories[now]
+            memory.pointer, memory.quality, memory.given = pointer.clone(), known, True
+        litters = {self.targets[place].litter for place in sure}
+        for target in self.targets:
+            if target.litter in litters:
+                target.memories[now].conditioning = True
+
+    def _given(self, logits: Tensor) -> Tensor:
+        """A detection's logits [K, h, w] as the tracker takes a mask: [K, 1, X, X] of 0 to 1."""
+        if self.rules.first_mask_whole:
+            return (enlarge(logits[:, None], self.parts.memory_side) > 0).float()
+        return shrink((logits >= 0.5).float()[:, None], self.parts.image_side)
+
+    # ---- memory
+
+    def _hide_overlapping(self, now: int, masks: Tensor, phrases: Sequence[int], gone: Iterable[int]) -> Tensor:
+        """Empty those of overlapping masks whose object was hidden last; note who is hidden."""
+        least = self.settings.suppress_overlapping_based_on_recent_occlusion_threshold
+        if least <= 0 or not len(masks):
+            return masks
+        gone = set(gone)
+        last = [
+            (ALWAYS_HIDDEN if one.number in gone else -1) if one.last_hidden is None else one.last_hidden
+            for one in self.targets
+        ]
+        suppressed = recently_hidden(masks, last, phrases, least, self.backwards)
+        hidden = (suppressed | ~(masks > 0).flatten(1).any(1)).tolist()
+        for target, before, is_hidden in zip(self.targets, last, hidden, strict=True):
+            target.last_hidden = now if is_hidden else before
+        return torch.where(suppressed[:, None, None], UNSURE, masks)
+
+    def _remember(
+        self, now: int, features: FrameFeatures, masks: Tensor, phrases: Sequence[int], instead: Mapping[int, Tensor]
+    ) -> None:
+        if not len(masks):
+            return
+        logits = masks[:, None].clone()
+        for place, mask in instead.items():
+            logits[place, 0] = mask
+        side = self.parts.memory_side
+        if self.rules.fine_overlap:
+            logits = enlarge(logits, side)
+        logits = without_shrunk(logits, phrases)
+        appears = (logits > 0).flatten(1).any(1)
+        if logits.shape[-1] != side:
+            logits = shrink(logits, side)
+        self._store(now, self.targets, self.parts.memory_of(features, logits.sigmoid(), appears))
+
+    def _store(self, now: int, targets: Iterable[Target], memories: Tensor) -> None:
+        for target, memory in zip(targets, memories, strict=True):
+            target.memories[now].spatial = memory.clone()  # alone: a row would keep all others
+
+    # ---- births and removals
+
+    def _bear(
+        self,
+        now: int,
+        features: FrameFeatures,
+        logits: Tensor,
+        found: Found,
+        detections: Sequence[int],
+        numbers: Sequence[int],
+        size_hw: tuple[int, int],
+        tracked: _Tracked,
+    ) -> None:
+        given = self._given(logits)
+        pointers = self.parts.pointer_of(features, given, self.rules.first_pointer_single)
+        phrases = [int(found.phrases[k]) for k in detections]
+        low, remembered = self._first_masks(given, phrases, size_hw)
+        appears = given.flatten(1).gt(0).any(1)
+        eldest = dict(zip(phrases[::-1], numbers[::-1], strict=True))
+        known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
+        born = [
+            Target(number, phrase, now, eldest[phrase], float(found.scores[k]), low[i], {
+                now: Memory(pointers[i].clone(), known, conditioning=True, given=True)
+            })
+            for i, (number, phrase, k) in enumerate(zip(numbers, phrases, detections, strict=True))
+        ]  # fmt: skip
+        others = [] if self.rules.births_leave_others else self._tracked_only(now)
+        if others:
+            again = self._to_memory(enlarge(tracked.raw[others][:, None], self.parts.image_side))
+            remembered = torch.cat((again, remembered))
+            appears = torch.cat((tracked.scores[others] > 0, appears))
+        memories = self.parts.memory_of(features, remembered, appears)
+        self._store(now, [*(self.targets[place] for place in others), *born], memories)
+        self.targets = self.targets + born
+
+    def _tracked_only(self, now: int) -> list[int]:
+        return [place for place, one in enumerate(self.targets) if not one.memories[now].conditioning]
+
+    def _first_masks(self, given: Tensor, phrases: Sequence[int], size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(logits [K, h, w] of the first frame, masks [K, 1, X, X] of 0 and 1 to remember) of masks that are given."""
+        if not self.rules.first_masks_apart:
+            high = given * (SURE - UNSURE) + UNSURE
+            return shrink(high, self.parts.mask_side)[:, 0], self._to_memory(high)
+        solid = torch.empty((len(given), 1, *size_hw), device=given.device)
+        for rows in _by(phrases):
+            inside = shrink(given[rows], *size_hw) > 0.5
+            later = inside.flip(0).cumsum(0).flip(0) - inside.long()  # how many of the later ones take a pixel
+            solid[rows] = torch.where(inside & (later == 0), SOLID, -SOLID)
+        low = shrink(solid, self.parts.mask_side)
+        high = enlarge(low, self.parts.image_side)
+        for rows in _by(phrases):
+            high[rows] = apart(high[rows])
+        return low[:, 0], shrink((high > 0).float(), self.parts.memory_side)
+
+    def _to_memory(self, logits: Tensor) -> Tensor:
+        """Logits [K, 1, a, a] as masks of 0 and 1 at the memory's resolution."""
+        side = self.parts.memory_side
+        return ((logits if logits.shape[-1] == side else shrink(logits, side)) > 0).float()
+
+    def _take_back(self, gone: Iterable[int]) -> None:
+        gone = set(gone)
+        litters = {one.litter for one in self.targets if one.number in gone}
+        self.targets = [one for one in self.targets if one.number not in gone]
+        if self.rules.pointer_from_detection:
+            for litter in litters:
+                self._downgrade([one for one in self.targets if one.litter == litter])
+
+    def _downgrade(self, targets: Sequence[Target]) -> None:
+        """A frame stays a conditioning one while an object of the litter has its mask from there."""
+        given = {frame for one in targets for frame, memory in one.memories.items() if memory.given}
+        for target in targets:
+            for frame, memory in target.memories.items():
+                memory.conditioning = memory.conditioning and frame in given
+
+    def _forget(self, now: int) -> None:
+        """Drop what no later frame reads. Changes no output."""
+        quality = self._quality()
+        for target in self.targets:
+            age = abs(now + (-1 if self.backwards else 1) - target.born)
+            past = self._past(now, target, quality[target.litter])
+            keep = worth_keeping(past, self.parts.sizes, self.rules, age >= self.settings.hotstart_delay)
+            target.memories = {frame: one for frame, one in target.memories.items() if frame in keep.pointers}
+            for frame, memory in target.memories.items():
+                if frame not in keep.memories:
+                    memory.spatial = None
+
+
+def effective_iou(scores: Tensor, ious: Tensor) -> Tensor:
+    """How well an object is seen: the score's logit as 0 (as likely not there) to 1, times the mask's expected IoU."""
+    return (2 * scores.sigmoid() - 1).clamp(min=0) * ious
+
+
+def _alike(recalled: Mapping[int, Recalled]) -> Iterator[list[int]]:
+    """Places of objects that can be attended to together, some at a time."""
+    places = list(recalled)
+    for rows in _by([recalled[place].form for place in places]):
+        for start in range(0, len(rows), AT_ONCE):
+            yield [places[row] for row in rows[start : start + AT_ONCE]]
+
+
+def _by(keys: Sequence[K]) -> list[list[int]]:
+    """The rows of each key, in the order of their first."""
+    rows: dict[K, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return list(rows.values())
