@@ -82,6 +82,7 @@ def label(
         "phrases": sorted(concepts.phrases),
         "floor": options.floor,
         "video": options.video_settings,
+        "tracker": options.tracker_settings,
         **detector.describe(),
     }
     guide = Guide(detector, concepts, examples)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sam3label.core import checks
+from sam3label.model.track_rules import TrackerForm, TrackingExtra
 
 DType = Literal["auto", "fp32", "bf16"]
 PromptStyle = Literal["official", "transformers"]
@@ -17,7 +18,7 @@ SHORTEST_CLIP = 16
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """How to label. Only what changes the numbers (model, dtype, prompt_style, floor) goes into the fingerprint.
+    """How to label. Only what changes the numbers (model, dtype, prompt_style, floor, tracker) is in the fingerprint.
 
     Raises `ConfigError` with every problem at once:
 
@@ -41,6 +42,9 @@ class LabelOptions:
     limit: int | None = None  # label at most this many images and videos now
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
     video: VideoMode = "auto"
+    tracker: TrackerForm = "official"  # whose rules objects are tracked by
+    tracking_extras: tuple[TrackingExtra, ...] = ()  # rules of SAM 3.1's tracker on top
+    both_ways: bool = False  # follow objects to the frames before their first sure one too
     clip_frames: int = 600  # of a video that are tracked, and committed, as one
     every: int = 30  # with video "frames": label every so many frames,
     fps: float | None = None  # or so many a second
@@ -53,6 +57,12 @@ class LabelOptions:
     def tracks(self) -> bool:
         """Whether objects are followed through videos."""
         return self.video in ("auto", "track")
+
+    @property
+    def tracker_settings(self) -> str:
+        """By whose rules objects are tracked, in words: a field of the fingerprint."""
+        both = ["both ways"] if self.both_ways else []
+        return ", ".join((self.tracker, *sorted(self.tracking_extras), *both)) if self.tracks else "none"
 
     @property
     def video_settings(self) -> str:
@@ -74,6 +84,9 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.whole("workers", options.workers, 0)
     yield checks.whole("limit", options.limit, 1)
     yield checks.one_of("video", options.video, VideoMode)
+    yield checks.one_of("tracker", options.tracker, TrackerForm)
+    for extra in options.tracking_extras:
+        yield checks.one_of("tracking_extras", extra, TrackingExtra)
     yield checks.whole("clip_frames", options.clip_frames, SHORTEST_CLIP)
     yield checks.whole("every", options.every, 1)
     yield checks.above_zero("fps", options.fps)

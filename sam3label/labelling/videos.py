@@ -44,9 +44,11 @@ def label_videos(
 ) -> Iterator[list[UnitResult]]:
     """Label videos one after the other, until `stopped` says so. Loads what it needs to track when it is called."""
     if videos and options.tracks:
+        from sam3label.model.track_rules import Rules
         from sam3label.model.tracker import Tracker
 
-        tracker = Tracker.load(checkpoint, guide.detector)
+        rules = Rules.of(options.tracker, options.tracking_extras)
+        tracker = Tracker.load(checkpoint, guide.detector, rules, options.both_ways)
         return _watched(videos, lambda item: _tracked_on(store, tracker, item, options, tally), tally, stopped)
     return _watched(videos, lambda item: _sampled_on(store, guide, item, options, tally), tally, stopped)
 

@@ -176,7 +176,8 @@ class TrackerParts:
         pixels = self._map(features.tokens).expand(len(mask), -1, -1, -1)
         pointers = self._heads(features, pixels, prompt, several=not single).pointers
         there = mask.flatten(1).gt(0).any(1, keepdim=True).to(pointers.dtype)
-        return there * pointers + (1 - there) * self.model.no_object_pointer
+        known: Tensor = there * pointers + (1 - there) * self.model.no_object_pointer
+        return known
 
     def memory_of(self, features: FrameFeatures, mask: Tensor, appears: Tensor) -> Tensor:
         """Spatial memories [N, S, M] in bf16 of masks [N, 1, 4h, 4w] of 0 to 1; `appears` bool [N]."""

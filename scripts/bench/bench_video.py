@@ -2,11 +2,11 @@
 
     python scripts/bench/bench_video.py [--frames 600] [--model demo]
 
-Each way runs in a process of its own. Three phrases are tracked in a video whose three objects stay in view; the
-thresholds are set so that what is found in the first frame (at most four) lives on. "The library's own way" is what its
-manual shows: the whole video given to `init_video_session`, `propagate_in_video_iterator`, `postprocess_outputs`;
-without its optional kernels, so duplicates and holes stay. It asks the detector once per phrase, as ours does with
-`prompt_style="transformers"`.
+Ours runs by each of its two sets of rules, each way in a process of its own. Three phrases are tracked in a video whose
+three objects stay in view; the thresholds are set so that what is found in the first frame (at most four) lives on.
+"The library's own way" is what its manual shows: the whole video given to `init_video_session`,
+`propagate_in_video_iterator`, `postprocess_outputs`; without its optional kernels, so duplicates and holes stay. It
+asks the detector once per phrase, as ours does with `prompt_style="transformers"`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
+
+from sam3label.model.track_rules import TrackerForm
 
 PHRASES = ("shape", "star", "circle")
 SIZE_HW = (240, 320)
@@ -53,19 +57,20 @@ def write_video(path: Path, frames: int) -> None:
         container.mux(stream.encode(None))
 
 
-def ours(model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, int]]:
+def ours(form: TrackerForm, model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, int]]:
     """(frame, objects alive) as a run tracks: decoded ahead, one clip."""
     from sam3label.core.records import Frame, MediaItem, Prompt
     from sam3label.labelling import videos as video_units
     from sam3label.model.checkpoint import resolve
     from sam3label.model.detector import Detector
+    from sam3label.model.track_rules import Rules
     from sam3label.model.tracker import TrackedFrame, Tracker
 
     found = resolve(model)
     detector = Detector.load(found, prompt_style="transformers")
-    tracker = Tracker.load(found, detector)
-    lasting(tracker._video)
-    count(tracker._video, encodes)
+    tracker = Tracker.load(found, detector, Rules.of(form))
+    tracker.settings = replace(tracker.settings, **LASTING)
+    count(detector.model, encodes)
     alive: list[int] = []
 
     def track(frames: Iterator[Frame], prompts: tuple[Prompt, ...]) -> Iterator[TrackedFrame]:
@@ -94,8 +99,9 @@ def library(model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = Sam3VideoModel.from_pretrained(checkpoint).eval().to(device)
     widen_pointers(loaded)  # as it is, it runs no tracker that is 64 wide
-    lasting(loaded)
-    count(loaded, encodes)
+    for name, value in LASTING.items():
+        setattr(loaded, name, value)
+    count(loaded.detector_model, encodes)
     side = {"height": loaded.config.image_size, "width": loaded.config.image_size}
     half = [0.5] * 3
     processor = Sam3VideoProcessor(
@@ -111,14 +117,12 @@ def library(model: str, video: Path, encodes: list[int]) -> Iterator[tuple[int, 
         yield number, len(processor.postprocess_outputs(session, output)["object_ids"])
 
 
-def lasting(model: Any) -> None:
-    for name, value in LASTING.items():
-        setattr(model, name, value)
+WAYS = {"official": partial(ours, "official"), "transformers": partial(ours, "transformers"), "library": library}
 
 
-def count(model: Any, encodes: list[int]) -> None:
+def count(detector: Any, encodes: list[int]) -> None:
     """Note each image that the encoder sees."""
-    encoder = model.detector_model.vision_encoder.backbone
+    encoder = detector.vision_encoder.backbone
     encoder.register_forward_hook(lambda _module, _inputs, output: encodes.append(len(output.last_hidden_state)))
 
 
@@ -134,7 +138,7 @@ def measure(way: str, model: str, video: Path) -> dict[str, Any]:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     process, memory, objects, start, started = psutil.Process(), {}, list[int](), 0.0, 0
     encodes: list[int] = []
-    for frame, alive in {"ours": ours, "library": library}[way](model, video, encodes):
+    for frame, alive in WAYS[way](model, video, encodes):
         objects.append(alive)
         if not start:
             start, spent, started = time.perf_counter(), time.process_time(), frame
@@ -156,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Memory and time of tracking, ours beside the library's own way.")
     parser.add_argument("--frames", type=int, default=max(MARKS))
     parser.add_argument("--model", default="demo", help="a checkpoint with a tracker")
-    parser.add_argument("--way", choices=("ours", "library"), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--video", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
@@ -169,7 +173,7 @@ def main() -> None:
 def compare(frames: int, model: str, folder: Path) -> None:
     write_video(folder / "video.mp4", frames)
     print(f"{frames} frames of {SIZE_HW[1]}x{SIZE_HW[0]}, {len(PHRASES)} phrases")
-    for way in ("ours", "library"):
+    for way in WAYS:
         command = [sys.executable, "-W", "ignore", __file__, "--way", way, "--model", model]
         done = subprocess.run([*command, "--video", str(folder / "video.mp4")], stdout=subprocess.PIPE, check=True)
         print_result(way, json.loads(done.stdout.splitlines()[-1]))
@@ -180,7 +184,7 @@ def print_result(way: str, result: dict[str, Any]) -> None:
     at = ", ".join(f"{value:.0f} MB at frame {frame}" for frame, value in memory.items())
     grown = f"{memory[MARKS[1]] / memory[MARKS[0]] - 1:+.1%}" if len(memory) == len(MARKS) else "too short to compare"
     print(
-        f"{way:8s} resident {at} ({grown}); {1000 * result['seconds']:.0f} ms a frame "
+        f"{way:12s} resident {at} ({grown}); {1000 * result['seconds']:.0f} ms a frame "
         f"({1000 * result['processor']:.0f} of the processor);\n         {result['encodes']} images encoded in "
         f"{result['frames']} frames; {result['objects']:.1f} objects seen a frame, at least {result['fewest']}"
     )

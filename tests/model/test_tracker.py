@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import resolve
 from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
 from sam3label.model.detector import Detector
-from sam3label.model.track_rules import Rules
+from sam3label.model.track_rules import OFFICIAL, Rules
+from sam3label.model.track_session import TrackSession
 from sam3label.model.tracker import TrackedFrame, Tracker
 
 PHRASES = ("car", "star", "red circle")
@@ -211,8 +212,8 @@ def test_cleaning_agrees_with_another_library(seed: int) -> None:
 # ---- memory
 
 
-def held_bytes(session: Any) -> int:
-    """Bytes of every tensor storage that a session holds on to."""
+def held_bytes(session: TrackSession) -> int:
+    """Bytes of every tensor storage that a session holds on to, the model's aside."""
     storages: dict[int, int] = {}
 
     def walk(value: Any) -> None:
@@ -224,19 +225,33 @@ def held_bytes(session: Any) -> int:
         elif isinstance(value, list | tuple):
             for one in value:
                 walk(one)
-        elif hasattr(value, "__dict__"):
-            walk(vars(value))
+        elif is_dataclass(value):
+            walk([getattr(value, one.name) for one in fields(value)])
 
-    walk(session)
+    walk([value for name, value in vars(session).items() if name != "parts"])
     return sum(storages.values())
 
 
-def test_memory_stops_growing_and_frames_are_read_as_needed(tiny_checkpoint: Path) -> None:
-    tracker = make_tracker(tiny_checkpoint, "official")
-    tracker._video.assoc_iou_thresh = 0.0  # one object, alive throughout, confirmed every 16th frame
-    sessions: list[Any] = []
-    make = tracker._session
-    tracker._session = lambda n: sessions.append(make(n)) or sessions[0]  # type: ignore[method-assign]
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> list[TrackSession]:
+    """The sessions that trackers open, as they open them."""
+    made: list[TrackSession] = []
+
+    def opened(*args: Any, **kwargs: Any) -> TrackSession:
+        made.append(TrackSession(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr("sam3label.model.tracker.TrackSession", opened)
+    return made
+
+
+@pytest.mark.parametrize("rules", [LIBRARY, OFFICIAL], ids=["transformers", "official"])
+def test_memory_stops_growing_and_frames_are_read_as_needed(
+    tiny_checkpoint: Path, rules: Rules, sessions: list[TrackSession]
+) -> None:
+    tracker = make_tracker(tiny_checkpoint, "official", rules)
+    # one object, alive throughout, confirmed every 16th frame
+    tracker.settings = replace(tracker.settings, assoc_iou_thresh=0.0, hotstart_unmatch_thresh=10**6)
     frames, read, held = clip_frames(100), 0, {}
 
     def reading() -> Iterator[Frame]:
@@ -247,9 +262,9 @@ def test_memory_stops_growing_and_frames_are_read_as_needed(tiny_checkpoint: Pat
 
     for one in tracker.track(reading(), PROMPTS[:1]):
         assert read <= one.frame.index + 17  # its hotstart, and what decides whether the clip is a short one
-        assert len(one.objects) == 1
         held[read] = held_bytes(sessions[0])
-    assert held[100] <= held[90] <= held[70] * 1.01
+    assert len(sessions[0].targets) > 0
+    assert held[100] <= 1.01 * held[84] and held[84] <= 1.01 * held[68]  # as long after a confirmation each
 
 
 # ---- what can go wrong
@@ -300,19 +315,28 @@ def test_no_prompt_finds_nothing(tiny_checkpoint: Path) -> None:
     assert [one.objects for one in frames] == [(), ()]
 
 
-def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(tiny_checkpoint: Path) -> None:
-    tracker = make_tracker(tiny_checkpoint, "official")
-    video, coincidences = tracker._video, list[set[int]]()
-    video.recondition_every_nth_frame = 1
-    outputs = video.build_outputs
+@pytest.mark.parametrize("rules", [LIBRARY, OFFICIAL], ids=["transformers", "official"])
+def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
+    tiny_checkpoint: Path, rules: Rules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = make_tracker(tiny_checkpoint, "official", rules)
+    tracker.settings = replace(tracker.settings, recondition_every_nth_frame=1)
+    confirmed, both = set[int](), set[int]()
+    correct, take_back = TrackSession._correct, TrackSession._take_back
 
-    def watched(*, tracker_update_plan: Any, reconditioned_obj_ids: Any, **rest: Any) -> Any:
-        coincidences.append(set(reconditioned_obj_ids) & set(tracker_update_plan["obj_ids_newly_removed"]))
-        return outputs(tracker_update_plan=tracker_update_plan, reconditioned_obj_ids=reconditioned_obj_ids, **rest)
+    def correcting(session: TrackSession, now: int, *rest: Any) -> Any:
+        found = correct(session, now, *rest)
+        confirmed.clear()
+        confirmed.update(one.number for one in session.targets if one.memories[now].conditioning)
+        return found
 
-    video.build_outputs = watched
+    def taking_back(session: TrackSession, gone: set[int]) -> None:
+        both.update(confirmed & gone)
+        take_back(session, gone)
+
+    monkeypatch.setattr(TrackSession, "_correct", correcting)
+    monkeypatch.setattr(TrackSession, "_take_back", taking_back)
     tracked = list(tracker.track(clip_frames(18), PROMPTS))
     assert len(tracked) == 18
-    both = set().union(*coincidences)
     assert both
     assert not any(one.number in both for frame in tracked for one in frame.objects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def assert_it_tracks(folder: Path, bare: Path) -> None:
     assert all(torch.equal(new[name], value) for name, value in old.items())
     checkpoint = resolve(str(folder))
     tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"))
-    tracker._video.score_threshold_detection = tracker._video.new_det_thresh = 0.0
+    tracker.settings = replace(tracker.settings, score_threshold_detection=0.0, new_det_thresh=0.0)
     item, pixels = MediaItem("clip", "clip", "video"), np.zeros((60, 80, 3), np.uint8)
     frames: list[Any] = list(tracker.track([Frame(item, i, pixels) for i in range(3)], [Prompt("car", "car")]))
     assert len(frames) == 3
