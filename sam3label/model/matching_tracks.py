@@ -19,12 +19,16 @@ from sam3label.model.track_rules import CONFIRM_FRAMES, Rules, TrackSettings
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The detections of a frame, phrase after phrase: mask logits [K, h, w] on the device, the rest on the host."""
+    """The detections of a frame, phrase after phrase: mask logits [K, h, w] on the device, the rest on the host.
+
+    Objects of phrases that were not asked in this frame are under no detection, and that says nothing of them.
+    """
 
     masks: Tensor
     scores: npt.NDArray[np.float32]
     phrases: npt.NDArray[np.int64]
     at_border: npt.NDArray[np.bool_]
+    unasked: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def match(found: Found, masks: Tensor, phrases: Sequence[int], settings: TrackSe
                 sure[best] = number
     return Matches(
         _within_limit(np.flatnonzero(new), found, owners, settings, rules),
-        np.flatnonzero(seen & ~covered).tolist(),
+        np.flatnonzero(seen & ~covered & ~np.isin(owners, list(found.unasked))).tolist(),
         np.flatnonzero(~seen).tolist(),
         matched,
         sure,
@@ -131,8 +135,7 @@ class Lives:
     ) -> tuple[set[int], frozenset[int]]:
         """(objects that are taken back in this frame, those hidden in it). `numbers` are the ids of the objects."""
         settings = self.settings
-        for number in born:
-            self.born[number], self.alive[number] = now, settings.init_trk_keep_alive
+        self.adopt(now, born)
         groups = [[numbers[place] for place in places] for places in matches.matched.values()]
         confirmed = {number for group in groups for number in group}
         for number in confirmed:
@@ -152,6 +155,12 @@ class Lives:
         gone |= self._duplicates(now, groups, gone)
         self.removed |= gone
         return gone, hidden
+
+    def adopt(self, now: int, born: Sequence[int]) -> None:
+        """Begin the lives of objects."""
+        for number in born:
+            self.born[number], self.alive[number] = now, self.settings.init_trk_keep_alive
+            self.streak[number] = 0
 
     def unconfirmed(self, numbers: Sequence[int]) -> frozenset[int]:
         """The objects that detections have not yet confirmed in enough frames in a row."""

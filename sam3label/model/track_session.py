@@ -11,7 +11,7 @@ Shape legend: N objects, K detections, h x w mask logits, X the side of a mask t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -65,6 +65,7 @@ class Tracks:
     phrases: Mapping[int, int]
     hidden: frozenset[int]
     unconfirmed: frozenset[int]
+    confirmed: frozenset[int]  # by a detection, or born from one
 
     def after(self, first: Tracks) -> Tracks:
         """This second pass over a frame, with the objects of the first one as they were found there."""
@@ -75,7 +76,27 @@ class Tracks:
             self.phrases,
             self.hidden,
             self.unconfirmed,
+            self.confirmed | first.confirmed,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Births:
+    """Objects born in a frame: their detections' logits [K, h, w], and of each the number, phrase and score."""
+
+    masks: Tensor
+    numbers: Sequence[int]
+    phrases: Sequence[int]
+    scores: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def without(self, numbers: Collection[int]) -> Births:
+        """Those of them with none of these numbers."""
+        rows = [row for row, number in enumerate(self.numbers) if number not in numbers]
+        chosen = ([values[row] for row in rows] for values in (self.numbers, self.phrases, self.scores))
+        return Births(self.masks[rows], *chosen)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +118,10 @@ class _Corrections:
 
 
 class TrackSession:
-    """The objects of one clip. `step` takes its frames in their order, or backwards from the last."""
+    """The objects of one clip. `step` takes its frames in their order, or backwards from the last.
+
+    `born` holds, where `keeps_births`, what was born in each frame (of the first frame, in its last pass).
+    """
 
     def __init__(
         self,
@@ -107,12 +131,15 @@ class TrackSession:
         length: int,
         first: int = 0,
         backwards: bool = False,
+        keeps_births: bool = False,
     ) -> None:
         self.parts, self.rules, self.settings = parts, rules, settings
         self.first, self.backwards = first, backwards
         self.most_pointers = min(length, parts.sizes.pointers)
         self.lives = Lives(settings, backwards)
         self.targets: list[Target] = []
+        self.keeps_births = keeps_births
+        self.born: dict[int, Births] = {}
         self._next = 0
 
     @property
@@ -140,15 +167,22 @@ class TrackSession:
         corrections = self._correct(now, features, found, matches, tracked)
         masks = self._hide_overlapping(now, tracked.masks, phrases, gone)
         self._remember(now, features, masks, phrases, corrections.remembered)
-        new = found.masks[matches.born]
-        if born:
-            self._bear(now, features, new, found, matches.born, born, size_hw, tracked)
+        births = Births(
+            found.masks[matches.born],
+            born,
+            [int(found.phrases[k]) for k in matches.born],
+            [float(found.scores[k]) for k in matches.born],
+        )
+        if len(births):
+            if self.keeps_births:
+                self.born[now] = births
+            self._bear(now, features, births, size_hw, tracked)
         before = self.targets
         self._take_back(gone)
         shown = {
             one.number: corrections.shown.get(place, masks[place]) for place, one in enumerate(before[: len(masks)])
         }
-        shown |= dict(zip(born, clean_masks(new, self.settings.fill_hole_area), strict=True))
+        shown |= dict(zip(born, clean_masks(births.masks, self.settings.fill_hole_area), strict=True))
         seen = torch.tensor(tracked.values).sigmoid().tolist()
         values = dict(zip(numbers, seen, strict=True)) | {one.number: one.score for one in before[len(masks) :]}
         return Tracks(
@@ -158,7 +192,17 @@ class TrackSession:
             {one.number: one.phrase for one in self.targets},
             hidden,
             self.lives.unconfirmed([one.number for one in self.targets]),
+            frozenset({*born, *(numbers[place] for places in matches.matched.values() for place in places)}),
         )
+
+    def adopt(self, now: int, features: FrameFeatures, births: Births, size_hw: tuple[int, int]) -> None:
+        """Take in objects that were born in this frame elsewhere, under their numbers."""
+        self.lives.adopt(now, births.numbers)
+        before = len(self.targets)
+        empty = features.tokens.new_zeros(0)
+        self._bear(now, features, births, size_hw, _Tracked(empty, empty, empty, []))
+        for target in self.targets[before:]:
+            target.first_mask = None
 
     # ---- finding objects again
 
@@ -295,25 +339,22 @@ class TrackSession:
         self,
         now: int,
         features: FrameFeatures,
-        logits: Tensor,
-        found: Found,
-        detections: Sequence[int],
-        numbers: Sequence[int],
+        births: Births,
         size_hw: tuple[int, int],
         tracked: _Tracked,
     ) -> None:
-        given = self._given(logits)
+        numbers, phrases = births.numbers, births.phrases
+        given = self._given(births.masks)
         pointers = self.parts.pointer_of(features, given, self.rules.first_pointer_single)
-        phrases = [int(found.phrases[k]) for k in detections]
         low, remembered = self._first_masks(given, phrases, size_hw)
         appears = given.flatten(1).gt(0).any(1)
         eldest = dict(zip(phrases[::-1], numbers[::-1], strict=True))
         known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
         born = [
-            Target(number, phrase, now, eldest[phrase], float(found.scores[k]), low[i], {
+            Target(number, phrase, now, eldest[phrase], score, low[i], {
                 now: Memory(pointers[i].clone(), known, conditioning=True, given=True)
             })
-            for i, (number, phrase, k) in enumerate(zip(numbers, phrases, detections, strict=True))
+            for i, (number, phrase, score) in enumerate(zip(numbers, phrases, births.scores, strict=True))
         ]  # fmt: skip
         others = [] if self.rules.births_leave_others else self._tracked_only(now)
         if others:

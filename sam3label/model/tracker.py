@@ -9,10 +9,11 @@ Shape legend: P prompts, N objects, K detections, h x w mask logits, H x W the f
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,18 @@ from torch import Tensor
 
 from sam3label.core import masks
 from sam3label.core.records import Frame, Prompt
-from sam3label.model import mask_runs
+from sam3label.model import both_ways, mask_runs
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clean_masks import keep_best
 from sam3label.model.detector import Detector, Exemplar, Seen
 from sam3label.model.mask_runs import Instance
 from sam3label.model.matching_tracks import Found
 from sam3label.model.track_rules import BORDER, CONFIRM_FRAMES, OFFICIAL, Rules, TrackSettings
-from sam3label.model.track_session import Tracks, TrackSession
+from sam3label.model.track_session import Births, Tracks, TrackSession
 from sam3label.model.tracker_parts import TrackerParts
 from sam3label.model.weights import load_video_model
+
+Ask = Callable[[int], Mapping[str, Exemplar | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,58 +72,111 @@ class _Waiting:
 class Tracker:
     """A loaded SAM 3 video model, sharing its detector with photos. Tracks one clip at a time."""
 
-    def __init__(self, video: Any, detector: Detector, rules: Rules, settings: TrackSettings) -> None:
-        self.detector, self.rules, self.settings = detector, rules, settings
+    def __init__(
+        self, video: Any, detector: Detector, rules: Rules, settings: TrackSettings, both_ways: bool = False
+    ) -> None:
+        self.detector, self.rules, self.settings, self.both_ways = detector, rules, settings, both_ways
         self.parts = TrackerParts(video)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, detector: Detector, rules: Rules = OFFICIAL) -> Tracker:
-        """Load the tracker beside a detector of the same checkpoint. Raises CheckpointError if it has none."""
+    def load(
+        cls, checkpoint: Checkpoint, detector: Detector, rules: Rules = OFFICIAL, both_ways: bool = False
+    ) -> Tracker:
+        """Load the tracker beside a detector of the same checkpoint. Raises CheckpointError if it has none.
+
+        `both_ways`: objects are followed to frames before their birth too.
+        """
         video = load_video_model(checkpoint)
         video.detector_model = detector.model  # before the move: its own copy of the detector is not needed
-        return cls(video.to(detector.device), detector, rules, TrackSettings.of(video.config, rules))
+        settings = TrackSettings.of(video.config, rules)
+        return cls(video.to(detector.device), detector, rules, settings, both_ways)
 
     @torch.inference_mode()
     def track(
-        self,
-        frames: Iterable[Frame],
-        prompts: Sequence[Prompt],
-        exemplars: Mapping[int, Mapping[str, Exemplar | None]] | None = None,
+        self, frames: Iterable[Frame], prompts: Sequence[Prompt], ask: Ask = lambda _: {}
     ) -> Iterator[TrackedFrame]:
         """Track every prompt's objects through the frames of one clip, all of one size.
 
-        `exemplars`, by frame index and prompt key, are added to what a prompt asks of that frame (see
-        `Detector.detect`). Frames come out in order, `hotstart_delay` of them late. An error while reading `frames`
-        passes through after the frames before it have come out.
+        `ask` gives the exemplars of a frame by its index, by prompt key, as for `Detector.detect`. Frames come out in
+        order, `hotstart_delay` of them late, or all at the end where tracking goes both ways. An error while reading
+        `frames` passes through after the frames before it have come out.
         """
         source, first, failure = _until_failure(frames, self.parts.sizes.pointers)
         length = len(first) if len(first) < self.parts.sizes.pointers else sys.maxsize
-        session = TrackSession(self.parts, self.rules, self.settings, length)
+        session = TrackSession(self.parts, self.rules, self.settings, length, keeps_births=self.both_ways)
+        if self.both_ways:
+            with both_ways.spooled() as file:
+                spool = both_ways.Spool(file, self.detector.image_size)
+                forward = self._forwards(session, chain(first, source), prompts, ask, spool.append)
+                light = [replace(one, frame=both_ways.without_pixels(one.frame)) for one in forward]
+                backward, removed = self._backwards(session, spool, light, prompts, ask)
+                yield from both_ways.joined(light, backward, removed, _apart)
+        else:
+            yield from self._forwards(session, chain(first, source), prompts, ask)
+        if failure:
+            raise failure[0]
+
+    def _forwards(
+        self,
+        session: TrackSession,
+        frames: Iterable[Frame],
+        prompts: Sequence[Prompt],
+        ask: Ask,
+        keep: Callable[[Tensor], None] = lambda _: None,
+    ) -> Iterator[TrackedFrame]:
         waiting: deque[_Waiting] = deque()
-        for index, frame in enumerate(chain(first, source)):
-            waiting.append(self._step(session, index, frame, prompts, (exemplars or {}).get(frame.index, {})))
+        for index, frame in enumerate(frames):
+            pixels = self.preprocess(frame)
+            keep(pixels)
+            presence, tracks = self._step(session, index, pixels, prompts, ask(frame.index), frame.size_hw)
+            waiting.append(_Waiting(frame, presence, tracks))
             if len(waiting) >= max(self.settings.hotstart_delay, 1):
                 yield self._finish(waiting.popleft(), waiting, session.removed)
         while waiting:
             yield self._finish(waiting.popleft(), waiting, session.removed)
-        if failure:
-            raise failure[0]
+
+    def _backwards(
+        self,
+        forward: TrackSession,
+        spool: both_ways.Spool,
+        frames: Sequence[TrackedFrame],
+        prompts: Sequence[Prompt],
+        ask: Ask,
+    ) -> tuple[dict[int, list[both_ways.Seen]], set[int]]:
+        """(what is seen of the objects before their births, by place of the frame; those taken back on the way)."""
+        births = both_ways.births_to_follow(forward.born, forward.removed)
+        rules = replace(self.rules, first_frame_twice=False, birth_065=True)  # nothing is born on the way back
+        settings = replace(self.settings, new_det_thresh=math.inf)
+        session = TrackSession(self.parts, rules, settings, spool.count, spool.count - 1, backwards=True)
+        seen: dict[int, list[both_ways.Seen]] = {}
+        for place in range(max(births, default=-1), -1, -1):
+            frame, pixels = frames[place].frame, spool.read(place, self.detector.device)
+            _, tracks = self._step(session, place, pixels, prompts, ask(frame.index), frame.size_hw, births.get(place))
+            found = self._objects(tracks, tracks.hidden, frame.size_hw)
+            seen[place] = [both_ways.Seen(one, one.number in tracks.confirmed) for one in found]
+        return seen, session.removed
 
     def _step(
         self,
         session: TrackSession,
         index: int,
-        frame: Frame,
+        pixels: Tensor,
         prompts: Sequence[Prompt],
         exemplars: Mapping[str, Exemplar | None],
-    ) -> _Waiting:
+        size_hw: tuple[int, int],
+        joining: Births | None = None,
+    ) -> tuple[npt.NDArray[np.float32], Tracks]:
         detector = self.detector
-        grid = detector.encode_grid(self.preprocess(frame))
-        seen = detector.look(detector.state_of_grid(grid), prompts, self.settings.score_threshold_detection, exemplars)
+        grid = detector.encode_grid(pixels)
+        state = detector.state_of_grid(grid)
+        seen = detector.look(state, prompts, self.settings.score_threshold_detection, exemplars)
         found = self._found(seen)
         with detector.precision():
-            tracks = session.step(index, self.parts.features(grid), found, frame.size_hw)
-        return _Waiting(frame, np.array([one.presence for one in seen], np.float32), tracks)
+            features = self.parts.features(grid)
+            tracks = session.step(index, features, found, size_hw)
+            if joining is not None:
+                session.adopt(index, features, joining, size_hw)
+        return np.array([one.presence for one in seen], np.float32), tracks
 
     def preprocess(self, frame: Frame) -> Tensor:
         """float32 [1, 3, X, X] on the device, resized as the rules have it.
@@ -154,26 +210,29 @@ class Tracker:
         centers = (boxes[:, :2] + boxes[:, 2:]) / 2
         at_border = ((centers <= BORDER) | (centers >= 1 - BORDER)).any(1)
         phrases = np.repeat(np.arange(len(kept)), [len(one.scores) for one in kept])
-        return Found(masks, scores.cpu().numpy(), phrases, at_border)
+        unasked = frozenset(number for number, one in enumerate(seen) if math.isnan(one.presence))
+        return Found(masks, scores.cpu().numpy(), phrases, at_border, unasked)
 
     def _finish(self, one: _Waiting, later: Sequence[_Waiting], removed: set[int]) -> TrackedFrame:
         """Masks at the frame's size, without overlap among the objects of one prompt: the better tracked one wins."""
-        tracks = one.tracks
-        hidden = removed | tracks.hidden
+        hidden = removed | one.tracks.hidden
         if self.rules.confirm:
             ahead = [one, *later][:CONFIRM_FRAMES][-1]
             hidden |= ahead.tracks.unconfirmed
+        found = self._objects(one.tracks, hidden, one.frame.size_hw)
+        return TrackedFrame(one.frame, one.presence, tuple(_apart(found)))
+
+    def _objects(self, tracks: Tracks, hidden: Collection[int], size_hw: tuple[int, int]) -> list[TrackedObject]:
         shown = [number for number in sorted(tracks.masks) if number not in hidden]
         found: list[Instance | None] = []
         if shown:
             logits = torch.stack([tracks.masks[number] for number in shown]).float()
-            found = mask_runs.instances(logits, one.frame.size_hw)
-        objects = [
+            found = mask_runs.instances(logits, size_hw)
+        return [
             TrackedObject(number, tracks.phrases[number], tracks.scores[number], tracks.track_scores[number], instance)
             for number, instance in zip(shown, found, strict=True)
             if instance is not None
         ]
-        return TrackedFrame(one.frame, one.presence, tuple(_apart(objects)))
 
 
 def _until_failure(frames: Iterable[Frame], n: int) -> tuple[Iterator[Frame], list[Frame], list[Exception]]:

@@ -17,15 +17,17 @@ from scipy import ndimage
 from support.videolib import Library, LibraryFrame, liven
 
 from sam3label.core import masks
-from sam3label.core.records import Frame, MediaItem, Prompt
+from sam3label.core.records import BoxPrompt, Frame, MediaItem, Prompt
 from sam3label.demo.shapes import make_clip
 from sam3label.errors import CheckpointError
+from sam3label.model.both_ways import Seen, believed, joined
 from sam3label.model.checkpoint import resolve
 from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
 from sam3label.model.detector import Detector
+from sam3label.model.mask_runs import Instance
 from sam3label.model.track_rules import OFFICIAL, Rules
 from sam3label.model.track_session import TrackSession
-from sam3label.model.tracker import TrackedFrame, Tracker
+from sam3label.model.tracker import TrackedFrame, TrackedObject, Tracker
 
 PHRASES = ("car", "star", "red circle")
 PROMPTS = tuple(Prompt(phrase, phrase) for phrase in PHRASES)
@@ -315,11 +317,10 @@ def test_no_prompt_finds_nothing(tiny_checkpoint: Path) -> None:
     assert [one.objects for one in frames] == [(), ()]
 
 
-@pytest.mark.parametrize("rules", [LIBRARY, OFFICIAL], ids=["transformers", "official"])
 def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
-    tiny_checkpoint: Path, rules: Rules, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = make_tracker(tiny_checkpoint, "official", rules)
+    tracker = make_tracker(tiny_checkpoint, "official")
     tracker.settings = replace(tracker.settings, recondition_every_nth_frame=1)
     confirmed, both = set[int](), set[int]()
     correct, take_back = TrackSession._correct, TrackSession._take_back
@@ -340,3 +341,94 @@ def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
     assert len(tracked) == 18
     assert both
     assert not any(one.number in both for frame in tracked for one in frame.objects)
+
+
+# ---- both ways
+
+
+def demo_film(n: int) -> list[Frame]:
+    item = MediaItem("film", "film.mp4", "video")
+    return [Frame(item, i, scene.image) for i, scene in enumerate(make_clip(9_000_003, n))]
+
+
+def first_frames(frames: Sequence[TrackedFrame]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for one in frames:
+        for o in one.objects:
+            found.setdefault(o.number, one.frame.index)
+    return found
+
+
+def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too() -> None:
+    """An object is born late, as if the detector had been unsure of it; then the film is tracked both ways."""
+    checkpoint = resolve("demo")
+    detector = Detector.load(checkpoint, device="cpu")
+    tracker, frames, prompts = Tracker.load(checkpoint, detector), demo_film(24), [Prompt("shape", "shape")]
+    look, now = detector.look, [0]
+
+    def unsure(*args: Any, **kwargs: Any) -> Any:
+        return [replace(one, scores=one.scores.clamp(max=0.6 if now[0] < 12 else 1.0)) for one in look(*args, **kwargs)]
+
+    def asked(index: int) -> dict[str, None]:
+        now[0] = index
+        return {}
+
+    detector.look = unsure  # type: ignore[method-assign]
+    tracker.settings = replace(tracker.settings, new_det_thresh=0.7)
+    tracker.rules = Rules.of("official", ["birth-065"])  # the first of a phrase too
+    forward = list(tracker.track(frames, prompts, asked))
+    tracker.both_ways = True
+    both = list(tracker.track(frames, prompts, asked))
+    assert [one.frame.index for one in both] == list(range(24))
+    assert all(one.frame.size_hw == frames[0].size_hw for one in both)
+    before, after = first_frames(forward), first_frames(both)
+    assert before and min(before.values()) == 12 and before.keys() == after.keys()
+    assert min(after.values()) < 6
+    for one, other in zip(forward[12:], both[12:], strict=True):  # what was found forwards stays
+        assert {o.number for o in one.objects} <= {o.number for o in other.objects}
+
+
+def test_backwards_only_what_a_detection_confirms_is_believed() -> None:
+    size = (20, 20)
+
+    def at(x: int, number: int, prompt: int = 0) -> TrackedObject:
+        mask = np.zeros(size, bool)
+        mask[5:10, x : x + 5] = True
+        rle = masks.encode(mask)
+        return TrackedObject(number, prompt, 0.9, 0.9, Instance(rle, masks.box_xywh(rle), 25))
+
+    item = MediaItem("v", "v.mp4", "video")
+    there = {2: (at(0, 1),), 4: (at(0, 2, prompt=1),)}
+    frames = [
+        TrackedFrame(Frame(item, i, np.zeros((*size, 3), np.uint8)), np.ones(2, np.float32), there.get(i, ()))
+        for i in range(8)
+    ]
+
+    def sighted(confirmed: set[int], downto: int) -> list[tuple[int, Seen]]:
+        return [(place, Seen(at(0, 7), place in confirmed)) for place in range(7, downto - 1, -1)]
+
+    places = [place for place, _ in believed(sighted({6, 5}, 3), frames)]
+    assert places == [7, 6, 5]  # 4 and 3 no detection confirms
+    assert [place for place, _ in believed(sighted({6, 0}, 0), frames)] == [7, 6]  # in frame 2 lies another object
+    assert believed(sighted(set(), 3), frames) == []
+    joined_frames = list(joined(frames, {5: [Seen(at(0, 7), True)]}, {7}, lambda objects: objects))
+    assert joined_frames == frames  # taken back on the way
+
+
+# ---- exemplars on a frame
+
+
+def test_boxes_on_one_frame_find_objects_that_live_on_in_frames_where_nothing_is_asked() -> None:
+    checkpoint = resolve("demo")
+    tracker, frames = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu")), demo_film(24)
+    scene = make_clip(9_000_003, 24)[4]
+    ys, xs = np.nonzero(scene.mask(1))
+    height, width = scene.size_hw
+    box = np.array([[xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height]], np.float32)
+    given = {4: {"exemplar": BoxPrompt(box, (True,))}}
+    tracked = list(tracker.track(frames, [Prompt("exemplar", None, "exemplar", "thing")], lambda i: given.get(i, {})))
+    assert [bool(one.objects) for one in tracked[:4]] == [False] * 4
+    assert all(np.isnan(one.presence[0]) for one in tracked if one.frame.index != 4)
+    assert not np.isnan(tracked[4].presence[0])
+    assert all(one.objects for one in tracked[4:14])  # not taken back for want of detections
+    assert masks.iou_matrix([tracked[4].objects[0].instance.rle], [masks.encode(scene.mask(1))])[0, 0] > 0.5
