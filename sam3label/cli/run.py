@@ -38,7 +38,7 @@ from sam3label.cli.progress import Display, duration, progress_display, rate
 from sam3label.cli.tables import console
 from sam3label.core.text import count
 from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
-from sam3label.model.track_rules import TrackerForm, TrackingExtra
+from sam3label.model.track_rules import EXTRAS, TrackerForm
 
 if TYPE_CHECKING:
     from sam3label.export.splits import Splits
@@ -124,8 +124,13 @@ def run(
         ),
     ] = "official",
     tracking_extra: Annotated[
-        list[TrackingExtra] | None,
-        typer.Option(help="Add this rule of SAM 3.1's tracker. May be repeated.", rich_help_panel=VIDEO),
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            autocompletion=lambda: list(EXTRAS),
+            help=f"Add a rule of SAM 3.1's tracker: {', '.join(EXTRAS)}. May be repeated.",
+            rich_help_panel=VIDEO,
+        ),
     ] = None,
     both_ways: Annotated[
         bool,
@@ -166,7 +171,8 @@ def run(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
         batch_size=images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
         fresh=fresh, accept_exemplars=accept_exemplars, video=video, clip_frames=clip_frames, every=every, fps=fps,
-        tracker=tracker, tracking_extras=tuple(tracking_extra or ()), both_ways=both_ways,
+        tracker=tracker, tracking_extras=tuple(tracking_extra or ()),  # type: ignore[arg-type]
+        both_ways=both_ways,
     )  # fmt: skip
     with progress_display(quiet, "reading the photos ...") as display, stop_on_interrupt(display) as stop:
         from sam3label.labelling.job import label
