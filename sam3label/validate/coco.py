@@ -154,8 +154,9 @@ def read_mask(segmentation: Any, size_hw: Size) -> Rle | None:
             rle = masks.from_runs(counts, size) if isinstance(counts, list) else Rle(size, _bytes(counts))
             return masks.from_runs(masks.to_runs(rle), size_hw)
         rings = _rings(segmentation)
-        if not rings or _border_px(rings) > _LONGEST_BORDER_PX:
-            return None
+        with np.errstate(all="ignore"):  # what overflows is too long
+            if not rings or _border_px(rings) > _LONGEST_BORDER_PX:
+                return None
         return masks.from_polygons(rings, size_hw)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError):
         return None

@@ -32,7 +32,7 @@ def consume(file: CocoFile, checked: Checked, findings: Findings) -> Iterator[Co
 
 def _range(ids: list[Any]) -> str:
     whole = sorted(i for i in ids if type(i) is int)
-    if len(whole) == len(ids) and whole and whole == list(range(whole[0], whole[-1] + 1)):
+    if len(whole) == len(ids) and whole and whole[-1] - whole[0] == len(set(whole)) - 1:
         return f"{whole[0]} to {whole[-1]}"
     return ", ".join(repr(i)[:20] for i in ids[:8]) or "none"
 

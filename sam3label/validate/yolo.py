@@ -94,7 +94,8 @@ def read_rows(path: Path, n_classes: int) -> Rows | None:
         rows = Rows(task=_task(lengths))
         rows.fault = _fault_of_lengths(lengths)
         if rows.fault is None:
-            _parse(tokens, rows, n_classes)
+            with np.errstate(all="ignore"):  # what overflows 32 bits is infinite, and reported as that
+                _parse(tokens, rows, n_classes)
     except (ValueError, OverflowError):
         return Rows(fault="a row holds something that is not a number")
     except OSError:

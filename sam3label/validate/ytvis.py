@@ -35,7 +35,7 @@ def find(path: Path) -> Opened | None:
 def _classes(file: Path, document: dict[str, Any]) -> dict[int, str]:
     try:
         return {int(c["id"]): str(c["name"]) for c in document["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{file} is no YouTube-VIS file: its categories need an id and a name.") from error
 
 

@@ -251,6 +251,11 @@ def test_polygons_and_boxes_of_cvat_are_read(tmp_path: Path) -> None:
         ("annotations.xml", "<annotations><image", "is not CVAT's XML, or was cut off"),
         ("legend.json", "[]", "is no legend"),
         ("train/instances.json", '{"videos": [], "categories": [{}]}', "is no YouTube-VIS file"),
+        (
+            "train/instances.json",
+            '{"videos": [], "categories": [{"id": 1e999, "name": "a"}]}',
+            "is no YouTube-VIS file",
+        ),
     ],
 )
 def test_what_cannot_be_read_at_all_is_one_clear_error(name: str, body: str, text: str, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ ROWS: dict[str, Defect] = {
     "a comment": Defect(label(f"# cat\n{ROW}")),
     "a comment behind": Defect(label(f"{ROW} # cat")),
     "not a number": Defect(label(ROW.replace("0.1 0.5", "nan 0.5"))),
+    "beyond 32 bits": Defect(label(ROW.replace("0.5 0.5", "0.5 1e300"))),
     "infinite": Defect(label(ROW.replace("0.5 0.5", "0.5 inf"))),
     "minus infinite": Defect(label(ROW.replace("0.5 0.5", "0.5 -inf"))),
     "class not a number": Defect(label("nan" + ROW[1:])),

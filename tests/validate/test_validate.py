@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,6 +353,40 @@ def test_command_line_reports_and_leaves_with_the_right_code(tmp_path: Path) -> 
         "the whole photo is ignored: a row is neither a box" in broken.output and "Something would be" in broken.output
     )
     assert json.loads(out.read_text())["clean"] is False
+
+
+def test_a_full_disk_leaves_no_half_report(tmp_path: Path) -> None:
+    write_dataset(concept_list(), [image(tmp_path / "photos", "a.jpg")], "labelstudio", tmp_path / "set")
+    out = tmp_path / "report.json"
+    out.write_text("the old one")
+    command = f"ulimit -f 0; exec {sys.executable} -m sam3label validate {tmp_path / 'set'} --json {out}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and "report.json cannot be written" in done.stdout + done.stderr
+    assert out.read_text() == "the old one" and [p.name for p in tmp_path.glob("*report*")] == ["report.json"]
+
+
+def test_turned_photos_notes_and_odd_names_are_told_apart_on_the_screen(tmp_path: Path) -> None:
+    def turned(document: dict[str, Any]) -> None:
+        exif = Image.Exif()
+        exif[274] = 3
+        Image.new("RGB", (80, 60)).save(tmp_path / "set/images/0.jpg", exif=exif)
+        document["categories"][0]["name"] = "\x1b[31mred\n[bold]"
+
+    coco(tmp_path, turned)
+    told = runner.invoke(app, ["validate", str(tmp_path / "set")], env={"COLUMNS": "80"})
+    assert told.exit_code == 3 and "Nothing would be dropped, but labels would be read turned" in told.output
+    assert "call ImageOps.exif_transpose in the loader" in told.output  # one line, not folded
+    assert "\x1b" not in told.output and "\\x1b[31mred\\n[bold]" in told.output
+    coco(tmp_path / "noted", lambda d: first(d).update(area=9))
+    noted = runner.invoke(app, ["validate", str(tmp_path / "noted/set")])
+    assert noted.exit_code == 0 and "Nothing would be dropped; see the notes above." in noted.output
+
+
+def test_splits_are_shown_in_the_order_of_a_training(tmp_path: Path) -> None:
+    options = Options(splits=parse_splits("train=0.4,val=0.3,test=0.3", 1))
+    for kind in ("coco", "yolo", "voc"):
+        write_dataset(concept_list(), hard_collection(tmp_path / "photos"), kind, tmp_path / kind, options)
+        assert [s.name for s in validate(tmp_path / kind).splits] == ["train", "val", "test"]
 
 
 @pytest.mark.parametrize(
