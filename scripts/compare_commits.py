@@ -78,7 +78,8 @@ def draw(code: Path, folder: Path) -> tuple[Path, Path]:
     """Photos with their concept list and a video, drawn by the demo of one commit."""
     folder.mkdir(parents=True, exist_ok=True)
     command(code, "demo", "-o", folder / "photos", cwd=folder)
-    command(code, "demo", "--videos", "-o", folder / "films", cwd=folder)
+    has_new_name = '"--videos"' in (code / "sam3label" / "cli" / "demo.py").read_text()
+    command(code, "demo", "--videos" if has_new_name else "--video", "-o", folder / "films", cwd=folder)
     return folder / "photos", folder / "films"
 
 
