@@ -23,7 +23,7 @@ def write_voc(target: Target, samples: Iterable[Sample]) -> None:
     lists.mkdir(parents=True)
     _write_labelmap(target)
     with ExitStack() as stack:
-        names = {*target.splits, *(("trainval",) if {"train", "val"} & {*target.splits} else ())}
+        names = {*target.splits, *(("trainval",) if {"train", "val"} <= {*target.splits} else ())}
         files = {s: stack.enter_context((lists / f"{s}.txt").open("w", encoding="utf-8")) for s in sorted(names)}
         for sample in samples:
             stem, name = label_stem(sample.image.item.id), _photo_name(sample.image.item.id)
@@ -34,8 +34,9 @@ def write_voc(target: Target, samples: Iterable[Sample]) -> None:
             tree = ElementTree.ElementTree(_annotation(sample.image, name, target))
             ElementTree.indent(tree)
             tree.write(path, encoding="utf-8")
-            for listed in {sample.split, "trainval"} if sample.split != "test" else {"test"}:
-                files[listed].write(stem + "\n")
+            files[sample.split].write(stem + "\n")
+            if "trainval" in files and sample.split != "test":
+                files["trainval"].write(stem + "\n")
     for folder in ("JPEGImages", "Annotations"):
         (target.folder / folder).mkdir(exist_ok=True)
     if others:
