@@ -21,6 +21,7 @@ import typer
 
 from sam3label.cli import review, weights
 from sam3label.cli.calibrate import calibrate
+from sam3label.cli.check import check
 from sam3label.cli.demo import demo
 from sam3label.cli.doctor import doctor
 from sam3label.cli.evaluate import evaluate
@@ -59,6 +60,7 @@ EXAMPLES = {
     "calibrate": "sam3label calibrate runs/site-a --gt truth.json -o concepts.calibrated.yaml",
     "report": "sam3label report runs/site-a -o report.html",
     "render": "sam3label render runs/site-a -o rendered",
+    "check": "sam3label check runs/site-a --repair runs/site-a-saved",
     "doctor": "sam3label doctor --model facebook/sam3",
     "push": "sam3label review push runs/site-a",
     "open": "sam3label review open runs/site-a",
@@ -111,7 +113,9 @@ def _explain(error: Sam3LabelError) -> None:
     typer.echo(f"Error: {visible(str(error))}", err=True)
 
 
-for _verb in (init, run, demo, status, export, validate, preview, evaluate, calibrate, report, render, doctor):
+for _verb in (
+    init, run, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, doctor,
+):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(_boundary(_verb))
 
 for _command in (*review.app.registered_commands, *weights.app.registered_commands):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3label.cli.options import PhotosNow
 from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def export(
         Path | None,
         typer.Option("--concepts", "-c", help="Other thresholds and classes over the same phrases. [the run's own]"),
     ] = None,
+    photos: PhotosNow = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a rule of the concept list, e.g. concepts.helmet.conf=0.7. Repeatable."),
@@ -98,7 +100,7 @@ def export(
     from sam3label.export.write import export as write
     from sam3label.export.write import refuse_senseless
 
-    with _opened(run, concepts, settings or []) as labelled:
+    with _opened(run, concepts, settings or [], photos) as labelled:
         names = labelled.concepts.names
         options = Options(
             splits=parse_splits(split, seed, group, group_regex),
@@ -125,19 +127,19 @@ def export(
                 print_export(summary)
 
 
-def _opened(run: Path, concepts: Path | None, settings: list[str]) -> Run:
+def _opened(run: Path, concepts: Path | None, settings: list[str], photos: Path | None) -> Run:
     """The run with its own concept list, or with that of a file, and the settings over it."""
     from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
     from sam3label.run.reader import open_run
 
     if concepts is not None:
-        return open_run(run, load_concepts(concepts, settings))
+        return open_run(run, load_concepts(concepts, settings), photos)
     if not settings:
-        return open_run(run)
+        return open_run(run, photos=photos)
     with open_run(run) as labelled:
         own, names = dump_concepts(labelled.concepts), labelled.concepts.names
     for_each = [s for text in settings for s in _spelled_out(text, names)]
-    return open_run(run, parse_concepts(own, f"{run} (the run's own concept list)", for_each))
+    return open_run(run, parse_concepts(own, f"{run} (the run's own concept list)", for_each), photos)
 
 
 def _spelled_out(setting: str, names: Sequence[str]) -> list[str]:

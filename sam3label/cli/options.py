@@ -54,6 +54,15 @@ RunFolder = Annotated[
         autocompletion=run_folders,
     ),
 ]
+PhotosNow = Annotated[
+    Path | None,
+    typer.Option(
+        "--photos",
+        metavar="FOLDER",
+        help="Read the photos from here, if they are no longer where they were labelled.",
+        rich_help_panel=INPUT,
+    ),
+]
 ConceptFile = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sam3label.cli.options import INPUT, OUTPUT, OtherConcepts, Quiet, RunFolder
+from sam3label.cli.options import INPUT, OUTPUT, OtherConcepts, PhotosNow, Quiet, RunFolder
 from sam3label.cli.progress import progress_display, stepper
 from sam3label.core.text import count
 
@@ -30,6 +30,7 @@ def render(
         ),
     ] = None,
     concepts: OtherConcepts = None,
+    photos: PhotosNow = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw the tracks of a run's videos, to look at."""
@@ -38,7 +39,7 @@ def render(
 
     with (
         progress_display(quiet, "reading the run ...") as display,
-        open_run(run, load_concepts(concepts) if concepts else None) as labelled,
+        open_run(run, load_concepts(concepts) if concepts else None, photos) as labelled,
     ):
         from sam3label.show.lettering import notice
         from sam3label.show.render import render as draw

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sam3label.cli.options import OUTPUT, OtherConcepts, RunFolder
+from sam3label.cli.options import OUTPUT, OtherConcepts, PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
 
 
@@ -18,6 +18,7 @@ def report(
         typer.Option("--out", "-o", help="Write this HTML file instead of RUN/report.html.", rich_help_panel=OUTPUT),
     ] = None,
     concepts: OtherConcepts = None,
+    photos: PhotosNow = None,
 ) -> None:
     """Write one self-contained HTML page about a run: counts, sliders, suspicious cases, a gallery, failures."""
     from sam3label.concepts.concept_list import load_concepts
@@ -29,5 +30,5 @@ def report(
         def tell(done: int, total: int) -> None:
             display.step("writing the report", done, total, "steps")
 
-        write_report(run_folder, target, load_concepts(concepts) if concepts else None, tell)
+        write_report(run_folder, target, load_concepts(concepts) if concepts else None, tell, photos)
     typer.echo(f"Report: {target}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sam3label.cli.options import RunFolder
+from sam3label.cli.options import PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ Dataset = Annotated[
 def push(
     run: RunFolder,
     dataset: Dataset = None,
+    photos: PhotosNow = None,
     audit: Annotated[
         int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
     ] = None,
@@ -33,7 +34,7 @@ def push(
     from sam3label.review.fiftyone.push import push as send
     from sam3label.run.reader import open_run
 
-    with progress_display(False, "starting FiftyOne ...") as display, open_run(run) as opened:
+    with progress_display(False, "starting FiftyOne ...") as display, open_run(run, photos=photos) as opened:
         done = send(opened, dataset, audit, lambda n, total: display.step("pushing", n, total, "photos and videos"))
     for pushed in done:
         typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
@@ -106,6 +107,7 @@ def summary(run: RunFolder) -> None:
 def write(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    photos: PhotosNow = None,
     images: Annotated[
         str, typer.Option(help="Place photos by hardlink (copies where it cannot), copy, symlink, or none.")
     ] = "hardlink",
@@ -120,7 +122,7 @@ def write(
 
     if images not in PLACEMENTS:
         raise typer.BadParameter(f"{images!r} is not one of {', '.join(PLACEMENTS)}", param_hint="--images")
-    with open_run(run) as opened:
+    with open_run(run, photos=photos) as opened:
         for path in write_folder(opened, out, audit, cast("Placement", images)):
             typer.echo(
                 f"{path}: load it with fiftyone.Dataset.from_dir({str(path)!r}, "

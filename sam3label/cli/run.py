@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import (
+    INPUT,
     MODEL,
     OUTPUT,
     SPEED,
@@ -54,6 +55,14 @@ def run(
     ontology: Ontology = None,
     settings: Settings = None,
     conf: WrongConf = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links/--no-follow-links",
+            help="Follow links that lead out of the folders.",
+            rich_help_panel=INPUT,
+        ),
+    ] = True,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Make or continue this run folder.", rich_help_panel=OUTPUT)
     ] = Path("runs/run"),
@@ -170,7 +179,8 @@ def run(
     options = LabelOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
         batch_size=images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
-        fresh=fresh, accept_exemplars=accept_exemplars, video=video, clip_frames=clip_frames, every=every, fps=fps,
+        fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars, video=video,
+        clip_frames=clip_frames, every=every, fps=fps,
         tracker=tracker, tracking_extras=tuple(tracking_extra or ()),  # type: ignore[arg-type]
         both_ways=both_ways,
     )  # fmt: skip

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from sam3label.cli.options import RunFolder
 from sam3label.cli.tables import console
-from sam3label.core.text import count
+from sam3label.core.text import count, one_line
+
+if TYPE_CHECKING:
+    from sam3label.run.reader import Coverage
 
 SHOWN_FAILURES = 50
+
+
+def _coverage(coverage: Coverage) -> Iterator[str]:
+    """Which prompts were put to how much of the run, where that is not all of them to all of it."""
+    for key, asked in coverage.asked.items():
+        if asked < coverage.units:
+            yield f"{key}: asked of {asked:,} of {count(coverage.units, 'image')}"
+    if coverage.waiting:
+        yield (
+            f"{count(len(coverage.waiting), 'image')} not asked everything yet, and without labels until then: "
+            "the same sam3label run goes on"
+        )
+    if coverage.unlisted:
+        yield f"asked once and no longer on the list, not exported: {', '.join(map(one_line, coverage.unlisted))}"
 
 
 def status(run_folder: RunFolder) -> None:
@@ -25,9 +45,11 @@ def status(run_folder: RunFolder) -> None:
         )
         screen.print(f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}")
         table = Table("class", "objects", "images")
-        for name, (objects, images) in count_objects(labelled).items():
-            table.add_row(name, str(objects), str(images))
+        for class_name, (objects, images) in count_objects(labelled).items():
+            table.add_row(class_name, str(objects), str(images))
         screen.print(table)
+        for line in _coverage(labelled.coverage()):
+            screen.print(line)
         for figures in (labelled.note("trust") or {}).values():
             screen.print(Trust.from_json(figures).sentence())
         failures = labelled.failures()

@@ -39,15 +39,26 @@ class MediaItem:
     id: str
     path: str
     kind: Literal["image", "video"] = "image"
+    root: str = field(default="", compare=False)  # the source it was found under
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells a file's content from another's: its size in bytes, its time of change, a hash of its bytes."""
+
+    size: int
+    mtime_ns: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Decoded pixels, RGB, orientation applied. `original_hw` is the size labels are written in."""
+    """Decoded pixels, RGB, orientation applied, with the stamp of the photo they were read from."""
 
     item: MediaItem
     index: int
     pixels: npt.NDArray[np.uint8]  # [H, W, 3]
+    stamp: Stamp | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8:
@@ -74,6 +85,12 @@ class Prompt:
     text: str | None
     source: Source = "phrase"
     class_name: str | None = None  # set for exemplar prompts, which are of one class whatever phrase they carry
+    digest: str = ""  # of its exemplars, or of its tiles: tells the same prompt with others apart
+
+    @property
+    def identity(self) -> str:
+        """The key, and with exemplars which these were: what candidates are named after."""
+        return f"{self.key}\0{self.digest}" if self.digest else self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +145,11 @@ class UnitResult:
     presence: npt.NDArray[np.float32] | None = None
     error: str | None = None  # the reason, when the unit failed
     last: bool = True
+    stamp: Stamp | None = None  # of the file; None where it is not known
+
+    def __post_init__(self) -> None:
+        if self.error is None and (self.size_hw is None or self.presence is None):
+            raise ValueError(f"{self.item.id} has no error, so it needs a size and presences")
 
     @property
     def status(self) -> Literal["done", "failed"]:

@@ -7,7 +7,7 @@ import unicodedata
 
 def count(number: int, one: str, many: str | None = None) -> str:
     """A number with its noun: count(1, "image") is "1 image", count(2, "class", "classes") is "2 classes"."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def visible(text: str) -> str:
@@ -21,6 +21,15 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_shown(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c not in _KEPT else c for c in text)
+
+
+def one_line(text: str) -> str:
+    r"""A file's or a class's name on one line, whatever is in it: `visible`, and lines and tabs too.
+
+    >>> print(one_line("a\nError: disk full"))
+    a\nError: disk full
+    """
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 _KEPT = "\n\t\u200c\u200d"  # joiners are part of words in Persian and Hindi, and of emoji

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList, LabeledImage
-from sam3label.core.text import count
+from sam3label.core.text import count, one_line
 from sam3label.core.whole_folder import read_marker, whole_folder, write_marker
 from sam3label.errors import ConfigError, OutputError
 from sam3label.export import card
@@ -41,8 +41,22 @@ def export(
     would be in the dataset.
     """
     refuse_senseless([format], options or Options())
+    if options is None or options.images != "none":
+        _refuse_changed(run)
     images = _counted(run.images(), progress)
     return write_dataset(run.concepts, images, format, out, options, run_info=run.info, failed=run.failures())
+
+
+def _refuse_changed(run: Run) -> None:
+    """Raise `OutputError` where photos are not what was labelled: their labels would be of other pictures."""
+    if changed := run.changed_photos():
+        lines = "".join(f"\n  {one_line(item_id)}: {what}" for item_id, what in changed[:10])
+        more = f"\n  ... and {len(changed) - 10} more" if len(changed) > 10 else ""
+        raise OutputError(
+            f"{count(len(changed), 'photo')} of the run cannot be exported:{lines}{more}\n"
+            "Replaced ones are labelled again by the same sam3label run; if the folder has moved, give the new place "
+            "with --photos FOLDER. Or export labels alone: --images none."
+        )
 
 
 def write_dataset(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
@@ -17,18 +19,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam3label.concepts import concept_list as concept_lists
-from sam3label.concepts.exemplars import read_examples
+from sam3label.concepts.changes import changes
+from sam3label.concepts.exemplars import Examples, read_examples
 from sam3label.core.records import ConceptList, MediaItem, UnitResult
+from sam3label.core.text import count, visible
 from sam3label.errors import ConfigError
 from sam3label.labelling import reference_check
+from sam3label.labelling.growing import Plan, pace_of, plan
+from sam3label.labelling.identity import Comparison, compare
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.photos import label_photos
 from sam3label.labelling.progress import JobTally, Progress, RunSummary
-from sam3label.labelling.questions import Guide
+from sam3label.labelling.questions import Guide, guides_of
 from sam3label.labelling.run_folder import refuse_unfit
 from sam3label.labelling.videos import frames_to_label, label_videos
 from sam3label.labelling.writer import Writer
 from sam3label.media import discovery
+from sam3label.run.asked import Wanted
 from sam3label.run.reader import refuse_below_floor
 from sam3label.run.store import DATABASE, Store
 
@@ -56,20 +63,85 @@ def label(
     the images of `sources` that are labelled now, where that is not all of them. Raises a `Sam3LabelError`
     for bad input, checkpoint or store; a file that cannot be labelled is no error but a failure in the summary.
     """
-    from sam3label.model.checkpoint import resolve
-    from sam3label.model.detector import Detector
-
     refuse_unfit(out)
     refuse_below_floor(concepts, options.floor)
     found = find_media(sources, options)
-    examples = read_examples(concepts, found.items)
-    if examples and options.tracks and any(item.kind == "video" for item in found.items):
+    for sentence in _about_links(found, options):
+        on_message(sentence)
+    examples = _examples(concepts, found.items, options)
+    wanted = Wanted.of(concepts, guides_of(examples))
+    with ExitStack() as held:
+        known = held.enter_context(Store.resume(out)) if _goes_on(out, options) else None
+        before = Standing.of(known, concepts, wanted, found.items, on_message)
+        if known is not None and before.is_complete and known.meta("settings") == options.settings:
+            before.note(known, _notes(known, concepts, options, sources, wanted.guides))
+            nothing = JobTally(concepts, 0, before=len(before.done)).snapshot()
+            on_progress(nothing)
+            return before.summary(known, nothing, found, interrupted=False)
+        on_message(f"loading the model {options.model} ...")
+        guide, checkpoint, fingerprint = _loaded(concepts, examples, options)
+        if known is not None:
+            known.refuse_other(fingerprint)
+        pending = before.pending(found.items, only)[: options.limit]
+        figures = _trust(guide, pending, known, options, on_message) if examples else {}
+        notes = _notes(known, concepts, options, sources, wanted.guides, guide.detector) | {"trust": figures}
+        store = known or held.enter_context(
+            Store.writer(out, guide.prompts, fingerprint, notes=notes, fresh=options.fresh)
+        )
+        store.begin(guide.prompts, notes)
+        before.note(store, {})
+        videos = [item for item in pending if item.kind == "video"]
+        frames = frames_to_label(store, guide.wanted, videos, options)
+        tally = JobTally(concepts, len(pending), len(videos), frames, len(before.done) - before.reopened)
+        on_progress(tally.snapshot())
+        asked = {item.id: before.plan.asked[item.id] for item in pending}
+        work = _units(store, guide, checkpoint, found.items, asked, options, tally, (stop or threading.Event()).is_set)
+        if pending:
+            guide.detector.encode_phrases(concepts.phrases)
+        with Writer(store) as writer:
+            for results in work:
+                with tally.stage("write"):
+                    writer.put(results)
+                tally.count(results)
+                on_progress(tally.snapshot())
+        progress = tally.snapshot()
+        prompts = sum(map(len, asked.values())) / max(1, len(asked))
+        if pace := pace_of(progress, prompts):
+            store.set_meta("pace", pace)
+        finished = progress.done + progress.failed
+        return before.summary(store, progress, found, interrupted=finished < len(pending))
+
+
+def _goes_on(out: str | Path, options: LabelOptions) -> bool:
+    return not options.fresh and (Path(out) / DATABASE).exists()
+
+
+def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]:
+    if found.links_out:
+        done = "followed; --no-follow-links leaves them out" if options.follow_links else "left out"
+        yield f"{count(len(found.links_out), 'link')} out of the folders, {done}: {visible(found.links_out[0])}" + (
+            ", ..." if len(found.links_out) > 1 else ""
+        )
+
+
+def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelOptions) -> Sequence[Examples]:
+    examples = read_examples(concepts, items)
+    if examples and options.tracks and any(item.kind == "video" for item in items):
         raise ConfigError(
             "exemplars are for photos and sampled frames, and there are videos to track: "
             "--video frames samples them, --video off leaves them out."
         )
+    return examples
+
+
+def _loaded(
+    concepts: ConceptList, examples: Sequence[Examples], options: LabelOptions
+) -> tuple[Guide, Checkpoint, dict[str, Any]]:
+    """The model, what it is asked, and all that changes the numbers, by name."""
+    from sam3label.model.checkpoint import resolve
+    from sam3label.model.detector import Detector
+
     checkpoint = resolve(options.model, options.revision)
-    on_message(f"loading the model {options.model} ...")
     detector = Detector.load(
         checkpoint,
         device=options.device,
@@ -79,107 +151,143 @@ def label(
         compiled=options.compiled,
     )
     fingerprint = {
-        "phrases": sorted(concepts.phrases),
         "floor": options.floor,
         "video": options.video_settings,
         "tracker": options.tracker_settings,
         **detector.describe(),
     }
-    guide = Guide(detector, concepts, examples)
-    fingerprint |= guide.fingerprint()
-    figures = _trust(guide, found.items, out, fingerprint, options, on_message, only) if examples else {}
-    with Store.writer(out, guide.prompts, fingerprint, fresh=options.fresh) as store:
-        _describe(store, concepts, options, sources, detector)
-        store.set_meta("trust", figures)
-        done = store.done_ids()
-        pending = _pending(found.items, done, only, options)
-        videos = [item for item in pending if item.kind == "video"]
-        tally = JobTally(concepts, len(pending), len(videos), frames_to_label(store, videos, options), len(done))
-        on_progress(tally.snapshot())
-        work = _units(store, guide, checkpoint, pending, options, tally, (stop or threading.Event()).is_set)
-        if pending:
-            detector.encode_phrases(concepts.phrases)
-        with Writer(store) as writer:
-            for results in work:
-                with tally.stage("write"):
-                    writer.put(results)
-                tally.count(results)
-                on_progress(tally.snapshot())
-        progress = tally.snapshot()
+    return Guide(detector, concepts, examples), checkpoint, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a run stands before a job: how its files compare with those found, and what is to be asked."""
+
+    content: Comparison
+    plan: Plan
+    done: frozenset[str]  # ids of what was labelled before
+
+    @classmethod
+    def of(
+        cls,
+        known: Store | None,
+        concepts: ConceptList,
+        wanted: Wanted,
+        items: Sequence[MediaItem],
+        say: Callable[[str], None],
+    ) -> Standing:
+        """Look at a run, and say what changed and what is to be done. Raises `InputError` for foreign files."""
+        if known is None:
+            everything = frozenset(prompt.key for prompt in wanted.prompts)
+            return cls(Comparison(), Plan(dict.fromkeys((i.id for i in items), everything), {}, 0), frozenset())
+        content = compare(known, items)
+        todo = plan(known, wanted, items, {item.id for item in content.replaced})
+        own = known.meta("concepts")
+        changed = [] if own is None else changes(concept_lists.parse_concepts(own, f"{known.folder}"), concepts)
+        for line in (*content.sentences(), *changed, *todo.sentences(len(wanted.prompts), known.meta("pace") or {})):
+            say(line)
+        if changed and not todo.asked:
+            say("Nothing new is asked: what was seen is decided anew.")
+        return cls(content, todo, frozenset(known.done_ids()) - {item.id for item in content.replaced})
+
+    def pending(self, items: Sequence[MediaItem], only: Collection[str] | None) -> list[MediaItem]:
+        """What is labelled now, in order."""
+        return [i for i in items if i.id in self.plan.asked and (only is None or i.id in only)]
+
+    @property
+    def reopened(self) -> int:
+        """How many items that were done are to be asked more."""
+        return sum(id_ in self.plan.asked for id_ in self.done)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.plan.asked
+
+    def note(self, store: Store, notes: Mapping[str, Any]) -> None:
+        """Write down what was found to have moved or to have been replaced, and JSON values by key."""
+        store.relocate(self.content.moved)
+        store.forget(self.content.replaced)
+        store.set_notes(notes)
+
+    def summary(self, store: Store, progress: Progress, found: discovery.Found, *, interrupted: bool) -> RunSummary:
+        """What the session came to."""
+        here = {item.id for item in found.items}
         return RunSummary(
             progress=progress,
             found=len(found.items),
-            already_done=len(done),
-            missing=tuple(sorted(done - {item.id for item in found.items})),
+            already_done=sum(id_ in here and id_ not in self.plan.asked for id_ in self.done),
+            missing=tuple(sorted(self.done - here)),
             skipped_videos=found.videos_skipped,
-            failures=tuple((u.item.id, u.error) for u in store.units() if u.error is not None),
-            interrupted=progress.done + progress.failed < len(pending),
+            failures=tuple((u.item.id, u.error or u.trouble or "") for u in store.units() if u.error or u.trouble),
+            interrupted=interrupted,
         )
 
 
 def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discovery.Found:
     """What a job with these options labels. Numbered photos are a video only for those who ask for videos."""
-    return discovery.find_media(sources, options.video != "off", numbered_folders=options.video != "auto")
-
-
-def _pending(
-    items: Sequence[MediaItem], done: Collection[str], only: Collection[str] | None, options: LabelOptions
-) -> list[MediaItem]:
-    """What is labelled now, in order."""
-    return [i for i in items if i.id not in done and (only is None or i.id in only)][: options.limit]
+    return discovery.find_media(
+        sources, options.video != "off", numbered_folders=options.video != "auto", links=options.follow_links
+    )
 
 
 def _trust(
     guide: Guide,
-    items: Sequence[MediaItem],
-    out: str | Path,
-    fingerprint: Mapping[str, Any],
+    pending: Sequence[MediaItem],
+    known: Store | None,
     options: LabelOptions,
     say: Callable[[str], None],
-    only: Collection[str] | None,
 ) -> dict[str, Any]:
     """Say what the exemplars cost and are worth, before the run folder is touched. Returns the figures by class."""
-    done, known = set[str](), dict[str, Any]()
-    if not options.fresh and (Path(out) / DATABASE).is_file():
-        with Store.open(out) as store:
-            store.refuse_other(fingerprint)
-            done, known = store.done_ids(), store.meta("trust") or {}
-    pending = _pending(items, done, only, options)
+    figures = {} if known is None else known.meta("trust") or {}
+    same = {name for name, digest in guide.wanted.guides.items() if known and known.guides.get(name) == digest}
+    figures = {name: value for name, value in figures.items() if name in same}
     for note in (note for examples in guide.examples for note in examples.notes):
         say(note)
-    say(reference_check.plan(guide, sum(item.kind == "image" for item in pending), known))
-    return reference_check.check(guide, options.floor, options.accept_exemplars, known, say)
+    say(reference_check.plan(guide, sum(item.kind == "image" for item in pending), figures))
+    return reference_check.check(guide, options.floor, options.accept_exemplars, figures, say)
 
 
-def _describe(
-    store: Store, concepts: ConceptList, options: LabelOptions, sources: Sequence[str | Path], detector: Detector
-) -> None:
+def _notes(
+    known: Store | None,
+    concepts: ConceptList,
+    options: LabelOptions,
+    sources: Sequence[str | Path],
+    guides: Mapping[str, str],
+    detector: Detector | None = None,
+) -> dict[str, Any]:
     """What the run was made with, for everyone who reads it later. Thresholds may change from session to session."""
-    before = store.meta("info") or {}
-    info: dict[str, Any] = {
+    before = {} if known is None else known.meta("info") or {}
+    made: dict[str, Any] = {}
+    if detector is not None:  # `queries`: answers that one phrase can have in one image
+        made = {**detector.describe(), "queries": detector.queries, "device": str(detector.device)}
+    info = {
+        **before,
         "model": options.model,
-        **detector.describe(),
-        "queries": detector.queries,  # answers that one phrase can have in one image
-        "device": str(detector.device),
+        **made,
         "version": version("sam3label"),
         "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
         "sources": [str(s) for s in sources],
     }
-    store.set_meta("info", info)
-    store.set_meta("concepts", concept_lists.dump_concepts(concepts))
+    return {
+        "info": info,
+        "concepts": concept_lists.dump_concepts(concepts),
+        "exemplars": dict(guides),
+        "settings": options.settings,
+    }
 
 
 def _units(
     store: Store,
     guide: Guide,
     checkpoint: Checkpoint,
-    pending: Sequence[MediaItem],
+    items: Sequence[MediaItem],
+    asked: Mapping[str, frozenset[str]],
     options: LabelOptions,
     tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
     """Photos first, then one video after the other; what tracks is loaded before the photos, not hours later."""
-    photos = [item for item in pending if item.kind == "image"]
-    videos = [item for item in pending if item.kind == "video"]
+    photos = [item for item in items if item.kind == "image"]
+    videos = [item for item in items if item.kind == "video" and item.id in asked]
     units_of_videos = label_videos(store, guide, checkpoint, videos, options, tally, stopped)
-    return chain(label_photos(guide, photos, options, tally, stopped), units_of_videos)
+    return chain(label_photos(guide, photos, asked, options, tally, stopped), units_of_videos)

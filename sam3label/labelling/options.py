@@ -49,6 +49,7 @@ class LabelOptions:
     every: int = 30  # with video "frames": label every so many frames,
     fps: float | None = None  # or so many a second
     fresh: bool = False
+    follow_links: bool = True  # links that lead out of the folders given
 
     def __post_init__(self) -> None:
         checks.refuse(_problems(self))
@@ -63,6 +64,19 @@ class LabelOptions:
         """By whose rules objects are tracked, in words: a field of the fingerprint."""
         both = ["both ways"] if self.both_ways else []
         return ", ".join((self.tracker, *sorted(self.tracking_extras), *both)) if self.tracks else "none"
+
+    @property
+    def settings(self) -> dict[str, str | float | None]:
+        """What labels depend on, as it was chosen: a job that chose the same and has nothing to ask needs no model."""
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "prompt_style": self.prompt_style,
+            "floor": self.floor,
+            "video": self.video_settings,
+            "tracker": self.tracker_settings,
+        }
 
     @property
     def video_settings(self) -> str:

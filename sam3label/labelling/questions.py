@@ -9,8 +9,7 @@ Shape legend: P prompts of the run.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,9 @@ import numpy.typing as npt
 
 from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
-from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, Prompt, candidate_id, prompts_of
+from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, Prompt, candidate_id
 from sam3label.labelling import canvas, tiling
+from sam3label.run.asked import Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,15 +44,10 @@ class Guide:
 
     def __init__(self, detector: Detector, concepts: ConceptList, examples: Sequence[Examples] = ()) -> None:
         self.detector, self.concepts, self.examples = detector, concepts, examples
-        self.prompts: tuple[Prompt, ...] = tuple(prompts_of(concepts))
+        self.wanted = Wanted.of(concepts, guides_of(examples))
+        self.prompts = self.wanted.prompts
         self._position = {prompt.key: i for i, prompt in enumerate(self.prompts)}
         self._tiler = tiling.Tiler(detector, concepts, self.prompts)
-        self._askers: dict[str, list[str | None]] = defaultdict(list)  # phrase -> classes; None for a hard negative
-        for concept in concepts.concepts:
-            for phrase in concept.prompts:
-                self._askers[phrase].append(concept.name)
-            for phrase in concept.negatives:
-                self._askers[phrase].append(None)
         self._reference_sizes = {reference.size_hw for e in examples for reference in e.references}
         self._canvases = [e for e in examples if e.references and _mode(e) == "canvas"]
         self._tokens: dict[tuple[str, str], Tensor] = {}  # (class, digest of the reference) -> [N, D]
@@ -73,18 +68,26 @@ class Guide:
         return Question(boxes, references)
 
     def detect(
-        self, frames: Sequence[Frame], floor: float, questions: Sequence[Question] | None = None
+        self,
+        frames: Sequence[Frame],
+        floor: float,
+        questions: Sequence[Question] | None = None,
+        only: Collection[str] | None = None,
     ) -> list[Detection]:
         """One Detection per frame, as of `Detector.detect` for all prompts; presence is NaN where one is not asked.
 
+        `only` has the keys of the prompts to ask, where that is not all of them.
         Of a prompt put to several canvases the presence is the highest, and it is that of the canvas, references
         included. Raises InputError where a photo's partial labels do not fit it.
         """
         if not self.examples:
-            return self._with_tiles(frames, self.detector.detect(frames, self.prompts, floor), floor)
+            asked = self._chosen(only)
+            plain = self.detector.detect(frames, asked, floor)
+            whole = [replace(one, presence=self.spread(asked, one.presence)) for one in plain]
+            return self._with_tiles(frames, whole, floor)
         questions = questions or [self.question(frame) for frame in frames]
-        detections = self._on_photos(frames, questions, floor)
-        for examples in self._canvases:
+        detections = self._on_photos(frames, questions, floor, self._chosen(only))
+        for examples in (e for e in self._canvases if only is None or self._keys_of(e) & set(only)):
             for index, found in self._on_canvases(examples, frames, questions, floor):
                 detections[index] = self._joined(detections[index], found)
         return self._with_tiles(frames, detections, floor)
@@ -99,30 +102,38 @@ class Guide:
             detections[index] = replace(one, presence=presence, candidates=tuple(candidates))
         return detections
 
+    def _chosen(self, only: Collection[str] | None) -> list[Prompt]:
+        return [prompt for prompt in self.prompts if only is None or prompt.key in only]
+
+    def _keys_of(self, examples: Examples) -> set[str]:
+        return {prompt.key for prompt in self.prompts if prompt.class_name == examples.concept.name}
+
     def encodes(self, n_images: int) -> dict[str, int]:
         """How many pictures a run over so many photos encodes, by what they are."""
         if not n_images:
             return {}
-        photo = Question({}, {e.concept.name: e.references for e in self.examples if e.references})
-        plain = any(e.photos for e in self.examples) or any(self._asked_on_photo(p, photo) for p in self.prompts)
+        plain = any(self.asks_photos(prompt.key) for prompt in self.prompts)
         counts = {"photos": n_images if plain else 0}
         tokens = [e for e in self.examples if e.references and e not in self._canvases]
         counts |= {f"references of {e.concept.name}": sum(r.boxes is not None for r in e.references) for e in tokens}
         counts |= {f"canvases for {e.concept.name}": n_images * pictures(e) for e in self._canvases}
         return counts
 
-    def fingerprint(self) -> dict[str, str]:
-        """A field for each class with examples: everything about them that changes the numbers."""
-        return {f"exemplars of {e.concept.name}": _described(e) for e in self.examples} | self._tiler.describe()
+    def asks_photos(self, key: str) -> bool:
+        """Whether a prompt is put to some photos themselves, and not to canvases alone."""
+        photo = Question({}, {e.concept.name: e.references for e in self.examples if e.references})
+        return any(e.photos for e in self.examples) or self._asked_on_photo(self.prompts[self._position[key]], photo)
 
     # ---- on the photo
 
-    def _on_photos(self, frames: Sequence[Frame], questions: Sequence[Question], floor: float) -> list[Detection]:
+    def _on_photos(
+        self, frames: Sequence[Frame], questions: Sequence[Question], floor: float, chosen_prompts: Sequence[Prompt]
+    ) -> list[Detection]:
         from sam3label.model.detector import Detection
 
         nothing = np.full(len(self.prompts), np.nan, np.float32)
         detections = [Detection(nothing, ()) for _ in frames]
-        asked = [[p for p in self.prompts if self._asked_on_photo(p, q)] for q in questions]
+        asked = [[p for p in chosen_prompts if self._asked_on_photo(p, q)] for q in questions]
         chosen = [i for i, prompts in enumerate(asked) if prompts]
         given = [self._exemplars(questions[i], asked[i]) for i in chosen]
         if chosen:
@@ -135,7 +146,7 @@ class Guide:
         if prompt.class_name is not None:
             on_canvas = any(e.concept.name == prompt.class_name for e in self._canvases)
             return question.guides(prompt.class_name) and not on_canvas
-        return any(name is None or not question.guides(name) for name in self._askers[prompt.key])
+        return any(name is None or not question.guides(name) for name in self.wanted.askers[prompt.key])
 
     def _exemplars(self, question: Question, asked: Sequence[Prompt]) -> Mapping[str, Exemplar | None]:
         from sam3label.model.detector import ReferenceTokens
@@ -188,7 +199,7 @@ class Guide:
             found = self.detector.detect(pictures, prompts, floor, given)
             for (i, number, window), picture, detection in zip(some, made, found, strict=True):
                 mapped = _mapped(detection.candidates, picture.strip, window, number, frames[i].size_hw)
-                yield i, replace(detection, presence=self._spread(prompts, detection.presence), candidates=(*mapped,))
+                yield i, replace(detection, presence=self.spread(prompts, detection.presence), candidates=(*mapped,))
 
     def _picture(self, examples: Examples, frame: Frame, question: Question, view: canvas.Window) -> canvas.Canvas:
         assert examples.concept.exemplars is not None
@@ -203,15 +214,21 @@ class Guide:
             self._crops[key] = crops(reference)
         return self._crops[key]
 
-    def _spread(self, prompts: Sequence[Prompt], presence: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        spread = np.full(len(self.prompts), np.nan, np.float32)
-        spread[[self._position[prompt.key] for prompt in prompts]] = presence
+    def spread(self, prompts: Sequence[Prompt], presence: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Presence [..., N] of some prompts as [..., P] of all; NaN for the others."""
+        spread = np.full((*presence.shape[:-1], len(self.prompts)), np.nan, np.float32)
+        spread[..., [self._position[prompt.key] for prompt in prompts]] = presence
         return spread
 
     def _joined(self, one: Detection, other: Detection) -> Detection:
         found = canvas.once(one.candidates, other.candidates)
         candidates = sorted(found, key=lambda candidate: self._position[candidate.prompt])
         return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates))
+
+
+def guides_of(examples: Sequence[Examples]) -> dict[str, str]:
+    """Everything about the examples of each class that changes the numbers: what its prompts are told apart by."""
+    return {e.concept.name: _described(e) for e in examples}
 
 
 def crops(reference: Reference) -> list[canvas.Crop]:

@@ -66,11 +66,6 @@ class Tiler:
             if prompt.source == "phrase" and prompt.key in rules:
                 self._by_rule.setdefault(rules[prompt.key], []).append(prompt)
 
-    def describe(self) -> dict[str, str]:
-        """A field of the fingerprint, where there are tiles."""
-        told = {f"{_words(rule)} for {p.key}" for rule, prompts in self._by_rule.items() for p in prompts}
-        return {"tiles": "; ".join(sorted(told))} if told else {}
-
     def windows(self, size_hw: tuple[int, int], rule: Tiles) -> list[Window]:
         """The tiles of a photo of this size under a rule, whether or not `auto` would show them."""
         return layout(size_hw, rule.size or self._detector.image_size, rule.overlap)
@@ -160,8 +155,3 @@ def _is_cut(box_xywh: Box, window: Window, size_hw: tuple[int, int]) -> bool:
         or (window.x + window.width < size_hw[1] and x + w > window.width - margin)
         or (window.y + window.height < size_hw[0] and y + h > window.height - margin)
     )
-
-
-def _words(rule: Tiles) -> str:
-    side = "of the model's input" if rule.size is None else f"of {rule.size} px"
-    return f"{'where needed, ' if rule.auto else ''}{side}, overlap {rule.overlap:g},"

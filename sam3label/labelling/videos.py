@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, UnitResult, candidate_id
+from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, Stamp, UnitResult, candidate_id
+from sam3label.core.stamps import stamp_of
 from sam3label.errors import UndecodableError
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide
 from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
 from sam3label.media import video
-from sam3label.run.store import Store
+from sam3label.run.asked import Wanted
+from sam3label.run.store import Store, Unit
 
 if TYPE_CHECKING:
     from sam3label.model.checkpoint import Checkpoint
@@ -49,19 +52,21 @@ def label_videos(
 
         rules = Rules.of(options.tracker, options.tracking_extras)
         tracker = Tracker.load(checkpoint, guide.detector, rules, options.both_ways)
-        return _watched(videos, lambda item: _tracked_on(store, tracker, item, options, tally), tally, stopped)
+        return _watched(videos, lambda item: _tracked_on(store, guide, tracker, item, options, tally), tally, stopped)
     return _watched(videos, lambda item: _sampled_on(store, guide, item, options, tally), tally, stopped)
 
 
-def frames_to_label(store: Store, videos: Sequence[MediaItem], options: LabelOptions) -> int:
-    """How many frames are still to be labelled, as far as the videos' headers say."""
+def frames_to_label(store: Store, wanted: Wanted, videos: Sequence[MediaItem], options: LabelOptions) -> int:
+    """How many frames are still to be labelled, as far as the videos' headers say; those of each pass count."""
     left = 0
     for item in videos:
-        frames, start = video.frame_count(item), store.progress(item.id)[0]
-        if not options.tracks:
+        frames, starts = video.frame_count(item), [one.start for one in _passes(store, wanted, item)]
+        if options.tracks:
+            left += sum(max(0, frames - start) for start in starts)
+        else:
+            start = min(starts, default=frames)
             step = video.frame_rate(item) / options.fps if frames and options.fps else options.every
-            frames, start = round(frames / max(step, 1)), round(start / max(step, 1))
-        left += max(0, frames - start)
+            left += max(0, round(frames / max(step, 1)) - round(start / max(step, 1)))
     return left
 
 
@@ -71,40 +76,91 @@ def _watched(
     tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
-    """Each step's units, none after most frames. A stop gives up the unit in flight."""
+    """Each step's units, stamped, none after most frames. A stop gives up the unit in flight."""
     for item in videos:
         tally.tracks.clear()
-        units = units_of(item)
+        units, stamp = units_of(item), _stamp(item)
         while True:
             with tally.stage("video"):
                 step = next(units, None)
             if step is None or stopped():
                 break
-            yield step
+            yield [replace(result, stamp=stamp) for result in step]
+
+
+def _stamp(item: MediaItem) -> Stamp | None:
+    try:
+        return stamp_of(item)
+    except OSError:  # gone: the decoder will say so
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Prompts that are put to a video from frame `start` on; `before` is the unit that ends there."""
+
+    start: int
+    prompts: tuple[Prompt, ...]
+    before: Unit | None
+
+
+def _passes(store: Store, wanted: Wanted, item: MediaItem) -> list[_Pass]:
+    """What a video is still to be asked: prompts that got equally far go through it together, the farthest first."""
+    units = [unit for unit in store.units(item.id) if unit.error is None]
+    end = units[-1].frame_stop if units else 0
+    whole = bool(units) and units[-1].last
+    missing = [wanted.missing(store.asked(unit)) for unit in units]
+    by_start: dict[int, list[Prompt]] = {}
+    for prompt in wanted.prompts:
+        start = next((u.frame_start for u, keys in zip(units, missing, strict=True) if prompt.key in keys), end)
+        if not (whole and start == end):
+            by_start.setdefault(start, []).append(prompt)
+    before = {unit.frame_stop: unit for unit in units}
+    return [_Pass(start, tuple(by_start[start]), before.get(start)) for start in sorted(by_start, reverse=True)]
 
 
 def _tracked_on(
-    store: Store, tracker: Tracker, item: MediaItem, options: LabelOptions, tally: JobTally
+    store: Store, guide: Guide, tracker: Tracker, item: MediaItem, options: LabelOptions, tally: JobTally
 ) -> Iterator[list[UnitResult]]:
-    """Track a video from where the store has it."""
-    start, track_id = store.progress(item.id)
-    before = store.unit(item.id, start - 1) if start else None
-    past = past_of(store.candidates(before) if before else (), start, track_id + 1)
-    for step in tracked(tracker.track, item, store.prompts, options.clip_frames, start, past):
-        tally.frames += not step
-        yield step
+    """Track a video from where the store has it. Prompts that came later go through it on their own: their tracks get
+    the ids after those there are."""
+    next_id = store.last_track(item.id) + 1
+    passes = _passes(store, guide.wanted, item)
+    for number, one in enumerate(passes, 1):
+        keys = {prompt.key for prompt in one.prompts}
+        seen = store.candidates(one.before) if one.before else ()
+        past = past_of([c for c in seen if c.prompt in keys], one.start, next_id)
+        for step in tracked(tracker.track, item, one.prompts, options.clip_frames, one.start, past):
+            tally.frames += not step
+            next_id = max((next_id, *(c.track_id + 1 for r in step for c in r.candidates if c.track_id is not None)))
+            yield [_placed(result, guide, one.prompts, last=result.last and number == len(passes)) for result in step]
+
+
+def _placed(result: UnitResult, guide: Guide, prompts: Sequence[Prompt], last: bool) -> UnitResult:
+    """A unit of one pass among the job's prompts. The video is done with the last pass's last unit."""
+    if result.presence is None:
+        return result
+    return replace(result, presence=guide.spread(prompts, result.presence), last=last)
 
 
 def _sampled_on(
     store: Store, guide: Guide, item: MediaItem, options: LabelOptions, tally: JobTally
 ) -> Iterator[list[UnitResult]]:
-    """Label samples of a video from where the store has it."""
-    start, _ = store.progress(item.id)
+    """Label samples of a video from the first that the store has not, or has not all answers of."""
+    missing = {u.frame_start: guide.wanted.missing(store.asked(u)) for u in store.units(item.id) if u.error is None}
+    start = min((frame for frame, keys in missing.items() if keys), default=max(missing, default=-1) + 1)
     frames = video.sampled(item, options.every, options.fps, start)
     batch_size = options.batch_size or guide.detector.image_batch
+    everything = frozenset(prompt.key for prompt in guide.prompts)
 
     def detect(batch: Sequence[Frame]) -> Sequence[Detection]:
-        return guide.detect(batch, options.floor)
+        asked = [missing.get(frame.index, everything) for frame in batch]
+        found: dict[int, Detection] = {}
+        for keys in dict.fromkeys(asked):
+            some = [frame for frame, own in zip(batch, asked, strict=True) if own == keys]
+            answers = guide.detect(some, options.floor, only=keys)
+            found |= {frame.index: one for frame, one in zip(some, answers, strict=True)}
+        return [found[frame.index] for frame in batch]
 
     for step in sampled(detect, item, frames, batch_size, start):
         tally.frames += sum(result.error is None for result in step)
@@ -198,7 +254,7 @@ class _Clip:
             track, prompt = self.ids[one.number], self.prompts[one.prompt]
             self.candidates.append(
                 Candidate(
-                    id=candidate_id(self.item.id, index, prompt.key, track),
+                    id=candidate_id(self.item.id, index, prompt.identity, track),
                     item_id=self.item.id,
                     frame=index,
                     prompt=prompt.key,

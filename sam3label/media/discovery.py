@@ -4,7 +4,7 @@ Discovery gives each file an id: its POSIX path relative to the source it was fo
 """
 
 # Paths are strings here: a Path object for each of a million files costs more than finding them.
-# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH119, PTH120, PTH122, PTH207, PTH208
+# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH119, PTH120, PTH122, PTH206, PTH207, PTH208
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import errno
 import glob
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 
 FEWEST_FRAMES = 8  # numbered images in a folder for it to be taken as a video
 _FRAME = re.compile(r"(frame[-_ ]?)?(\d+)(\.(?:jpe?g|png|webp|bmp|tiff?))", re.ASCII | re.IGNORECASE)
+_NAMED = re.compile(r"([^/\\=@*?\[\]]+)=(.+)", re.DOTALL)  # name=FOLDER
 _SHOWN = 20  # problems of one kind listed in a message
 
 
@@ -36,6 +38,7 @@ class Found:
 
     items: list[MediaItem]
     skipped: Counter[str]
+    links_out: tuple[str, ...] = ()  # links that lead out of their source, followed or not
 
     @property
     def videos_skipped(self) -> int:
@@ -47,15 +50,19 @@ def discover(sources: Sequence[str | Path], videos: bool = False) -> list[MediaI
     return find_media(sources, videos).items
 
 
-def find_media(sources: Sequence[str | Path], videos: bool = False, numbered_folders: bool = True) -> Found:
+def find_media(
+    sources: Sequence[str | Path], videos: bool = False, numbered_folders: bool = True, links: bool = True
+) -> Found:
     """Every image (and video, if asked) under the sources: files, folders, glob patterns or `@list.txt`.
 
-    With `videos`, folders of numbered frames are videos too, unless `numbered_folders` says that they are photos.
+    `name=FOLDER` puts `name/` before the ids of what is in the folder. With `videos`, folders of numbered frames are
+    videos too, unless `numbered_folders` says that they are photos. Links that lead out of a source are followed,
+    unless `links` is False.
 
     Raises InputError naming every source that is missing, unreadable or in conflict with another, and when there is
     nothing to label.
     """
-    scan = _Scan(IMAGE_SUFFIXES + VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES)
+    scan = _Scan(IMAGE_SUFFIXES + VIDEO_SUFFIXES if videos else IMAGE_SUFFIXES, links)
     for source in sources:
         scan.add_source(os.fspath(source))
     scan.refuse_double_paths()
@@ -65,7 +72,8 @@ def find_media(sources: Sequence[str | Path], videos: bool = False, numbered_fol
         raise InputError(_nothing_found(sources, scan))
     if videos and numbered_folders:
         _join_frames(scan)
-    return Found([_item(key, scan.paths[key]) for key in sorted(scan.paths)], scan.skipped)
+    items = [_item(key, scan.paths[key]) for key in sorted(scan.paths)]
+    return Found(items, scan.skipped, tuple(sorted(scan.links_out)))
 
 
 def _join_frames(scan: _Scan) -> None:
@@ -98,7 +106,16 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def _item(key: str, path: str) -> MediaItem:
-    return MediaItem(key, path, "video" if _suffix(path) not in IMAGE_SUFFIXES else "image")
+    return MediaItem(key, path, "video" if _suffix(path) not in IMAGE_SUFFIXES else "image", _root(key, path))
+
+
+def _root(key: str, path: str) -> str:
+    """The folder an id is relative to: the path without the parts that both end in."""
+    parts, names = path.split(os.sep), key.split("/")
+    same = 0
+    while same < min(len(parts), len(names)) and parts[-1 - same] == names[-1 - same]:
+        same += 1
+    return sys.intern(os.sep.join(parts[: len(parts) - same]) or os.sep)  # one string for a million photos
 
 
 def _suffix(name: str) -> str:
@@ -108,8 +125,11 @@ def _suffix(name: str) -> str:
 class _Scan:
     """One pass over the sources. Strings and `os.scandir`: no Path and no stat per file, so that millions are fine."""
 
-    def __init__(self, wanted: Sequence[str]) -> None:
-        self.wanted = frozenset(wanted)
+    def __init__(self, wanted: Sequence[str], links: bool) -> None:
+        self.wanted, self.links = frozenset(wanted), links
+        self.prefix = ""  # of the ids of the current source
+        self.root = ""  # of the current source, links resolved
+        self.links_out: set[str] = set()
         self.paths: dict[str, str] = {}  # id -> absolute path
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -118,6 +138,10 @@ class _Scan:
 
     def add_source(self, source: str) -> None:
         self.entered.clear()
+        self.prefix = ""
+        named = _NAMED.fullmatch(source)
+        if named and not os.path.lexists(source):
+            self.prefix, source = f"{named[1]}/", named[2]
         path = os.path.abspath(source)  # not resolve(): following links would change ids
         if os.path.lexists(path):
             self.add_path(path, os.path.dirname(path) if not os.path.isdir(path) else path, source)
@@ -131,6 +155,7 @@ class _Scan:
     def add_path(self, path: str, root: str, shown: str) -> None:
         """A file or folder the user named: unlike a file met in a folder, a suffix we cannot read is an error."""
         if os.path.isdir(path):
+            self.root = os.path.realpath(path)
             self.walk(path, _key(path, root))
         elif _suffix(path) in self.wanted:
             self.add_file(path, _key(path, root))
@@ -139,6 +164,7 @@ class _Scan:
 
     def add_glob(self, pattern: str) -> None:
         root = os.path.abspath(_fixed_part(pattern))
+        self.root = os.path.realpath(root)
         matches = sorted(glob.iglob(pattern, recursive=True), key=lambda match: (match.count(os.sep), match))
         if "**" in pattern:  # it follows links in circles: of several ways to a file, the shortest counts
             matches = list({os.path.realpath(match): match for match in reversed(matches)}.values())
@@ -205,10 +231,20 @@ class _Scan:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if entry.is_symlink() and self.leads_out(entry.path) and not self.links:
+                continue
             if _is_folder(entry):
                 (linked if entry.is_symlink() else real).append((entry.path, f"{prefix}{entry.name}/"))
             else:
                 self.meet_file(entry.path, prefix + entry.name)
+
+    def leads_out(self, path: str) -> bool:
+        """Whether a link points outside the source it was met in; remembers it if so."""
+        real = os.path.realpath(path)
+        out = real != self.root and not real.startswith(os.path.join(self.root, ""))
+        if out:
+            self.links_out.add(path)
+        return out
 
     def meet_file(self, path: str, key: str) -> None:
         """A file met in a folder or by a pattern. Broken links count too: they fail later, by name, not silently."""
@@ -219,6 +255,7 @@ class _Scan:
             self.skipped[suffix] += 1
 
     def add_file(self, path: str, key: str) -> None:
+        key = self.prefix + key
         try:
             key.encode()
         except UnicodeEncodeError:
@@ -229,7 +266,8 @@ class _Scan:
         if other != path:
             common = os.path.commonpath([other, path])
             self.problems.append(
-                f"{other} and {path} would both be called '{key}': pass the folder they share, {common}, instead"
+                f"{other} and {path} would both be called '{key}': pass the folder they share, {common}, instead, "
+                f"or give one source a name: more={os.path.dirname(path)}"
             )
 
     def refuse_double_paths(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,23 +17,38 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sam3label.core.records import Stamp
+from sam3label.core.stamps import digest_of
 from sam3label.errors import UndecodableError, os_reason
 
 # What a file may really be, whatever it is called. A closed list: PIL also knows formats that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
 
 
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A decoded photo, uint8 RGB [H, W, 3], and the stamp of the bytes it was decoded from."""
+
+    pixels: npt.NDArray[np.uint8]
+    stamp: Stamp | None = None
+
+
 def decode_image(path: str | Path) -> npt.NDArray[np.uint8]:
-    """The file's pixels, uint8 RGB [H, W, 3], upright, writable and contiguous.
+    """The pixels of `read_photo`."""
+    return read_photo(path).pixels
+
+
+def read_photo(path: str | Path) -> Photo:
+    """The file's pixels, uint8 RGB [H, W, 3], upright, writable and contiguous; hashed from the same reading.
 
     Raises UndecodableError with a short reason for anything that is not a whole image: a truncated file is refused,
     never filled up with grey. Images over 178 megapixels are refused before they take memory (PIL's own limit).
     """
-    data = _read(path)
+    data, mtime_ns = _read(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of damaged metadata, which does not concern the pixels
-            return _decode(data)
+            return Photo(_decode(data), Stamp(len(data), mtime_ns, digest_of([data])))
     except UndecodableError:
         raise
     except Exception as error:  # decoders answer damaged bytes with any exception there is
@@ -53,16 +69,18 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         raise UndecodableError(_reason(error)) from error
 
 
-def _read(path: str | Path) -> bytes:
+def _read(path: str | Path) -> tuple[bytes, int]:
+    """The file's bytes, and its time of change before they were read: one that changes meanwhile is read again."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe called x.jpg would block for ever
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe called x.jpg would block for ever
             raise UndecodableError("not a regular file")
         data = Path(path).read_bytes()
     except OSError as error:
         raise UndecodableError(os_reason(error)) from error
     if not data:
         raise UndecodableError("empty file (0 bytes)")
-    return data
+    return data, status.st_mtime_ns
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Photos decoded ahead of the model, by worker processes that may die.
 
-    items -> DataLoader workers (decode_image) -> uint8 [H, W, 3] through shared memory -> batches, in order
+    items -> DataLoader workers (read_photo) -> uint8 [H, W, 3] through shared memory -> batches, in order
 
 Each item is a task of its own, so a batch is decoded by all workers at once, and its images keep their sizes. Workers
 are forked from a clean server process, not from this one: safe beside CUDA and threads, and a worker that dies is no
@@ -27,13 +27,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sam3label.core.records import Frame, MediaItem, Undecodable
+from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable
 from sam3label.errors import Sam3LabelError, UndecodableError
-from sam3label.media.image import decode_image
+from sam3label.media.image import Photo, read_photo
 
 Pixels = npt.NDArray[np.uint8]
-Decode = Callable[[str], Pixels]
-Value = torch.Tensor | Path | str  # pixels in shared memory, pixels in a file, or why there are none
+Decode = Callable[[str], Photo]
+Place = torch.Tensor | Path  # pixels in shared memory, or in a file
+Value = tuple[Place, Stamp | None] | str  # a photo, or why there is none
 
 _AHEAD = 2  # images each worker decodes ahead
 _ROOM = 64 << 20  # bytes of shared memory to leave per worker
@@ -52,23 +53,30 @@ def batches(
     batch_size: int,
     workers: int,
     pin: bool = False,
-    decode: Decode = decode_image,
+    decode: Decode = read_photo,
 ) -> Iterator[list[Frame | Undecodable]]:
     """The items in order, `batch_size` at a time, decoded; what cannot be decoded is Undecodable, with the reason.
 
     With `workers` 0 this process decodes, and a decoder that crashes takes it along. `pin` puts pixels in page-locked
     memory where there is CUDA. Raises Sam3LabelError if worker processes cannot start.
     """
-    pin = pin and torch.cuda.is_available()
-    entries = _decode_here(items, pin, decode) if workers == 0 else _decode_ahead(items, workers, pin, decode)
-    while batch := list(islice(entries, batch_size)):
+    decoded = entries(items, workers, pin, decode)
+    while batch := list(islice(decoded, batch_size)):
         yield batch
+
+
+def entries(
+    items: Sequence[MediaItem], workers: int, pin: bool = False, decode: Decode = read_photo
+) -> Iterator[Frame | Undecodable]:
+    """What `batches` puts together, one by one."""
+    pin = pin and torch.cuda.is_available()
+    return _decode_here(items, pin, decode) if workers == 0 else _decode_ahead(items, workers, pin, decode)
 
 
 def _decode_here(items: Sequence[MediaItem], pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
     for item in items:
-        pixels = _attempt(decode, item.path)
-        yield _entry(item, pixels if isinstance(pixels, str) else torch.from_numpy(pixels), pin)
+        photo = _attempt(decode, item.path)
+        yield _entry(item, photo if isinstance(photo, str) else (torch.from_numpy(photo.pixels), photo.stamp), pin)
 
 
 def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
@@ -145,13 +153,13 @@ class _Task(Dataset[Value]):
         self.decode, self.folder, self.room = decode, folder, room
 
     def __getitem__(self, path: str) -> Value:
-        pixels = _attempt(self.decode, path)
-        if isinstance(pixels, str):
-            return pixels
-        if _free_shared_memory() > max(self.room, pixels.nbytes * 2):
-            shared: torch.Tensor = torch.from_numpy(pixels).share_memory_()  # type: ignore[no-untyped-call]
-            return shared
-        return self.spill(pixels)
+        photo = _attempt(self.decode, path)
+        if isinstance(photo, str):
+            return photo
+        if _free_shared_memory() > max(self.room, photo.pixels.nbytes * 2):
+            shared: torch.Tensor = torch.from_numpy(photo.pixels).share_memory_()  # type: ignore[no-untyped-call]
+            return shared, photo.stamp
+        return self.spill(photo.pixels), photo.stamp
 
     def spill(self, pixels: Pixels) -> Path:
         """Pixels through a file: containers often get 64 MB of shared memory, and a write beyond it kills."""
@@ -161,7 +169,7 @@ class _Task(Dataset[Value]):
         return Path(name)
 
 
-def _attempt(decode: Decode, path: str) -> Pixels | str:
+def _attempt(decode: Decode, path: str) -> Photo | str:
     try:
         return decode(path)
     except UndecodableError as error:
@@ -181,11 +189,12 @@ def _free_shared_memory() -> int:
 def _entry(item: MediaItem, value: Value, pin: bool) -> Frame | Undecodable:
     if isinstance(value, str):
         return Undecodable(item, value)
-    if isinstance(value, Path):
-        pixels = torch.from_numpy(np.load(value))
-        value.unlink()
-        value = pixels
-    return Frame(item, 0, (value.pin_memory() if pin else value).numpy())
+    place, stamp = value
+    if isinstance(place, Path):
+        pixels = torch.from_numpy(np.load(place))
+        place.unlink()
+        place = pixels
+    return Frame(item, 0, (place.pin_memory() if pin else place).numpy(), stamp)
 
 
 def _decode_alone(task: _Task, path: str) -> Value:
@@ -223,5 +232,5 @@ def _one_process(task: _Task, path: str) -> Value | None:
 def _work_alone(task: _Task, path: str, sender: Connection) -> None:
     _start_worker(0)
     sender.send("started")
-    pixels = _attempt(task.decode, path)
-    sender.send(pixels if isinstance(pixels, str) else task.spill(pixels))
+    photo = _attempt(task.decode, path)
+    sender.send(photo if isinstance(photo, str) else (task.spill(photo.pixels), photo.stamp))

@@ -533,7 +533,7 @@ def _candidates(
     for row, query, instance in found:
         prompt = prompts[pairs[row].prompt]
         yield Candidate(
-            id=candidate_id(frame.item.id, frame.index, prompt.key, query),
+            id=candidate_id(frame.item.id, frame.index, prompt.identity, query),
             item_id=frame.item.id,
             frame=frame.index,
             prompt=prompt.key,

@@ -12,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.concepts.concept_list import parse_concepts
-from sam3label.core.records import Candidate, ConceptList, Correction, LabeledImage, MediaItem, Prompt
+from sam3label.core.records import Candidate, ConceptList, Correction, LabeledImage, MediaItem, Stamp
+from sam3label.core.stamps import is_unchanged
 from sam3label.errors import ConfigError
+from sam3label.run.asked import Wanted
 from sam3label.run.corrections import apply_corrections
 from sam3label.run.decide import Decision, decide
+from sam3label.run.places import moved, relocated
 from sam3label.run.store import Store, Totals, Unit
 
 
@@ -32,22 +35,44 @@ class SeenFrame:
     image: LabeledImage
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many of a run's units (photos, clips of videos) were asked each of the list's prompts, by key.
+
+    `waiting` are the items that were not asked everything yet: they have no labels until they are. `unlisted` are
+    prompts that were asked once and are no longer in the list.
+    """
+
+    units: int
+    asked: Mapping[str, int]
+    waiting: tuple[str, ...]
+    unlisted: tuple[str, ...]
+
+
 class Run:
     """A finished or growing run, read through a concept list. Streams: memory does not grow with the run.
 
-    Failed images are in `failures()` and nowhere else: units, frames and images are those that were labelled.
+    Failed images are in `failures()` and nowhere else, and those that were not asked yet what the list asks are in
+    `coverage()`: units, frames and images are those whose labels are complete.
     """
 
-    def __init__(self, store: Store, concepts: ConceptList) -> None:
+    def __init__(self, store: Store, concepts: ConceptList, places: Mapping[str, str] | None = None) -> None:
         self._store = store
         self.concepts = concepts
+        self._places = places or {}  # root as it was -> where that folder is now
+        self._wanted = Wanted.of(concepts, store.guides)
+        self.prompts = self._wanted.prompts
+        """What the list asks the model, in the order of `presence`."""
+        known = {prompt.identity: i for i, prompt in enumerate(store.prompts)}
+        self._columns = [known.get(prompt.identity, -1) for prompt in self.prompts]
+        self._missing: dict[int | None, frozenset[str]] = {}  # by question
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {len(self)} images, {len(self.concepts.concepts)} classes)"
 
     def __len__(self) -> int:
-        """Images that are done."""
-        return self.totals().done
+        """Images that are done; of videos their clips."""
+        return sum(1 for _ in self.done_units())
 
     def __enter__(self) -> Run:
         return self
@@ -71,28 +96,60 @@ class Run:
         """The score under which candidates were not kept."""
         return float((self.note("fingerprint") or {}).get("floor", 0.0))
 
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """What the model was asked, in the order of `presence`."""
-        return self._store.prompts
-
     def totals(self) -> Totals:
         return self._store.totals()
 
     def failures(self) -> list[tuple[str, str]]:
-        """(item id, reason) of everything that could not be labelled."""
-        return [(unit.item.id, unit.error) for unit in self._store.units() if unit.error is not None]
+        """(item id, reason) of everything that could not be labelled, or not asked what came later."""
+        failed = ((u.item.id, u.error or (u.trouble if self._lacks(u) else None)) for u in self._store.units())
+        return [(item_id, reason) for item_id, reason in failed if reason is not None]
+
+    def changed_photos(self) -> list[tuple[str, str]]:
+        """(item id, what happened) of every labelled file that is gone, or has other content than was labelled.
+
+        Only files whose size is the same and whose time is not are read. Those that an earlier version labelled have
+        no stamp: of them it is known only whether they are there.
+        """
+        done = self._store.done_ids()
+        stored = ((moved(item, self._places), stamp) for item, stamp in self._store.items() if item.id in done)
+        return [(item.id, what) for item, stamp in stored if (what := _change(item, stamp))]
+
+    def coverage(self) -> Coverage:
+        """How much of the run each of the list's prompts was put to."""
+        lacking, waiting, units = Counter[str](), set[str](), 0
+        for unit in (u for u in self._store.units() if u.error is None):
+            units += 1
+            if missing := self._lacks(unit):
+                lacking.update(missing)
+                waiting.add(unit.item.id)
+        listed = {prompt.key for prompt in self.prompts}
+        unlisted = tuple(p.key for p in self._store.prompts if p.key not in listed)
+        return Coverage(units, {p.key: units - lacking[p.key] for p in self.prompts}, tuple(sorted(waiting)), unlisted)
 
     def without_thresholds(self) -> Run:
         """The same run, in which every candidate over the floor passes its class's score and presence thresholds."""
         relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in self.concepts.concepts)
-        return Run(self._store, replace(self.concepts, concepts=relaxed))
+        return Run(self._store, replace(self.concepts, concepts=relaxed), self._places)
 
     # ---- what was labelled
 
     def done_units(self) -> Iterator[Unit]:
-        """Labelled photos and clips of videos, in item order."""
-        return (unit for unit in self._store.units() if unit.error is None)
+        """Labelled photos and clips of videos, in item order: those that were asked everything that the list asks."""
+        return (self._here(unit) for unit in self._store.units() if self._is_done(unit))
+
+    def _here(self, unit: Unit) -> Unit:
+        return replace(unit, item=moved(unit.item, self._places)) if self._places else unit
+
+    def _is_done(self, unit: Unit) -> bool:
+        return unit.error is None and not self._lacks(unit)
+
+    def _lacks(self, unit: Unit) -> frozenset[str]:
+        """Keys of the list's prompts that a unit was not asked; none for one that failed."""
+        if unit.error is not None:
+            return frozenset()
+        if unit.question not in self._missing:
+            self._missing[unit.question] = self._wanted.missing(self._store.asked(unit))
+        return self._missing[unit.question]
 
     def items(self, kind: str | None = None) -> list[MediaItem]:
         """Labelled photos and videos once each, in order; of one kind, if asked."""
@@ -102,7 +159,7 @@ class Run:
     def unit(self, item_id: str, frame: int = 0) -> Unit | None:
         """The labelled unit that holds a frame; None where the run has none."""
         unit = self._store.unit(item_id, frame)
-        return unit if unit is not None and unit.error is None else None
+        return self._here(unit) if unit is not None and self._is_done(unit) else None
 
     def images(self) -> Iterator[LabeledImage]:
         """Labelled images (and frames of videos) in item order; empty ones are among them."""
@@ -130,12 +187,27 @@ class Run:
             yield SeenFrame(candidates, decisions, presence, image)
 
     def candidates(self, unit: Unit) -> tuple[Candidate, ...]:
-        """Everything over the floor in all frames of a unit."""
-        return self._store.candidates(unit)
+        """Everything over the floor in all frames of a unit, for the prompts of the list."""
+        asked = {prompt.key for prompt in self.prompts} - self._superseded(unit)
+        return tuple(c for c in self._store.candidates(unit) if c.prompt in asked)
 
     def presence(self, unit: Unit) -> npt.NDArray[np.float32]:
         """float32 [F, P] in the order of `prompts`; NaN where a prompt was not asked."""
-        return self._store.presence(unit)
+        known = self._store.presence(unit)
+        values = np.full((len(known), len(self.prompts)), np.nan, np.float32)
+        superseded = self._superseded(unit)
+        for column, (prompt, place) in enumerate(zip(self.prompts, self._columns, strict=True)):
+            if place >= 0 and prompt.key not in superseded:
+                values[:, column] = known[:, place]
+        return values
+
+    def _superseded(self, unit: Unit) -> frozenset[str]:
+        """Phrases that the unit was asked before its class had exemplars for it."""
+        if not any(prompt.class_name for prompt in self.prompts):
+            return frozenset()
+        presence = self._store.presence(unit)
+        answered = np.flatnonzero(~np.isnan(presence).all(axis=0))
+        return self._wanted.superseded({self._store.prompts[i].key for i in answered})
 
     def _images(self, unit: Unit, corrected: bool) -> Iterator[LabeledImage]:
         corrections = self.corrections(unit.item.id) if corrected else []
@@ -176,6 +248,15 @@ class Run:
         self._store.set_meta(key, value)
 
 
+def _change(item: MediaItem, stamp: Stamp | None) -> str | None:
+    try:
+        if stamp is None:
+            return None if Path(item.path).exists() else "gone since it was labelled"
+        return None if is_unchanged(item, stamp) else "replaced since it was labelled"
+    except OSError:
+        return "gone since it was labelled"
+
+
 def count_objects(run: Run) -> dict[str, tuple[int, int]]:
     """Per class name, in id order: (objects, images with at least one)."""
     objects, images = Counter[int](), Counter[int]()
@@ -186,14 +267,16 @@ def count_objects(run: Run) -> dict[str, tuple[int, int]]:
     return {c.name: (objects[c.id], images[c.id]) for c in run.concepts.concepts}
 
 
-def open_run(folder: str | Path, concepts: ConceptList | None = None) -> Run:
+def open_run(folder: str | Path, concepts: ConceptList | None = None, photos: str | Path | None = None) -> Run:
     """Open a run for reading, with the concept list it was made with or another over the same phrases.
 
-    Raises `StoreError` when there is no run, `ConfigError` when `concepts` asks for phrases the run never put.
+    `photos` is where the photos are now, if not where they were labelled. Raises `StoreError` when there is no run,
+    `ConfigError` when `concepts` asks for phrases the run never put, `InputError` when `photos` holds others.
     """
     store = Store.open(folder)
     try:
-        run = Run(store, concepts or _own_concepts(store))
+        places = {} if photos is None else relocated(store.items(), Path(photos).absolute())
+        run = Run(store, concepts or _own_concepts(store), places)
         if concepts is not None:
             _refuse_unasked(concepts, store)
             refuse_below_floor(concepts, run.floor)
@@ -219,9 +302,10 @@ def refuse_below_floor(concepts: ConceptList, floor: float) -> None:
 
 def _refuse_unasked(concepts: ConceptList, store: Store) -> None:
     asked = {p.key for p in store.prompts}
-    missing = [p for p in concepts.phrases if p not in asked]
+    missing = [repr(p) for p in concepts.phrases if p not in asked]
+    missing += [f"exemplars of {c.name!r}" for c in concepts.concepts if c.exemplars and c.name not in store.guides]
     if missing:
         raise ConfigError(
-            f"the concept list asks for {', '.join(map(repr, missing[:5]))}, which this run never put to the model. "
-            "Thresholds and classes may change afterwards, phrases need a new run: sam3label run ... -o OTHER"
+            f"the concept list asks for {', '.join(missing[:5])}, which this run never put to the model. "
+            f"Ask for it now, and for nothing else: sam3label run PHOTOS -c LIST -o {store.folder}"
         )

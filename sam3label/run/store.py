@@ -4,69 +4,49 @@ A unit of work (an image, or a clip of a video) is written with its presences an
 so progress and data cannot come apart: after a kill, a unit is either wholly there or not there at all. One process
 writes at a time, guarded by a lock the operating system drops when that process dies; any number may read meanwhile.
 
-The fingerprint holds what changes the numbers (phrases, checkpoint, precision, ...). Continuing with another one is
-refused, naming the fields. Thresholds are not in it: they matter to `select` alone.
+The fingerprint holds what changes the numbers (checkpoint, precision, floor, ...). Continuing with another one is
+refused, naming the fields. Neither thresholds nor phrases are in it: thresholds matter to `decide` alone, and each unit
+knows what it was asked, so that a list may grow.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.core.records import Candidate, Correction, MediaItem, Prompt, Rle, Source, UnitResult
+from sam3label.core import masks
+from sam3label.core.records import Candidate, Correction, MediaItem, Prompt, Rle, Source, Stamp, UnitResult
 from sam3label.errors import StoreError
+from sam3label.run import database
+from sam3label.run.asked import Asked, guide_of
+from sam3label.run.store_errors import DATABASE, LOCK, DamagedStoreError, in_words, reading
 
-DATABASE = "run.sqlite"
-LOCK = "run.lock"
-FORMAT = 1
+__all__ = ["DATABASE", "LOCK", "Store", "Totals", "Unit"]
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE prompts (
-    position INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, text TEXT, source TEXT NOT NULL, class_name TEXT);
-CREATE TABLE units (
-    id INTEGER PRIMARY KEY,
-    item_id TEXT NOT NULL, kind TEXT NOT NULL, path TEXT NOT NULL,
-    frame_start INTEGER NOT NULL, frame_stop INTEGER NOT NULL,
-    height INTEGER, width INTEGER,
-    error TEXT,                       -- NULL: done; else the reason why it failed
-    presence BLOB,                    -- float32 [frames, prompts], little-endian, NaN where not asked
-    last INTEGER NOT NULL,            -- 0: a part of a video after which more is to come
-    UNIQUE (item_id, frame_start));
-CREATE TABLE candidates (
-    unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,
-    id TEXT NOT NULL, frame INTEGER NOT NULL, prompt INTEGER NOT NULL REFERENCES prompts(position),
-    score REAL NOT NULL, presence REAL NOT NULL,
-    x REAL NOT NULL, y REAL NOT NULL, w REAL NOT NULL, h REAL NOT NULL,
-    area INTEGER NOT NULL, counts BLOB NOT NULL,
-    track_id INTEGER, track_score REAL, source TEXT NOT NULL);
-CREATE INDEX candidates_unit ON candidates(unit_id);
-CREATE TABLE edits (
-    id INTEGER PRIMARY KEY,
-    item_id TEXT NOT NULL, frame INTEGER NOT NULL, action TEXT NOT NULL, label_id TEXT, class_name TEXT,
-    height INTEGER, width INTEGER, counts BLOB, track_id INTEGER,
-    who TEXT NOT NULL, at TEXT NOT NULL, pull TEXT NOT NULL);
-CREATE INDEX edits_item ON edits(item_id, frame);
-"""
+REPLACED = "the file was replaced since it was labelled, and is not labelled again yet"
 
-_UNIT_COLUMNS = "id, item_id, path, kind, frame_start, frame_stop, height, width, error"
+_ITEM_COLUMNS = "items.id, items.kind, items.root, items.path"
+_UNIT_COLUMNS = f"{_ITEM_COLUMNS}, units.id, frame_start, frame_stop, height, width, error, trouble, question, last"
+_UNITS = f"SELECT {_UNIT_COLUMNS} FROM units JOIN items ON items.id = item_id"
+_CANDIDATE_COLUMNS = "id, frame, prompt, score, presence, x, y, w, h, area, counts, track_id, track_score, source"
 _CORRECTION_COLUMNS = "item_id, frame, action, label_id, class_name, height, width, counts, track_id, who, at, pull"
+# a correction counts for the file the person saw; what is not known to differ is the same
+_IN_FORCE = "(content IS NULL OR items.digest IS NULL OR content = items.digest)"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit's row: what was labelled, how large it is, and why it failed if it did."""
+    """A unit's row: what was labelled, how large it is, why it failed if it did, and which question it was asked.
+
+    `trouble` says why prompts that came later could not be asked of it; its earlier answers stand.
+    """
 
     id: int
     item: MediaItem
@@ -74,6 +54,9 @@ class Unit:
     frame_stop: int
     size_hw: tuple[int, int] | None
     error: str | None
+    trouble: str | None = None
+    question: int | None = None
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,66 +69,73 @@ class Totals:
 
 
 class Store:
-    """A run's database. Open it with `Store.open` (read, and corrections) or `Store.writer` (the labelling run)."""
+    """A run's database. Open it with `Store.open` (read, and corrections) or `Store.writer` (the labelling job).
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, lock_fd: int | None = None) -> None:
+    `prompts` are those of the job that writes, or all that were ever asked with the exemplars that count now.
+    """
+
+    def __init__(self, folder: Path, opened: database.Opened) -> None:
         self.folder = folder
-        self._db = connection
-        self._lock_fd = lock_fd
-        self.prompts = self._read_prompts()
-        self._position = {p.key: i for i, p in enumerate(self.prompts)}
+        self._opened, self._db = opened, opened.db
+        self._ids: dict[str, int] = {}  # identity -> id
+        self._asked: dict[int, tuple[Asked, tuple[int, ...]]] = {}  # question -> what, and the prompts' ids
+        self.guides: dict[str, str] = self.meta("exemplars") or {}  # class -> digest of its exemplars
+        known = self._read_prompts()
+        self.prompts = tuple(p for p in known if p.digest == self.guides.get(guide_of(p), ""))
+        self._number()
 
     # ---- opening
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
-        """Open an existing run for reading and for human corrections. Raises `StoreError` if there is none."""
+        """Open an existing run for reading and for corrections. Raises `StoreError` if there is none."""
         path = Path(folder)
-        if not (path / DATABASE).is_file():
-            raise StoreError(
-                f"{path} is not a run folder (no {DATABASE} in it). Runs are made by: sam3label run ... -o {path}"
-            )
-        with _sqlite_errors(path):
-            db = _connect(path)
-            _check_format(path, db)
-            return cls(path, db)
+        return cls._with(path, database.open_existing(path))
 
     @classmethod
     def writer(
-        cls, folder: str | Path, prompts: Sequence[Prompt], fingerprint: Mapping[str, Any], *, fresh: bool = False
+        cls,
+        folder: str | Path,
+        prompts: Sequence[Prompt],
+        fingerprint: Mapping[str, Any],
+        *,
+        notes: Mapping[str, Any] | None = None,
+        fresh: bool = False,
     ) -> Store:
         """Create the run, or continue it if its fingerprint is the same. Holds the run's lock until `close`.
 
+        Prompts that were never asked join the others. `notes`, JSON values by key, are kept from the first moment.
         Raises `StoreError` when another process is writing, when a field of the fingerprint differs (naming it), and
         when the folder cannot be written.
         """
         path = Path(folder)
+        first = {"fingerprint": dict(fingerprint), **(notes or {})}
+        store = cls._with(path, database.open_writer(path, first, fresh=fresh))
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock_fd = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(
-                f"the run folder {path} cannot be written ({error.strerror}). Choose another with -o."
-            ) from error
-        try:
-            _lock(lock_fd, path)
-            with _sqlite_errors(path):
-                if fresh:
-                    _refuse_corrected(path)
-                    _remove(path)
-                store = cls(path, _connect_or_create(path, prompts, fingerprint), lock_fd)
-                store.refuse_other(fingerprint)
-            return store
+            store.refuse_other(fingerprint)
+            store.begin(prompts, notes or {})
         except BaseException:
-            os.close(lock_fd)
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def resume(cls, folder: str | Path) -> Store:
+        """Open an existing run to label on. What is put to it is for `refuse_other` and `begin`."""
+        path = Path(folder)
+        return cls._with(path, database.open_writer(path, {}, fresh=False))
+
+    @classmethod
+    def _with(cls, folder: Path, opened: database.Opened) -> Store:
+        try:
+            return cls(folder, opened)
+        except BaseException:
+            opened.close()
             raise
 
     def close(self) -> None:
         """Close the database and let the lock go. Safe to call twice."""
-        self._db.close()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -159,21 +149,22 @@ class Store:
 
     def meta(self, key: str) -> Any:
         """A JSON value by key, or None."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        with reading(self.folder):
+            row = self._one("SELECT value FROM meta WHERE key = ?", (key,))
+            return None if row is None else json.loads(row[0])
 
     def set_meta(self, key: str, value: Any) -> None:
         """Write a JSON value. Its own transaction."""
-        with _sqlite_errors(self.folder), self._db:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+        self.set_notes({key: value})
 
-    def _read_prompts(self) -> tuple[Prompt, ...]:
-        rows = self._db.execute("SELECT key, text, source, class_name FROM prompts ORDER BY position")
-        return tuple(Prompt(key, text, cast(Source, source), name) for key, text, source, name in rows)
+    def set_notes(self, notes: Mapping[str, Any]) -> None:
+        """Write JSON values by key, all or none."""
+        with in_words(self.folder), self._db:
+            self._write_notes(notes)
 
     def refuse_other(self, fingerprint: Mapping[str, Any]) -> None:
         """Raise `StoreError` naming every field in which the run's fingerprint differs."""
-        stored = self.meta("fingerprint")
+        stored = self.meta("fingerprint") or {}
         fields = sorted(k for k in stored.keys() | dict(fingerprint).keys() if stored.get(k) != fingerprint.get(k))
         if fields:
             changes = "\n".join(f"  {k}: was {_short(stored.get(k))}, now {_short(fingerprint.get(k))}" for k in fields)
@@ -182,122 +173,381 @@ class Store:
                 "Use the old settings to continue, another -o for a new run, or --fresh to start this one over."
             )
 
-    # ---- the labelling run writes
+    def _read_prompts(self) -> tuple[Prompt, ...]:
+        with reading(self.folder):
+            known = {}
+            for id_, key, text, source, name, digest in self._rows(
+                "SELECT id, key, text, source, class_name, digest FROM prompts ORDER BY id"
+            ):
+                prompt = Prompt(key, text, cast(Source, _one_of(source, get_args(Source))), name, digest)
+                known[prompt.identity] = prompt
+                self._ids[prompt.identity] = id_
+            return tuple(known.values())
+
+    def _number(self) -> None:
+        """Where each prompt stands in `prompts`, by its id."""
+        self._place = {self._ids[p.identity]: i for i, p in enumerate(self.prompts)}
+
+    def begin(self, prompts: Sequence[Prompt], notes: Mapping[str, Any]) -> None:
+        """Begin to ask these prompts: new ones join the others. Keeps `notes`, JSON values by key, with them."""
+        with in_words(self.folder), self._db:
+            self._write_notes(notes)
+            for prompt in prompts:
+                if prompt.identity not in self._ids:
+                    self._ids[prompt.identity] = len(self._ids)
+                    self._db.execute(
+                        "INSERT INTO prompts VALUES (?, ?, ?, ?, ?, ?)",
+                        (self._ids[prompt.identity], prompt.key, prompt.text, prompt.source, prompt.class_name,
+                         prompt.digest),
+                    )  # fmt: skip
+        self.prompts = tuple(prompts)
+        self.guides = self.meta("exemplars") or {}
+        self._number()
+
+    def _write_notes(self, notes: Mapping[str, Any]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, json.dumps(value)) for key, value in notes.items()]
+        )
+
+    # ---- the labelling job writes
 
     def write(self, results: Sequence[UnitResult]) -> None:
-        """Write units, presences and candidates in one transaction. A unit written before (a failure) is replaced."""
-        with _sqlite_errors(self.folder), self._db:
+        """Write units, presences and candidates in one transaction.
+
+        A unit that failed before is replaced. One that is there gets the answers to the prompts it was asked now
+        beside those it has; where these could not be asked, it keeps what it has and the reason.
+        """
+        with in_words(self.folder), self._db:
             for result in results:
                 self._write_unit(result)
 
     def _write_unit(self, result: UnitResult) -> None:
-        item, (height, width) = result.item, result.size_hw or (None, None)
+        self._write_item(result.item, result.stamp)
+        row = self._db.execute(
+            "SELECT id, question, presence FROM units WHERE item_id = ? AND frame_start = ? AND error IS NULL",
+            (result.item.id, result.frame_start),
+        ).fetchone()
+        if row is not None and result.error is not None:
+            self._db.execute("UPDATE units SET trouble = ? WHERE id = ?", (result.error, row[0]))
+            return
+        if row is None:
+            # what failed before goes, and with it its candidates (ON DELETE CASCADE)
+            self._db.execute("DELETE FROM units WHERE item_id = ? AND error IS NOT NULL", (result.item.id,))
+        self._write_candidates(result, self._merged(result, row))
+
+    def _write_item(self, item: MediaItem, stamp: Stamp | None) -> None:
         self._db.execute(
-            "DELETE FROM units WHERE item_id = ? AND (frame_start = ? OR error IS NOT NULL)",
-            (item.id, result.frame_start),
-        )  # candidates go with it (ON DELETE CASCADE)
-        unit_id = self._db.execute(
-            "INSERT INTO units (item_id, kind, path, frame_start, frame_stop, height, width, error, presence, last)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (item.id, item.kind, item.path, result.frame_start, result.frame_stop, height, width, result.error,
-             None if result.presence is None else result.presence.astype("<f4").tobytes(), result.last),
-        ).lastrowid  # fmt: skip
+            "INSERT INTO items (id, kind, root, path) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+            " kind = excluded.kind, root = excluded.root, path = excluded.path",
+            (item.id, item.kind, item.root, item.path),
+        )
+        if stamp is not None:
+            self._db.execute(
+                "UPDATE items SET size = ?, mtime_ns = ?, digest = ? WHERE id = ?",
+                (stamp.size, stamp.mtime_ns, stamp.digest, item.id),
+            )
+
+    def _merged(self, result: UnitResult, row: tuple[int, int, bytes] | None) -> int:
+        """Write the unit's row with old and new answers side by side, and return its id."""
+        item, (height, width) = result.item, result.size_hw or (None, None)
+        if row is None:
+            unit_id = self._db.execute(
+                "INSERT INTO units (item_id, frame_start, frame_stop, height, width, error, last)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (item.id, result.frame_start, result.frame_stop, height, width, result.error, result.last),
+            ).lastrowid
+            assert unit_id is not None
+            columns: dict[int, npt.NDArray[np.float32]] = {}
+        else:
+            unit_id, columns = row[0], self._columns(row[1], row[2], result.frame_stop - result.frame_start)
+        if result.error is None:
+            columns |= {id_: column for id_, column in self._new_columns(result) if not np.isnan(column).all()}
+            blob = np.stack([columns[id_] for id_ in sorted(columns)], axis=1).astype("<f4") if columns else None
+            self._db.execute(
+                "UPDATE units SET question = ?, presence = ?, trouble = NULL, last = max(last, ?) WHERE id = ?",
+                (self._question(sorted(columns)), None if blob is None else blob.tobytes(), result.last, unit_id),
+            )
+        return unit_id
+
+    def _new_columns(self, result: UnitResult) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        if result.presence is not None:
+            ids = [self._ids[prompt.identity] for prompt in self.prompts]
+            yield from zip(ids, result.presence.astype(np.float32).T, strict=True)
+
+    def _columns(self, question: int | None, blob: bytes | None, frames: int) -> dict[int, npt.NDArray[np.float32]]:
+        ids = () if question is None else self._read_question(question)[1]
+        values = np.frombuffer(blob or b"", dtype="<f4").reshape(frames, len(ids))
+        return dict(zip(ids, values.T, strict=True))
+
+    def _question(self, ids: Sequence[int]) -> int:
+        values = json.dumps(ids), json.dumps(self.guides, sort_keys=True)
+        self._db.execute("INSERT OR IGNORE INTO questions (prompts, guides) VALUES (?, ?)", values)
+        row = self._db.execute("SELECT id FROM questions WHERE prompts = ? AND guides = ?", values).fetchone()
+        return int(row[0])
+
+    def _write_candidates(self, result: UnitResult, unit_id: int) -> None:
+        own = {p.key: self._ids[p.identity] for p in self.prompts}
+        answered = {id_ for id_, column in self._new_columns(result) if not np.isnan(column).all()}
+        answered |= {own[c.prompt] for c in result.candidates}
+        self._db.executemany(
+            "DELETE FROM candidates WHERE unit_id = ? AND prompt = ?", [(unit_id, id_) for id_ in answered]
+        )
         self._db.executemany(
             "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                (unit_id, c.id, c.frame, self._position[c.prompt], c.score, c.presence, *c.box_xywh, c.area,
+                (unit_id, c.id, c.frame, own[c.prompt], c.score, c.presence, *c.box_xywh, c.area,
                  c.rle.counts, c.track_id, c.track_score, c.source)
                 for c in result.candidates
             ),
         )  # fmt: skip
 
-    def add_corrections(self, corrections: Sequence[Correction], meta: Mapping[str, Any] | None = None) -> None:
-        """Append human decisions, all or none, and with them JSON values by key. Never touches candidates."""
-        with _sqlite_errors(self.folder), self._db:
+    def relocate(self, items: Iterable[tuple[MediaItem, Stamp | None]]) -> None:
+        """Note where known files are now, and their stamps where they are known. One transaction."""
+        with in_words(self.folder), self._db:
+            for item, stamp in items:
+                self._write_item(item, stamp)
+
+    def forget(self, items: Sequence[MediaItem]) -> None:
+        """Take back what was seen in files that were replaced: they count as failed until they are labelled again."""
+        ids = [(item.id,) for item in items]
+        with in_words(self.folder), self._db:
             self._db.executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in (meta or {}).items()]
+                "DELETE FROM candidates WHERE unit_id IN (SELECT id FROM units WHERE item_id = ?)", ids
             )
             self._db.executemany(
-                f"INSERT INTO edits ({_CORRECTION_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [_correction_row(one) for one in corrections],
+                "UPDATE units SET error = ?, question = NULL, presence = NULL WHERE item_id = ?",
+                [(REPLACED, id_) for (id_,) in ids],
+            )
+
+    def add_corrections(self, corrections: Sequence[Correction], meta: Mapping[str, Any] | None = None) -> None:
+        """Append people's decisions, all or none, and with them JSON values by key. Never touches candidates."""
+        with in_words(self.folder), self._db:
+            self._write_notes(meta or {})
+            self._db.executemany(
+                f"INSERT INTO corrections ({_CORRECTION_COLUMNS}, content)"
+                f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT digest FROM items WHERE id = ?))",
+                [(*_correction_row(one), one.item_id) for one in corrections],
             )
 
     # ---- reading
 
+    def items(self) -> Iterator[tuple[MediaItem, Stamp | None]]:
+        """Every photo and video there is a unit of, in order, with its stamp where it is known."""
+        with reading(self.folder):
+            for *columns, size, mtime, digest in self._rows(
+                f"SELECT {_ITEM_COLUMNS}, size, mtime_ns, digest FROM items ORDER BY id"
+            ):
+                yield _item(*columns), None if digest is None else Stamp(int(size), int(mtime), str(digest))
+
+    def asked(self, unit: Unit) -> Asked:
+        """What a labelled unit was asked so far."""
+        with reading(self.folder):
+            return self._read_question(unit.question)[0] if unit.question is not None else Asked(frozenset(), {})
+
+    def _read_question(self, question: int) -> tuple[Asked, tuple[int, ...]]:
+        if question not in self._asked:
+            row = self._one("SELECT prompts, guides FROM questions WHERE id = ?", (question,))
+            if row is None:
+                raise ValueError(f"question {question} is missing")
+            ids = tuple(int(id_) for id_ in json.loads(row[0]))
+            names = {id_: identity for identity, id_ in self._ids.items()}
+            self._asked[question] = Asked(frozenset(names[id_] for id_ in ids), dict(json.loads(row[1]))), ids
+        return self._asked[question]
+
     def done_ids(self) -> set[str]:
         """Ids of images and videos that are done. Failed ones are not among them: the next run tries them again."""
-        return {row[0] for row in self._db.execute("SELECT item_id FROM units WHERE error IS NULL AND last")}
+        with reading(self.folder):
+            return {row[0] for row in self._rows("SELECT item_id FROM units WHERE error IS NULL AND last")}
 
-    def progress(self, item_id: str) -> tuple[int, int]:
-        """Of a video: the frame to go on from, and the highest track id so far (0 for none)."""
-        (stop,) = self._db.execute(
-            "SELECT max(frame_stop) FROM units WHERE item_id = ? AND error IS NULL", (item_id,)
-        ).fetchone()
-        (track,) = self._db.execute(
-            "SELECT max(track_id) FROM candidates JOIN units ON units.id = unit_id WHERE item_id = ?", (item_id,)
-        ).fetchone()
-        return stop or 0, track or 0
+    def last_track(self, item_id: str) -> int:
+        """The highest track id of a video so far; 0 for none."""
+        with reading(self.folder):
+            row = self._one(
+                "SELECT max(track_id) FROM candidates JOIN units ON units.id = unit_id WHERE item_id = ?", (item_id,)
+            )
+            return int(row[0] or 0) if row else 0
 
     def totals(self) -> Totals:
-        done, failed = self._db.execute(
-            "SELECT count(*) FILTER (WHERE error IS NULL), count(error) FROM units"
-        ).fetchone()
-        (candidates,) = self._db.execute("SELECT count(*) FROM candidates").fetchone()
-        return Totals(done, failed, candidates)
+        with reading(self.folder):
+            done, failed = self._one("SELECT count(*) FILTER (WHERE error IS NULL), count(error) FROM units") or (0, 0)
+            (candidates,) = self._one("SELECT count(*) FROM candidates") or (0,)
+            return Totals(done, failed, candidates)
 
-    def units(self) -> Iterator[Unit]:
-        """All units in item order, streamed: done and failed."""
-        rows = self._db.execute(f"SELECT {_UNIT_COLUMNS} FROM units ORDER BY item_id, frame_start")
-        for row in rows:
-            yield _unit(row)
+    def units(self, item_id: str | None = None) -> Iterator[Unit]:
+        """All units in item order, streamed, done and failed; or those of one item."""
+        where, values = ("", ()) if item_id is None else (" WHERE item_id = ?", (item_id,))
+        before: tuple[str, int] = "", -1
+        with reading(self.folder):
+            for row in self._rows(f"{_UNITS}{where} ORDER BY item_id, frame_start", values):
+                unit = _unit(row)
+                here = unit.item.id, unit.frame_start
+                if here <= before and before[1] >= 0:
+                    raise ValueError("units out of order")  # a circle in a damaged file would never end
+                before = here
+                yield unit
 
     def unit(self, item_id: str, frame: int = 0) -> Unit | None:
         """The unit that holds a frame of an item, or None."""
-        row = self._db.execute(
-            f"SELECT {_UNIT_COLUMNS} FROM units WHERE item_id = ? AND frame_start <= ? AND frame_stop > ?",
-            (item_id, frame, frame),
-        ).fetchone()
-        return None if row is None else _unit(row)
+        with reading(self.folder):
+            row = self._one(
+                f"{_UNITS} WHERE item_id = ? AND frame_start <= ? AND frame_stop > ?", (item_id, frame, frame)
+            )
+            return None if row is None else _unit(row)
 
     def candidates(self, unit: Unit) -> tuple[Candidate, ...]:
-        """A unit's candidates in the order in which they were written."""
+        """A unit's candidates for `prompts`, in the order in which they were written."""
         if unit.size_hw is None:
             return ()
-        rows = self._db.execute(
-            "SELECT id, frame, prompt, score, presence, x, y, w, h, area, counts, track_id, track_score, source"
-            " FROM candidates WHERE unit_id = ? ORDER BY rowid",
-            (unit.id,),
-        )
-        keys = [p.key for p in self.prompts]
-        return tuple(
-            Candidate(id_, unit.item.id, frame, keys[prompt], score, presence, (x, y, w, h), area,
-                      Rle(unit.size_hw, counts), track_id, track_score, source)
-            for id_, frame, prompt, score, presence, x, y, w, h, area, counts, track_id, track_score, source in rows
-        )  # fmt: skip
+        with reading(self.folder):
+            rows = self._rows(
+                f"SELECT {_CANDIDATE_COLUMNS} FROM candidates WHERE unit_id = ? ORDER BY rowid", (unit.id,)
+            )
+            found = tuple(self._candidate(unit, unit.size_hw, row) for row in rows if row[2] in self._place)
+            if not all(masks.are_whole([c.rle for c in found])):
+                raise ValueError(f"the masks of {unit.item.id} do not fit it")
+            return found
+
+    def _candidate(self, unit: Unit, size_hw: tuple[int, int], row: tuple[Any, ...]) -> Candidate:
+        id_, frame, prompt, score, presence, x, y, w, h, area, counts, track_id, track_score, source = row
+        if not (unit.frame_start <= frame < unit.frame_stop and 0 <= score <= 1 and 0 <= presence <= 1):
+            raise ValueError(f"a candidate of {unit.item.id} is out of range")
+        box = (float(x), float(y), float(w), float(h))
+        return Candidate(str(id_), unit.item.id, frame, self.prompts[self._place[prompt]].key, float(score),
+                         float(presence), box, int(area), Rle(size_hw, counts), track_id, track_score,
+                         cast(Source, _one_of(source, get_args(Source))))  # fmt: skip
 
     def presence(self, unit: Unit) -> npt.NDArray[np.float32]:
         """float32 [F, P] in the order of `prompts`; NaN where a prompt was not asked. Empty for a failed unit."""
-        (blob,) = self._db.execute("SELECT presence FROM units WHERE id = ?", (unit.id,)).fetchone()
-        flat = np.frombuffer(blob or b"", dtype="<f4").astype(np.float32)
-        return flat.reshape(-1, len(self.prompts))
+        frames = 0 if unit.error is not None else unit.frame_stop - unit.frame_start
+        values = np.full((frames, len(self.prompts)), np.nan, np.float32)
+        if not frames:
+            return values
+        with reading(self.folder):
+            row = self._one("SELECT presence FROM units WHERE id = ?", (unit.id,))
+            for id_, column in self._columns(unit.question, row[0] if row else None, frames).items():
+                if id_ in self._place:
+                    values[:, self._place[id_]] = column
+            return values
 
     def corrections(self, item_id: str | None = None) -> list[Correction]:
-        """Human decisions, oldest first: of one item, or of all."""
-        where, values = ("", ()) if item_id is None else (" WHERE item_id = ?", (item_id,))
-        rows = self._db.execute(f"SELECT {_CORRECTION_COLUMNS} FROM edits{where} ORDER BY id", values)
-        return [
-            Correction(item, frame, action, label, name, Rle((h, w), counts) if counts else None, track, who, at, pull)
-            for item, frame, action, label, name, h, w, counts, track, who, at, pull in rows
-        ]
+        """People's decisions that are in force, oldest first: of one item, or of all.
+
+        Those on a file that was replaced since are kept, and count again when it comes back.
+        """
+        where, values = ("", ()) if item_id is None else (" AND item_id = ?", (item_id,))
+        with reading(self.folder):
+            rows = self._rows(
+                f"SELECT {_CORRECTION_COLUMNS} FROM corrections LEFT JOIN items ON items.id = item_id"
+                f" WHERE {_IN_FORCE}{where} ORDER BY corrections.id",
+                values,
+            )
+            return [_correction(row) for row in rows]
+
+    # ---- one row at a time, for a look through a store that may be damaged
+
+    def integrity(self) -> list[str]:
+        """What SQLite itself finds wrong with the file; empty for a sound one."""
+        try:
+            with in_words(self.folder):
+                self._db.begin()
+                found = [str(row[0]) for row in self._db.execute("PRAGMA integrity_check(5)")]
+        except DamagedStoreError as error:
+            return [error.what]
+        return [] if found == ["ok"] else found
+
+    def numbers(self, table: Literal["units", "corrections"]) -> tuple[list[int], bool]:
+        """The numbers of a table's rows, and whether these are all: from both ends, as far as the file can be read."""
+        reached: set[int] = set()
+        complete = False
+        for order in ("ASC", "DESC"):
+            try:
+                with reading(self.folder):
+                    for (number,) in self._rows(f"SELECT id FROM {table} ORDER BY id {order}"):
+                        if number in reached:
+                            break
+                        reached.add(number)
+                    else:
+                        complete = complete or order == "ASC"
+                    if order == "ASC":
+                        complete = True
+                        break
+            except StoreError:
+                continue
+        return sorted(reached), complete
+
+    def unit_numbered(self, number: int) -> Unit:
+        """A unit by the number of its row. Raises `StoreError` where it cannot be read."""
+        with reading(self.folder):
+            row = self._one(f"{_UNITS} WHERE units.id = ?", (number,))
+            if row is None:
+                raise ValueError(f"unit {number} has no item")
+            return _unit(row)
+
+    def stamp(self, item_id: str) -> Stamp | None:
+        """The stamp of a file, where it is known."""
+        with reading(self.folder):
+            row = self._one("SELECT size, mtime_ns, digest FROM items WHERE id = ?", (item_id,))
+            return None if row is None or row[2] is None else Stamp(int(row[0]), int(row[1]), str(row[2]))
+
+    def correction_numbered(self, number: int) -> tuple[Correction, str | None]:
+        """A correction by the number of its row, and the digest of the file that the person saw."""
+        with reading(self.folder):
+            row = self._one(f"SELECT {_CORRECTION_COLUMNS}, content FROM corrections WHERE id = ?", (number,))
+            if row is None:
+                raise ValueError(f"correction {number} is missing")
+            return _correction(row[:-1]), row[-1]
+
+    def carry_corrections(self, corrections: Sequence[tuple[Correction, str | None]]) -> None:
+        """Append corrections of another store, each with the digest of the file that the person saw."""
+        with in_words(self.folder), self._db:
+            self._db.executemany(
+                f"INSERT INTO corrections ({_CORRECTION_COLUMNS}, content)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [(*_correction_row(one), content) for one, content in corrections],
+            )
 
     def corrected_ids(self) -> set[str]:
-        """Ids of items that carry at least one human decision."""
-        return {row[0] for row in self._db.execute("SELECT DISTINCT item_id FROM edits")}
+        """Ids of items that carry at least one correction."""
+        with reading(self.folder):
+            return {row[0] for row in self._rows("SELECT DISTINCT item_id FROM corrections")}
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        self._db.begin()
+        for row in self._db.execute(sql, values):  # noqa: UP028  # a half-read cursor must not be closed after its database
+            yield row
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        self._db.begin()
+        row: tuple[Any, ...] | None = self._db.execute(sql, values).fetchone()
+        return row
+
+
+def _item(id_: str, kind: str, root: str, path: str) -> MediaItem:
+    return MediaItem(id_, path, cast(Literal["image", "video"], _one_of(kind, ("image", "video"))), root)
 
 
 def _unit(row: tuple[Any, ...]) -> Unit:
-    id_, item_id, path, kind, start, stop, height, width, error = row
-    return Unit(id_, MediaItem(item_id, path, kind), start, stop, None if height is None else (height, width), error)
+    item, (id_, start, stop, height, width, error, trouble, question, last) = _item(*row[:4]), row[4:]
+    if not 0 <= start < stop:
+        raise ValueError(f"frames {start} to {stop}")
+    size_hw = None if height is None else (int(height), int(width))
+    if error is None and (size_hw is None or min(size_hw) < 1):
+        raise ValueError(f"{item.id} has no size")
+    return Unit(id_, item, start, stop, size_hw, error, trouble, question, bool(last))
+
+
+def _one_of(value: Any, allowed: Sequence[Any]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{value!r} is none of {', '.join(map(str, allowed))}")
+    return value
+
+
+def _correction(row: tuple[Any, ...]) -> Correction:
+    item, frame, action, label, name, h, w, counts, track, who, at, pull = row
+    rle = Rle((h, w), counts) if counts else None
+    if rle is not None and not masks.are_whole([rle])[0]:
+        raise ValueError(f"a mask that {who or 'a person'} drew on {item} does not fit it")
+    return Correction(item, frame, action, label, name, rle, track, who, at, pull)
 
 
 def _correction_row(one: Correction) -> tuple[Any, ...]:
@@ -310,94 +560,3 @@ def _correction_row(one: Correction) -> tuple[Any, ...]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StoreError(
-            f"another process is labelling into {path}. Wait for it, or choose another folder with -o."
-        ) from error
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path / DATABASE, timeout=30, check_same_thread=False)
-    db.execute("PRAGMA foreign_keys = ON")
-    # WAL with NORMAL: a killed process loses nothing; only a power cut may lose the last commits, never consistency
-    db.execute("PRAGMA synchronous = NORMAL")
-    return db
-
-
-def _connect_or_create(path: Path, prompts: Sequence[Prompt], fingerprint: Mapping[str, Any]) -> sqlite3.Connection:
-    db = _connect(path)
-    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        _check_format(path, db)
-        return db
-    db.execute("PRAGMA journal_mode = WAL")
-    statements: Iterable[str] = (s for s in _SCHEMA.split(";\n") if s.strip())
-    with db:
-        db.execute("BEGIN")
-        for statement in statements:
-            db.execute(statement)
-        db.execute(
-            "INSERT INTO meta VALUES ('format', ?), ('fingerprint', ?)",
-            (json.dumps(FORMAT), json.dumps(dict(fingerprint))),
-        )
-        db.executemany(
-            "INSERT INTO prompts VALUES (?, ?, ?, ?, ?)",
-            ((i, p.key, p.text, p.source, p.class_name) for i, p in enumerate(prompts)),
-        )
-    return db
-
-
-def _check_format(path: Path, db: sqlite3.Connection) -> None:
-    row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-    if row is None or json.loads(row[0]) != FORMAT:
-        raise StoreError(f"{path / DATABASE} has another format than this version reads. Label into a new folder.")
-
-
-def _refuse_corrected(path: Path) -> None:
-    """What people did is never thrown away by an option."""
-    if not (path / DATABASE).is_file():
-        return
-    with closing(sqlite3.connect(path / DATABASE)) as db:
-        if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'edits'").fetchone()[0]:
-            return
-        (corrections,) = db.execute("SELECT count(*) FROM edits").fetchone()
-    if corrections:
-        raise StoreError(
-            f"{path} holds {corrections} corrections made by people, and --fresh would throw them away. "
-            "Choose another folder with -o, or delete this one yourself."
-        )
-
-
-def _remove(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        (path / (DATABASE + suffix)).unlink(missing_ok=True)
-
-
-@contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    """SQLite's and the file system's refusals in one sentence each, with the next step."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreError(_reason(path, str(error))) from error
-    except OSError as error:
-        raise StoreError(_reason(path, error.strerror or str(error))) from error
-
-
-def _reason(path: Path, text: str) -> str:
-    if "full" in text or "No space" in text:
-        return (
-            f"the disk that holds {path} is full. What was committed is safe: "
-            "free some space and give the same command again."
-        )
-    if "readonly" in text or "unable to open" in text or "denied" in text.lower() or "Read-only" in text:
-        return f"the run folder {path} cannot be written ({text}). Check its permissions, or choose another with -o."
-    if "not a database" in text or "malformed" in text:
-        return f"{path / DATABASE} is damaged ({text}). Restore it from a copy, or label into a new folder."
-    if "locked" in text:
-        return f"{path / DATABASE} is locked by another program. Close it and give the same command again."
-    return f"the run store in {path} failed: {text}."

@@ -41,9 +41,12 @@ def write_report(
     path: str | Path,
     concepts: ConceptList | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    photos: str | Path | None = None,
 ) -> None:
-    """Write the page. Raises `StoreError` when there is no run, `OutputError` when the page cannot be written."""
-    with open_run(run_folder, concepts) as run:
+    """Write the page. `photos` is where the photos are now, if not where they were labelled.
+
+    Raises `StoreError` when there is no run, `OutputError` when the page cannot be written."""
+    with open_run(run_folder, concepts, photos) as run:
         write_whole(path, render(collect(run, str(run_folder), on_progress)))
 
 

@@ -659,12 +659,12 @@ def test_a_run_by_references_is_planned_measured_refused_accepted_and_resumed(
     assert "helmet: 2 references, each labelled from the others: precision 0" in said
     code, output = invoke(*command, "--accept-exemplars")
     assert code == 0, output
-    assert "0 photos take 0 image encodes\n" in output  # measured before: not again
+    assert "image encodes" not in output  # nothing to ask: nothing measured, nothing loaded
     write_coco(tmp_path / "refs" / "labels.json", {**BOXES, "a.jpg": [("helmet", (11, 5, 20, 30))]})
     code, output = invoke(*command, "--accept-exemplars")
-    assert code == 1, output
-    assert 'exemplars of helmet: was "canvas, share 0.7, tiles 1, 2 references' in output
-    assert "labelled from the others" not in output  # refused before anything is measured
+    assert code == 0, output
+    assert "new exemplars of helmet on 3 images" in output  # and `cap` is not asked again
+    assert "helmet: 2 references, each labelled from the others" in output  # other references: measured again
 
 
 def test_a_photo_whose_partial_labels_do_not_fit_fails_alone(

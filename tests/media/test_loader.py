@@ -23,13 +23,13 @@ from sam3label.core.records import Frame, MediaItem, Undecodable
 from sam3label.errors import Sam3LabelError
 from sam3label.media import loader
 from sam3label.media.discovery import discover
-from sam3label.media.image import decode_image
+from sam3label.media.image import Photo, read_photo
 from sam3label.media.loader import CRASHED, batches
 
 Pixels = npt.NDArray[np.uint8]
 
 
-def die_on_some(path: str) -> Pixels:
+def die_on_some(path: str) -> Photo:
     """The decoder, except that a name says when it kills its process, and how."""
     name = Path(path).stem
     if "kill" in name:
@@ -39,24 +39,24 @@ def die_on_some(path: str) -> Pixels:
     if "once" in name and not Path(path).with_suffix(".mark").exists():
         Path(path).with_suffix(".mark").touch()
         os._exit(1)
-    return decode_image(path)
+    return read_photo(path)
 
 
-def stumble(path: str) -> Pixels:
+def stumble(path: str) -> Photo:
     if "odd" in Path(path).stem:
         raise RuntimeError("a bug in the decoder")
-    return decode_image(path)
+    return read_photo(path)
 
 
-def slow(path: str) -> Pixels:
+def slow(path: str) -> Photo:
     time.sleep(0.05)
-    return decode_image(path)
+    return read_photo(path)
 
 
-def count_threads(path: str) -> Pixels:
+def count_threads(path: str) -> Photo:
     """Not a picture: what a worker is set to."""
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    return np.full((1, 1, 3), (torch.get_num_threads(), ignored, 0), np.uint8)
+    return Photo(np.full((1, 1, 3), (torch.get_num_threads(), ignored, 0), np.uint8))
 
 
 @pytest.fixture

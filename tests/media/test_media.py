@@ -124,9 +124,32 @@ def test_two_sources_with_the_same_relative_name_collide(tmp_path: Path) -> None
     write(tmp_path, "a/1.jpg", "b/1.jpg")
     assert refusal(tmp_path / "a", tmp_path / "b") == (
         f"{tmp_path}/a/1.jpg and {tmp_path}/b/1.jpg would both be called '1.jpg': "
-        f"pass the folder they share, {tmp_path}, instead"
+        f"pass the folder they share, {tmp_path}, instead, or give one source a name: more={tmp_path}/b"
     )
     assert ids(tmp_path) == ["a/1.jpg", "b/1.jpg"]
+
+
+def test_a_named_source_puts_its_name_before_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a/1.jpg", "b/x/1.jpg", "c=d/1.jpg")
+    items = discover([f"east={tmp_path}/a", f"west={tmp_path}/b"])
+    assert [(i.id, i.root) for i in items] == [("east/1.jpg", f"{tmp_path}/a"), ("west/x/1.jpg", f"{tmp_path}/b")]
+    assert [(i.id, i.root) for i in discover([tmp_path / "b"])] == [("x/1.jpg", f"{tmp_path}/b")]
+    monkeypatch.chdir(tmp_path)
+    assert ids("c=d") == ["1.jpg"]  # a folder of that name is what it is
+    assert "no such file or folder" in refusal("e=nowhere")
+
+
+def test_links_out_of_the_tree_are_told_and_can_be_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "in/1.jpg", "out/2.jpg", "out/more/3.jpg")
+    (tmp_path / "in/file.jpg").symlink_to(tmp_path / "out/2.jpg")
+    (tmp_path / "in/folder").symlink_to(tmp_path / "out/more")
+    (tmp_path / "in/inside.jpg").symlink_to(tmp_path / "in/1.jpg")
+    found = find_media([tmp_path / "in"])
+    assert [i.id for i in found.items] == ["1.jpg", "file.jpg", "folder/3.jpg", "inside.jpg"]
+    assert found.links_out == (f"{tmp_path}/in/file.jpg", f"{tmp_path}/in/folder")
+    left = find_media([tmp_path / "in"], links=False)
+    assert [i.id for i in left.items] == ["1.jpg", "inside.jpg"]
+    assert left.links_out == found.links_out
 
 
 def test_overlapping_sources_are_refused_and_repeated_ones_are_one(tmp_path: Path) -> None:

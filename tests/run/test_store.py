@@ -111,7 +111,7 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\n"
         "from pathlib import Path; from test_store import open_writer\n"
-        f"open_writer(Path({str(tmp_path)!r})); print('held', flush=True); input()\n"
+        f"held = open_writer(Path({str(tmp_path)!r})); print('held', flush=True); input()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -152,8 +152,8 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="damaged"):
         Store.open(tmp_path / "junk")
     with open_writer(tmp_path / "old") as store:
-        store.set_meta("format", 0)
-    with pytest.raises(StoreError, match="another format"):
+        store.set_meta("format", 99)
+    with pytest.raises(StoreError, match="newer version of sam3label .format 99; this one reads up to 2.. Update"):
         Store.open(tmp_path / "old")
 
 

@@ -1,0 +1,60 @@
+"""`sam3label check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sam3label.cli.options import PhotosNow, RunFolder
+
+if TYPE_CHECKING:
+    from sam3label.run.repair import Findings
+
+SHOWN = 20
+
+
+def check(
+    run: RunFolder,
+    photos: PhotosNow = None,
+    repair: Annotated[
+        Path | None, typer.Option("--repair", metavar="NEWRUN", help="Write what is whole into a new run.")
+    ] = None,
+) -> None:
+    """Go through all of a run: the database, every mask and correction, and whether the photos are still the same."""
+    from sam3label.run.repair import examine
+    from sam3label.run.repair import repair as save
+
+    if repair is not None:
+        found = save(run, repair)
+        _show(found)
+        typer.echo(
+            f"Saved into {repair}: {found.corrections} corrections, {found.units} units (photos, clips of videos). "
+            f"What is missing is labelled again by: sam3label run PHOTOS -c LIST -o {repair}"
+        )
+        return
+    found = examine(run, photos)
+    _show(found)
+    if not found.is_sound:
+        typer.echo(
+            f"{found.units} units and {found.corrections} corrections are whole: sam3label check {run} --repair NEWRUN"
+        )
+    elif not found.changed:
+        typer.echo(f"Sound: {found.units} units, {found.corrections} corrections, all photos as they were labelled.")
+    if not found.is_sound or found.changed:
+        raise typer.Exit(3)
+
+
+def _show(found: Findings) -> None:
+    from sam3label.core.text import one_line
+
+    for problem in found.problems[:SHOWN]:
+        typer.echo(problem)
+    if found.lost:
+        more = " ..." if len(found.lost) > SHOWN else ""
+        typer.echo(f"cannot be read or is wrong: {', '.join(map(one_line, found.lost[:SHOWN]))}{more}")
+    for item_id, what in found.changed[:SHOWN]:
+        typer.echo(f"{one_line(item_id)}: {what}")
+    if len(found.changed) > SHOWN:
+        typer.echo(f"... and {len(found.changed) - SHOWN} more photos")

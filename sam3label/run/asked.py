@@ -1,0 +1,76 @@
+"""What each image was asked, and what is still to be asked of it: pure.
+
+The list of a growing run changes from day to day. A unit keeps the prompts it was asked, and the exemplars its classes
+had then; from these follows what a list still needs of it, in whatever order the list grew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from sam3label.core.records import ConceptList, Prompt, prompts_of
+
+_TILED = "tiles of\t"  # a tab is in no class's name
+
+
+def guide_of(prompt: Prompt) -> str:
+    """The key in `guides` of what a prompt goes with: its class's exemplars, or the tiles of a phrase."""
+    return prompt.class_name if prompt.class_name is not None else _TILED + prompt.key
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The prompts, by identity, that a unit was asked, and the digests of its classes' exemplars at that time."""
+
+    prompts: frozenset[str]
+    guides: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a concept list asks. `guides` has the digest of each class's exemplars, `askers` the classes of a phrase.
+
+    None among the askers stands for a hard negative, which is asked whatever exemplars there are.
+    """
+
+    prompts: tuple[Prompt, ...]
+    guides: Mapping[str, str]
+    askers: Mapping[str, tuple[str | None, ...]]
+
+    @classmethod
+    def of(cls, concepts: ConceptList, guides: Mapping[str, str]) -> Wanted:
+        """The prompts of a list, in its order. Classes without a digest in `guides` go without their exemplars."""
+        askers: dict[str, list[str | None]] = defaultdict(list)
+        for concept in concepts.concepts:
+            for phrase in concept.prompts:
+                askers[phrase].append(concept.name)
+            for phrase in concept.negatives:
+                askers[phrase].append(None)
+        own = {c.name: guides[c.name] for c in concepts.concepts if c.exemplars is not None and c.name in guides}
+        own |= {_TILED + p: repr(c.tile) for c in concepts.concepts if c.tile for p in (*c.prompts, *c.negatives)}
+        prompts = (
+            replace(p, digest=own.get(guide_of(p), ""))
+            for p in prompts_of(concepts)
+            if p.class_name is None or p.class_name in own
+        )
+        return cls(tuple(prompts), own, {phrase: tuple(names) for phrase, names in askers.items()})
+
+    def missing(self, asked: Asked) -> frozenset[str]:
+        """Keys of the prompts that a unit has no answer for."""
+        return frozenset(
+            p.key for p in self.prompts if p.identity not in asked.prompts and not self._excused(p, asked.guides)
+        )
+
+    def _excused(self, prompt: Prompt, guides: Mapping[str, str]) -> bool:
+        """Whether the unit was passed over, since the same exemplars say so: it has some of the class, or none."""
+        names = (prompt.class_name,) if prompt.class_name is not None else self.askers[prompt.key]
+        return all(
+            name in self.guides and guides.get(name) == self.guides[name] for name in names if name is not None
+        ) and (None not in names)
+
+    def superseded(self, answered: Collection[str]) -> frozenset[str]:
+        """Phrases whose answers do not count on an image: all their classes have exemplars there, asked with them."""
+        guided = {p.class_name for p in self.prompts if p.class_name is not None and p.key in answered}
+        return frozenset(phrase for phrase, names in self.askers.items() if guided and guided.issuperset(names))

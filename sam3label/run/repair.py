@@ -1,0 +1,155 @@
+"""A look through all of a run's store, and what is whole of a damaged one carried into a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sam3label.concepts.concept_list import parse_concepts
+from sam3label.core import masks
+from sam3label.core.records import Candidate, Correction, UnitResult
+from sam3label.errors import Sam3LabelError, StoreError
+from sam3label.run.reader import open_run
+from sam3label.run.store import DATABASE, Store, Unit
+from sam3label.run.store_errors import DamagedStoreError
+
+_TOGETHER = 64  # units that are written in one transaction
+_NOTES = ("concepts", "info", "exemplars", "trust", "settings", "pace", "review", "review_conflicts", "review_pending")
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a look through a run came to. `problems` are sentences, `changed` photos that are not what was labelled."""
+
+    units: int = 0
+    corrections: int = 0
+    problems: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)  # items of which a part cannot be read or is wrong
+    changed: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the store is whole. Photos may have changed all the same."""
+        return not self.problems and not self.lost
+
+
+def examine(folder: str | Path, photos: str | Path | None = None) -> Findings:
+    """Go through a run: the database's own checks, every unit, mask, correction and note, and the photos.
+
+    Raises `StoreError` only where there is no run at all.
+    """
+    found = Findings()
+    try:
+        store = Store.open(folder)
+    except DamagedStoreError as error:
+        found.problems.append(f"the database cannot be opened: {error.what}")
+        return found
+    with store:
+        found.problems += [f"the database: {text}" for text in store.integrity()]
+        found.problems += _notes_problems(store)
+        for name, unit in _units(store, found):
+            found.lost += [name] if unit is None else []
+            found.units += unit is not None
+        found.corrections = sum(1 for _ in _corrections(store, found))
+    if found.is_sound:
+        with open_run(folder, photos=photos) as run:
+            found.changed = run.changed_photos()
+    return found
+
+
+def repair(folder: str | Path, out: str | Path) -> Findings:
+    """Write a new run with what is whole of a damaged one: first what people did, then what the model saw.
+
+    Raises `StoreError` when there is a run in `out`, or when not even the old one's notes can be read.
+    """
+    if (Path(out) / DATABASE).exists():
+        raise StoreError(f"{out} holds a run already. Choose a new folder for what can be saved.")
+    found = Findings()
+    with Store.open(folder) as old:
+        notes = {key: value for key in _NOTES if (value := _note(old, key)) is not None}
+        with Store.writer(out, old.prompts, old.meta("fingerprint") or {}, notes=notes) as new:
+            kept = list(_corrections(old, found))
+            new.carry_corrections(kept)
+            found.corrections = len(kept)
+            batch: list[UnitResult] = []
+            for name, unit in _units(old, found):
+                if unit is None:
+                    found.lost.append(name)
+                    continue
+                found.units += 1
+                batch.append(unit)
+                if len(batch) == _TOGETHER:
+                    new.write(batch)
+                    batch.clear()
+            new.write(batch)
+    return found
+
+
+def _notes_problems(store: Store) -> Iterator[str]:
+    for key in ("fingerprint", *_NOTES):
+        try:
+            value = store.meta(key)
+            if key == "concepts" and value is None:
+                yield "the run's concept list is missing: give one with -c"
+            elif key == "concepts":
+                parse_concepts(value, "the run's own list")
+        except Sam3LabelError as error:
+            yield f"the note {key!r} cannot be read: {error}"
+
+
+def _note(store: Store, key: str) -> object:
+    try:
+        return store.meta(key)
+    except StoreError:
+        return None
+
+
+def _units(store: Store, found: Findings) -> Iterator[tuple[str, UnitResult | None]]:
+    """(item id or row, its unit if it is whole) of every unit that can be reached."""
+    numbers, complete = store.numbers("units")
+    if not complete:
+        found.problems.append("a part of the table of units cannot be read")
+    for number in numbers:
+        name = f"unit {number}"
+        try:
+            unit = store.unit_numbered(number)
+            name = unit.item.id
+            yield name, _whole(store, unit)
+        except StoreError:
+            yield name, None
+
+
+def _whole(store: Store, unit: Unit) -> UnitResult:
+    """A unit with all that belongs to it. Raises `StoreError` where something of it is not as it was written."""
+    stamp = store.stamp(unit.item.id)
+    if unit.error is not None:
+        return UnitResult(unit.item, unit.frame_start, unit.frame_stop, None, error=unit.error, stamp=stamp)
+    candidates, presence = store.candidates(unit), store.presence(unit)
+    if not all(_fits(candidate) for candidate in candidates):
+        raise DamagedStoreError(store.folder, f"a mask of {unit.item.id} is not the one that was written")
+    if ((presence < 0) | (presence > 1)).any():
+        raise DamagedStoreError(store.folder, f"a presence of {unit.item.id} is not between 0 and 1")
+    return UnitResult(
+        unit.item, unit.frame_start, unit.frame_stop, unit.size_hw, candidates, np.asarray(presence, np.float32),
+        last=unit.last, stamp=stamp,
+    )  # fmt: skip
+
+
+def _fits(candidate: Candidate) -> bool:
+    """Whether area and box are those of the mask: they were computed from it."""
+    same_box = np.allclose(candidate.box_xywh, masks.box_xywh(candidate.rle), atol=1e-3)
+    return candidate.area == masks.area(candidate.rle) and bool(same_box)
+
+
+def _corrections(store: Store, found: Findings) -> Iterator[tuple[Correction, str | None]]:
+    numbers, complete = store.numbers("corrections")
+    if not complete:
+        found.problems.append("a part of the table of corrections cannot be read")
+    for number in numbers:
+        try:
+            yield store.correction_numbered(number)
+        except StoreError:
+            found.problems.append(f"correction {number} cannot be read")

@@ -1,0 +1,108 @@
+"""A store that version 0.1 wrote (commit 07b2452, demo checkpoint: three photos, a broken one, a video in two clips, a
+person's corrections) opens, says what it said, and can grow."""
+
+from __future__ import annotations
+
+import gzip
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.builders import unit
+
+from sam3label.core.records import Prompt
+from sam3label.errors import StoreError
+from sam3label.run import migrate
+from sam3label.run.reader import count_objects, open_run
+from sam3label.run.store import DATABASE, Store
+
+OLD = gzip.decompress((Path(__file__).parents[1] / "data" / "run_format1.sqlite.gz").read_bytes())
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / DATABASE).write_bytes(OLD)
+    return folder
+
+
+def raw(path: Path, sql: str) -> list[tuple]:
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(sql).fetchall()
+    finally:
+        db.close()
+
+
+def test_it_opens_and_says_what_it_said(old: Path) -> None:
+    before = raw(old / DATABASE, "SELECT id, unit_id, prompt, score, counts FROM candidates ORDER BY rowid")
+    with open_run(old) as run:
+        assert [(u.item.id, u.frame_start, u.frame_stop) for u in run.done_units()] == [
+            ("a/1.png", 0, 1), ("a/2.png", 0, 1), ("b.png", 0, 1), ("v.mp4", 0, 16), ("v.mp4", 16, 24)
+        ]  # fmt: skip
+        assert run.failures() == [("broken.jpg", "not an image (unknown format, or its header is damaged)")]
+        assert count_objects(run) == {"disc": (22, 22), "square": (24, 23)}
+        assert [(c.action, c.who) for c in run.corrections()] == [("deleted", "ann"), ("reviewed", "ann")]
+        assert run.image("a/1.png").reviewed and run.image("a/1.png").labels == ()
+        assert run.floor == 0.2
+        assert run.coverage().waiting == ()
+        for u in run.done_units():
+            assert run.presence(u).shape == (u.frame_stop - u.frame_start, 3) and not np.isnan(run.presence(u)).any()
+    assert raw(old / DATABASE, "SELECT id, unit_id, prompt, score, counts FROM candidates ORDER BY rowid") == before
+    assert raw(old / DATABASE, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_the_store_as_it_was_stays_beside(old: Path) -> None:
+    with open_run(old):
+        pass
+    kept = old / "run.format1.sqlite"
+    dump = "SELECT * FROM units"
+    (old.parent / "was.sqlite").write_bytes(OLD)
+    assert raw(kept, dump) == raw(old.parent / "was.sqlite", dump)
+    assert raw(old / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [("2",)]
+
+
+def test_a_migration_that_is_killed_leaves_the_store_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_share_questions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_run(old)
+    assert raw(old / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [("1",)]
+    assert len(raw(old / DATABASE, "SELECT * FROM units")) == 6
+    monkeypatch.undo()
+    with open_run(old) as run:
+        assert len(run) == 5
+
+
+def test_it_goes_on_and_grows(old: Path) -> None:
+    fingerprint = {}
+    with Store.open(old) as store:
+        fingerprint = store.meta("fingerprint")
+        prompts = store.prompts
+    assert "phrases" not in fingerprint
+    grown = (*prompts, Prompt("star", "star"))
+    with Store.writer(old, grown, fingerprint) as store:
+        store.write([unit("new.jpg", prompts=4)])
+        assert "new.jpg" in store.done_ids()
+        assert [p.key for p in store.prompts] == ["circle", "disc", "square", "star"]
+    with open_run(old) as run:
+        assert len(run) == 6
+
+
+def test_no_migration_while_another_process_labels(old: Path) -> None:
+    code = (
+        "import sys, filelock\n"
+        f"lock = filelock.FileLock({str(old / 'run.lock')!r}); lock.acquire(); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as held:
+        assert held.stdout is not None and held.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match="another process is labelling"):
+            open_run(old)
+        held.kill()
+    with open_run(old):
+        pass
