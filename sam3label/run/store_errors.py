@@ -33,6 +33,8 @@ def in_words(folder: Path) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         raise _explained(folder, str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite names a damaged table or column by its damaged name
+        raise DamagedStoreError(folder, "text that is not UTF-8") from error
     except OSError as error:
         raise _explained(folder, error.strerror or str(error)) from error
 
