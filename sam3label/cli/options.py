@@ -152,7 +152,9 @@ Split = Annotated[
 
 GtSplit = Annotated[
     str | None,
-    typer.Option("--gt-split", help="Take one split of a YOLO truth: train, val or test. [all of them]"),
+    typer.Option(
+        "--gt-split", help="Take one split of a YOLO truth: train, val or test. By default all of them count."
+    ),
 ]
 
 

@@ -134,7 +134,7 @@ def test_bad_input_is_one_clear_message_and_exit_code_1(
     monkeypatch.chdir(tmp_path)
     code, output = invoke(*(a.format(photos=photos, concepts=concepts) for a in arguments))
     assert code == 1, output
-    assert output.startswith("Error: ")
+    assert output.removeprefix("loading the model no/such/place/here ...\n").startswith("Error: ")
     assert words.lower() in output.lower()
     assert "Traceback" not in output
 
