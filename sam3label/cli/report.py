@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import OUTPUT, OtherConcepts, PhotosNow, RunFolder
+from sam3label.cli.options import INPUT, OUTPUT, GtSplit, OtherConcepts, PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
+
+if TYPE_CHECKING:
+    from sam3label.core.records import ConceptList
+    from sam3label.quality.mistakes import Mistakes
 
 
 def report(
@@ -19,16 +23,38 @@ def report(
     ] = None,
     concepts: OtherConcepts = None,
     photos: PhotosNow = None,
+    gt: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--gt",
+            help="Show also where the run and this truth disagree (as for `evaluate`, of photos): a confusion matrix, "
+            "pictures of misses and false alarms.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    gt_split: GtSplit = None,
 ) -> None:
     """Write one self-contained HTML page about a run: counts, sliders, suspicious cases, a gallery, failures."""
     from sam3label.concepts.concept_list import load_concepts
 
-    target = out or run_folder / "report.html"
+    target, other = out or run_folder / "report.html", load_concepts(concepts) if concepts else None
     with progress_display(False, "writing the report ...") as display:
         from sam3label.show.report import write_report
 
         def tell(done: int, total: int) -> None:
             display.step("writing the report", done, total, "steps")
 
-        write_report(run_folder, target, load_concepts(concepts) if concepts else None, tell, photos)
+        mistakes = _mistakes(run_folder, gt, other, gt_split) if gt else None
+        write_report(run_folder, target, other, tell, photos, mistakes)
     typer.echo(f"Report: {target}")
+
+
+def _mistakes(run_folder: Path, gt: list[Path], concepts: ConceptList | None, gt_split: str | None) -> Mistakes:
+    from sam3label.annotations.youtube_vis import is_video_truth
+    from sam3label.quality.evaluate import evaluate_run
+
+    if is_video_truth(gt[0]):
+        raise typer.BadParameter("a video truth has figures and no pictures: sam3label evaluate", param_hint="--gt")
+    mistakes = evaluate_run(run_folder, gt, concepts, split=gt_split).mistakes
+    assert mistakes is not None  # only videos have none
+    return mistakes

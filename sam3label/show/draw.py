@@ -68,6 +68,17 @@ def paint_mask(picture: Pixels, rle: Rle, color: Rgb) -> None:
     part[...] = np.rint(part * kept[..., None] + np.array(color) * (1 - kept[..., None])).astype(np.uint8)
 
 
+def outline(box_xywh: Rectangle, size_hw: tuple[int, int]) -> Rle:
+    """Return a frame along a box, for what has no mask: as thick as half a per cent of the image, in its size."""
+    height, width = size_hw
+    line = max(1, max(height, width) // 200)
+    x, y = (min(round(low), high - 1) for low, high in zip(box_xywh[:2], (width, height), strict=True))
+    right, bottom = round(box_xywh[0] + box_xywh[2]), round(box_xywh[1] + box_xywh[3])
+    frame = np.ones((max(1, bottom - y), max(1, right - x)), np.bool_)
+    frame[line:-line, line:-line] = False
+    return masks.paste(x, y, frame, size_hw)
+
+
 def _resized(pixels: Pixels, max_side: int | None) -> Pixels:
     height, width = pixels.shape[:2]
     if max_side is None:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from sam3label.concepts.exemplars import Examples, pixel_digest, read_examples
 from sam3label.core import masks
 from sam3label.core.files import write_whole
@@ -30,7 +28,7 @@ from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE
 from sam3label.show import lettering
 from sam3label.show.contact_sheet import contact_sheet
-from sam3label.show.draw import Pixels
+from sam3label.show.draw import Pixels, outline
 from sam3label.show.report import write_report
 
 BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed
@@ -272,13 +270,10 @@ def _decoded(sample: Sequence[MediaItem]) -> Iterator[Frame]:
 def _boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
     """Boxes as labels to draw, of the frame alone, so that the example shows; a negative one as of class `no`."""
     height, width = size_hw[0], size_hw[1]
-    line = max(1, max(height, width) // 200)
     labels = []
     for corners, positive in zip(boxes.boxes_xyxy, boxes.positive, strict=True) if boxes else ():
-        x, y, right, bottom = (round(float(v)) for v in corners * (width, height, width, height))
-        frame = np.ones((max(1, bottom - y), max(1, right - x)), np.bool_)
-        frame[line:-line, line:-line] = False
-        rle = masks.paste(min(x, width - 1), min(y, height - 1), frame, (height, width))
+        x, y, right, bottom = (float(v) for v in corners * (width, height, width, height))
+        rle = outline((x, y, right - x, bottom - y), (height, width))
         number = class_id if positive else no
         labels.append(Label("", number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "human"))
     return labels

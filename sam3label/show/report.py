@@ -11,9 +11,9 @@ import html
 import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
@@ -27,6 +27,9 @@ from sam3label.review.survey import survey_run
 from sam3label.run.reader import Run, open_run
 from sam3label.show import lettering, report_pictures
 from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, Tally, tally_run
+
+if TYPE_CHECKING:
+    from sam3label.quality.mistakes import Mistakes
 
 CASES_PER_KIND = 6
 MAX_FAILURES = 500  # rows
@@ -42,12 +45,15 @@ def write_report(
     concepts: ConceptList | None = None,
     on_progress: OnProgress = lambda done, total: None,
     photos: str | Path | None = None,
+    mistakes: Mistakes | None = None,
 ) -> None:
-    """Write the page. `photos` is where the photos are now, if not where they were labelled.
+    """Write the page; with `mistakes` also where run and truth disagree, as `evaluate_run` finds it.
 
-    Raises `StoreError` when there is no run, `OutputError` when the page cannot be written."""
+    `photos` is where the photos are now, if not where they were labelled. Raises `StoreError` when there is no run,
+    `OutputError` when the page cannot be written.
+    """
     with open_run(run_folder, concepts, photos) as run:
-        write_whole(path, render(collect(run, str(run_folder), on_progress)))
+        write_whole(path, render(collect(run, str(run_folder), on_progress, mistakes)))
 
 
 def render(data: Mapping[str, Any]) -> str:
@@ -58,16 +64,23 @@ def render(data: Mapping[str, Any]) -> str:
     return template.replace("@TITLE@", html.escape(str(data["title"]))).replace("@DATA@", embedded)
 
 
-def collect(run: Run, title: str, on_progress: OnProgress = lambda done, total: None) -> dict[str, Any]:
+def collect(
+    run: Run,
+    title: str,
+    on_progress: OnProgress = lambda done, total: None,
+    mistakes: Mistakes | None = None,
+) -> dict[str, Any]:
     """Return everything the page shows, as JSON values. Walks the run to survey, to judge and to count it."""
     steps = _Steps(on_progress, 2 * len(run))
     worst = worst_first(steps.each(_open_cases(run)), CASES_PER_KIND)
     tally = tally_run(run, steps.one)
-    shown = [*report_pictures.of_cases(run, worst)]
-    cases_shown = len(shown)
-    shown += report_pictures.gallery(run, tally.photos, tally.images - tally.photos)
-    steps.total += len(shown)
-    drawn = report_pictures.draw_all(shown, run.concepts.names, steps.one)
+    pictures = {
+        "cases": [*report_pictures.of_cases(run, worst)],
+        "gallery": [*report_pictures.gallery(run, tally.photos, tally.images - tally.photos)],
+        "mistakes": [*report_pictures.of_mistakes(run, mistakes)] if mistakes else [],
+    }
+    steps.total += sum(map(len, pictures.values()))
+    drawn = iter(report_pictures.draw_all([*chain(*pictures.values())], run.concepts.names, steps.one))
     failures = run.failures()
     return {
         "title": title,
@@ -79,8 +92,8 @@ def collect(run: Run, title: str, on_progress: OnProgress = lambda done, total: 
         "embedded": tally.embedded.to_json(len(run.concepts.concepts)),
         "together": _together(run.concepts, tally),
         "kinds": {kind: EXPLAINED[kind] for kind in worst},
-        "cases": drawn[:cases_shown],
-        "gallery": drawn[cases_shown:],
+        **{place: [next(drawn) for _ in wanted] for place, wanted in pictures.items()},
+        "truth": _against_truth(mistakes) if mistakes else None,
         "lettering": lettering.notice(run.concepts.names),
         "failures": failures[:MAX_FAILURES],
     }
@@ -147,6 +160,18 @@ def _class(concepts: ConceptList, tally: Tally, class_id: int) -> dict[str, Any]
         "scores": tally.scores[class_id].tolist() if class_id in tally.scores else [0] * SCORE_BINS,
         "size_counts": tally.sizes[class_id].tolist() if class_id in tally.sizes else [0] * (len(SIZE_EDGES) - 1),
         "presence_bins": tally.presence.get(class_id, nothing).tolist(),
+    }
+
+
+def _against_truth(mistakes: Mistakes) -> dict[str, Any]:
+    """How much of the truth was missed, made up or confused, and the matrix where there is one."""
+    confusion = mistakes.confusion
+    return {
+        "compared": "masks" if mistakes.compared == "segm" else "boxes",
+        "missed": len(mistakes.missed),
+        "false_alarms": len(mistakes.false_alarms),
+        "confused": len(mistakes.confused),
+        "matrix": None if confusion is None else confusion.to_json(),
     }
 
 

@@ -7,23 +7,27 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
-from sam3label.core.records import Label, LabeledImage, MediaItem
+from sam3label.core.records import Label, LabeledImage, MediaItem, Source
 from sam3label.errors import UndecodableError
 from sam3label.media import video
 from sam3label.media.image import decode_image
 from sam3label.review.reasons import Case, Kind, Reason, sentence
 from sam3label.run.reader import Run
-from sam3label.show.draw import Pixels, draw_labels
+from sam3label.show.draw import Pixels, draw_labels, outline
+
+if TYPE_CHECKING:
+    from sam3label.quality.mistakes import Mistake, Mistakes
 
 GALLERY = 48
 GALLERY_FRAMES = 12  # of the gallery at most, where there are photos enough: frames of a video are near-copies
 PICTURE_PX = 512
 JPEG_QUALITY = 72
+MISTAKES = 12  # of each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,36 @@ def gallery(run: Run, photos: int, frames: int) -> Iterator[Wanted]:
     for image in (*chosen["image"], *chosen["video"]):
         classes = sorted({label.class_id for label in image.labels})
         yield Wanted(image, image.labels, {"classes": classes, "objects": len(image.labels)})
+
+
+def of_mistakes(run: Run, mistakes: Mistakes) -> Iterator[Wanted]:
+    """Yield the first `MISTAKES` pictures of each kind: largest misses, surest false alarms and confusions."""
+    kinds = {"missed": mistakes.missed, "false alarm": mistakes.false_alarms, "confused": mistakes.confused}
+    for kind, found in kinds.items():
+        for one in found[:MISTAKES]:
+            image = run.image(one.item_id)
+            if image is not None:
+                yield Wanted(image, _objects(one, image, run.concepts.names), {"kind": kind, "reason": _said(one)})
+
+
+def _said(one: Mistake) -> str:
+    if one.answer is None:
+        return f"{one.truth_class} was missed"
+    if one.truth is None:
+        return f"{one.answer_class} {one.answer.score:.2f} is not in the truth"
+    return f"{one.truth_class} was taken for {one.answer_class} ({one.answer.score:.2f})"
+
+
+def _objects(one: Mistake, image: LabeledImage, names: Sequence[str]) -> list[Label]:
+    """The truth without a score, and the answer with its own; what is only a box as an outline."""
+    labels = []
+    for name, instance, source in ((one.truth_class, one.truth, "human"), (one.answer_class, one.answer, "phrase")):
+        if instance is not None:
+            number = names.index(name) if name in names else len(names)
+            rle = instance.rle or outline(instance.box_xywh, image.size_hw)
+            box, area = instance.box_xywh, int(instance.area)
+            labels.append(Label("", number, instance.score, 1.0, box, area, rle, "", cast("Source", source)))
+    return labels
 
 
 def _spread(total: int, n: int) -> set[int]:

@@ -111,6 +111,14 @@ def test_a_track_keeps_its_color_whatever_its_class() -> None:
     assert close(draw_labels(grey(400, 400), [one], NAMES)[250, 250], tinted(0)), "without tracks: the class's"
 
 
+def test_a_box_without_a_mask_is_drawn_as_its_outline() -> None:
+    frame = masks.decode(draw.outline((10, 20, 30, 40), (400, 400)))
+    assert frame[20:60, 10:40].any() and not frame[24:56, 14:36].any()
+    assert frame.sum() == 30 * 40 - 26 * 36
+    edge = masks.decode(draw.outline((399.6, 399.6, 5, 5), (400, 400)))
+    assert edge[399, 399] and edge.sum() == 1
+
+
 def test_a_class_without_a_name_or_a_font_for_it_goes_by_its_number() -> None:
     unwritten = "\U0001e6c0"  # a letter of Tai Yo, which came with Unicode 17
     assert class_name(7, NAMES) == "class 7"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import time
@@ -12,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, rectangle, unit
 from typer.testing import CliRunner
 
+from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts, parse_concepts
-from sam3label.core.records import Candidate, Concept, ConceptList, Correction, MediaItem, UnitResult
+from sam3label.core import masks
+from sam3label.core.records import Candidate, Concept, ConceptList, Correction, MediaItem, Rle, UnitResult
 from sam3label.errors import OutputError, StoreError
 from sam3label.review.reasons import EXPLAINED
 from sam3label.run.reader import Run, count_objects, open_run
@@ -250,6 +252,62 @@ def test_ten_thousand_images_open_at_once(browser: Browser, tmp_path: Path) -> N
     opened.close()
 
 
+# ---- against a truth
+
+
+def truth_of(path: Path, objects: list[tuple[str, int, Rle]]) -> Path:
+    """COCO truth of (file name, category from 1 on, mask)."""
+    names = sorted({name for name, _, _ in objects})
+    height, width = SIZE_HW
+    content = {
+        "images": [{"id": i, "file_name": name, "height": height, "width": width} for i, name in enumerate(names)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog"), 1)],
+        "annotations": [
+            {"id": n, "image_id": names.index(name), "category_id": c, "area": masks.area(rle), "iscrowd": 0,
+             "bbox": list(masks.box_xywh(rle)), "segmentation": {"size": list(SIZE_HW), "counts": rle.counts.decode()}}
+            for n, (name, c, rle) in enumerate(objects, 1)
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_misses_false_alarms_and_the_confusion_matrix(browser: Browser, tmp_path: Path) -> None:
+    """a.png: a cat that is right and a dog that was missed; b.png: a cat taken for a dog, and a dog out of the blue."""
+    left, right = rectangle(2, 5, 20, 20), rectangle(45, 30, 25, 20)
+    units = []
+    for name, found in {
+        "a.png": [("cat", 0.9, left)],
+        "b.png": [("dog", 0.8, left), ("dog", 0.7, right)],
+    }.items():
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), 128, np.uint8)).save(tmp_path / name)
+        own = [candidate(phrase, score, rle, item_id=name, query=q) for q, (phrase, score, rle) in enumerate(found)]
+        units.append(replace(unit(name, *own, prompts=2), item=MediaItem(name, str(tmp_path / name))))
+    run_folder = make_run(tmp_path / "run", concepts("cat", "dog"), units)
+    truth = truth_of(tmp_path / "truth.json", [("a.png", 1, left), ("a.png", 2, right), ("b.png", 1, left)])
+    done = CliRunner().invoke(app, ["report", str(run_folder), "--gt", str(truth), "-o", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output
+    opened = browser.new_page()
+    opened.goto((tmp_path / "r.html").as_uri())
+    rows = [row.locator("td").all_inner_texts() for row in opened.locator("#matrix tr").all()[1:]]
+    assert rows == [["cat", "1", "1", "0"], ["dog", "0", "0", "1"], ["background", "0", "1", ""]]
+    assert "1 missed, 1 false alarms, 1 under another class, by masks" in opened.locator("#truth-note").inner_text()
+    texts = [figure.inner_text() for figure in opened.locator("#mistake-grid figcaption").all()]
+    assert texts == [
+        "dog was missed\na.png",
+        "dog 0.70 is not in the truth\nb.png",
+        "cat was taken for dog (0.80)\nb.png",
+    ]
+    assert opened.locator("#mistake-grid img").count() == 3
+    opened.locator("#mistake-kinds button", has_text="missed").click()
+    assert opened.locator("#mistake-grid figure:visible").count() == 1
+    opened.close()
+
+
+def test_without_a_truth_the_page_does_not_speak_of_one(page: Page) -> None:
+    assert not page.locator("#truth-section").is_visible() and not page.locator("#truth-link").is_visible()
+
+
 # ---- edges
 
 
@@ -302,12 +360,7 @@ def test_another_concept_list_and_bad_targets(run_folder: Path, tmp_path: Path) 
 
 
 def test_command_line(run_folder: Path) -> None:
-    def invoke(arguments: list[str]) -> Result:
-        from sam3label.cli import app
-
-        return CliRunner().invoke(app, arguments)
-
-    done = invoke(["report", str(run_folder)])
+    done = CliRunner().invoke(app, ["report", str(run_folder)])
     assert done.exit_code == 0, done.output
     assert f"Report: {run_folder / 'report.html'}" in done.output
     assert html.escape(str(run_folder)) in (run_folder / "report.html").read_text()

@@ -38,7 +38,8 @@ LAYERS = [
     _room(
         "show",
         "pictures, films and pages for people: contact sheet, report, preview, rendered videos",
-        "review labelling run concepts media core",
+        # quality: a report shows the mistakes that an evaluation found
+        "review quality labelling run concepts media core",
     ),
     _room(
         "review",
