@@ -22,7 +22,7 @@ from sam3label.annotations.label_files import read_label_file
 from sam3label.annotations.marks import Labelled, some
 from sam3label.core.records import BoxPrompt, Concept, ConceptList, Frame, MediaItem
 from sam3label.errors import InputError, UndecodableError
-from sam3label.media import discovery
+from sam3label.media import discovery, video
 from sam3label.media.image import decode_image
 
 _SHOWN = 20  # problems listed in one message
@@ -62,9 +62,13 @@ class Examples:
     notes: tuple[str, ...] = ()
 
     def boxes_on(self, frame: Frame) -> BoxPrompt | None:
-        """The partial labels of a photo, as exemplars. Raises InputError."""
-        labelled = self.photos.get(frame.item.id)
+        """The partial labels of a photo or of a frame of a video, as exemplars. Raises InputError."""
+        labelled = self.photos.get(_frame_key(frame.item, frame.index))
         return exemplars_on(labelled, self.concept, frame.size_hw) if labelled else None
+
+    def has_boxes_in(self, item: MediaItem) -> bool:
+        """Whether any frame of a video has partial labels."""
+        return any(name.startswith(f"{item.id}/") for name in self.photos)
 
     def references_for(self, digest: str) -> tuple[Reference, ...]:
         """The references for a photo of that `pixel_digest`, "" for one that is certainly none of them.
@@ -139,7 +143,10 @@ def _photos(
     used = [entry for entry in labelled if any(_sign(m.class_name, concept) in telling for m in entry.marks)]
     for entry in used:
         problems += entry.problems(None)
-    photos, lost = _assigned(used, [item.id for item in items], path, problems)
+    frames = _frames_named(used, [item for item in items if item.kind == "video"])
+    images = [item.id for item in items if item.kind == "image"]
+    photos, lost = _assigned(used, [*images, *frames], path, problems)
+    photos = {frames.get(name, name): entry for name, entry in photos.items()}
     notes = []
     if not used:
         problems.append(f"{path} has no box of class '{concept.name}'{_others(labelled)}")
@@ -147,13 +154,29 @@ def _photos(
         problems.append(f"{path} has labels of {some(lost)}, and none of these is among the photos")
     elif lost:
         notes.append(f"{path} has labels of {len(lost)} images that are not among the photos: {some(lost)}")
-    without = len(items) - len(photos)
+    without = len(set(images) - photos.keys())
     if without and not concept.prompts:
         notes.append(
-            f"{concept.name} has boxes on {len(photos)} of {len(items)} photos and no phrases: on the other {without} "
-            "it is not looked for. Give it a phrase or references, or label only the photos with boxes."
+            f"{concept.name} has boxes on {len(images) - without} of {len(images)} photos and no phrases: on the other "
+            f"{without} it is not looked for. Give it a phrase or references, or label only the photos with boxes."
         )
     return Examples(concept, (), photos, _digest(used, concept), tuple(notes))
+
+
+def _frame_key(item: MediaItem, index: int) -> str:
+    return item.id if item.kind == "image" else f"{item.id}/{index:06d}"
+
+
+def _frames_named(labelled: Sequence[Labelled], videos: Sequence[MediaItem]) -> dict[str, str]:
+    """The frames of the videos that the labels may name, `walk.mp4/000120.jpg`, and their keys."""
+    named = [PurePosixPath(entry.name.replace("\\", "/")) for entry in labelled]
+    frames: dict[str, str] = {}
+    for item in videos:
+        own = PurePosixPath(item.id)
+        for path in named:
+            if path.parent.name == own.name and (index := video.frame_number(item, path.name)) is not None:
+                frames[f"{item.id}/{path.name}"] = _frame_key(item, index)
+    return frames
 
 
 def _digest(labelled: Sequence[Labelled], concept: Concept) -> str:

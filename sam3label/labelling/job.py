@@ -126,10 +126,11 @@ def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]
 
 def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelOptions) -> Sequence[Examples]:
     examples = read_examples(concepts, items)
-    if examples and options.tracks and any(item.kind == "video" for item in items):
+    referring = any(one.references for one in examples)
+    if referring and options.tracks and any(item.kind == "video" for item in items):
         raise ConfigError(
-            "exemplars are for photos and sampled frames, and there are videos to track: "
-            "--video frames samples them, --video off leaves them out."
+            "reference images are for photos and sampled frames, and there are videos to track: --video frames samples "
+            "them, --video off leaves them out, and labels: with boxes on a frame of a video are for tracking too."
         )
     return examples
 

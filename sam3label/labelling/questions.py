@@ -9,7 +9,7 @@ Shape legend: P prompts of the run.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
-from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, Prompt, candidate_id
+from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, MediaItem, Prompt, candidate_id
 from sam3label.labelling import canvas, tiling
 from sam3label.run.asked import Wanted
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sam3label.model.detector import Detection, Detector, Exemplar
+
+
+_SOMEWHERE = BoxPrompt(np.zeros((1, 4), np.float32), (True,))  # boxes that are on some frame of a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,26 @@ class Guide:
         digest = pixel_digest(frame.pixels) if frame.size_hw in self._reference_sizes else ""
         references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(digest))}
         return Question(boxes, references)
+
+    def in_tracking(self, item: MediaItem) -> Callable[[Frame], Mapping[str, Exemplar | None]]:
+        """What the frames of a tracked video give its prompts, as for `Tracker.track`.
+
+        A class with boxes on any frame of it is asked by its exemplar prompts throughout, with the boxes where they are:
+        so an object keeps its identity. Asking raises InputError where the boxes do not fit the frame.
+        """
+        guided = [examples for examples in self.examples if examples.has_boxes_in(item)]
+        question = Question({e.concept.name: _SOMEWHERE for e in guided}, {})
+        left = [prompt.key for prompt in self.prompts if not self._asked_on_photo(prompt, question)]
+
+        def ask(frame: Frame) -> dict[str, Exemplar | None]:
+            given: dict[str, Exemplar | None] = dict.fromkeys(left)
+            for examples in guided:
+                boxes = examples.boxes_on(frame)
+                own = [prompt.key for prompt in self.prompts if prompt.class_name == examples.concept.name]
+                given |= dict.fromkeys(own, boxes) if boxes is not None else {}
+            return given
+
+        return ask
 
     def detect(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 
 from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, Stamp, UnitResult, candidate_id
 from sam3label.core.stamps import stamp_of
-from sam3label.errors import UndecodableError
+from sam3label.errors import InputError, UndecodableError
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide
@@ -125,12 +125,16 @@ def _tracked_on(
     """Track a video from where the store has it. Prompts that came later go through it on their own: their tracks get
     the ids after those there are."""
     next_id = store.last_track(item.id) + 1
-    passes = _passes(store, guide.wanted, item)
+    passes, ask = _passes(store, guide.wanted, item), guide.in_tracking(item)
+
+    def track(frames: Iterable[Frame], prompts: Sequence[Prompt]) -> Iterator[TrackedFrame]:
+        return tracker.track(frames, prompts, ask)
+
     for number, one in enumerate(passes, 1):
         keys = {prompt.key for prompt in one.prompts}
         seen = store.candidates(one.before) if one.before else ()
         past = past_of([c for c in seen if c.prompt in keys], one.start, next_id)
-        for step in tracked(tracker.track, item, one.prompts, options.clip_frames, one.start, past):
+        for step in tracked(track, item, one.prompts, options.clip_frames, one.start, past):
             tally.frames += not step
             next_id = max((next_id, *(c.track_id + 1 for r in step for c in r.candidates if c.track_id is not None)))
             yield [_placed(result, guide, one.prompts, last=result.last and number == len(passes)) for result in step]
@@ -205,10 +209,14 @@ def tracked(
     while reel.next is not None:
         stop = start + clip_frames
         clip = _Clip(item, prompts, start, past)
-        for one in track(_through(shared, reel.until(stop)), prompts):
-            clip.add(one)
-            if one.frame.index >= start:
-                yield []
+        try:
+            for one in track(_through(shared, reel.until(stop)), prompts):
+                clip.add(one)
+                if one.frame.index >= start:
+                    yield []
+        except InputError as error:  # boxes that do not fit the video
+            reel.error = str(error)
+            break
         last = reel.next is None and reel.error is None
         yield [clip.result(last)]
         start, past = clip.stop, clip.past()
@@ -235,6 +243,7 @@ class _Clip:
         self.early: list[Sighting] = []
         self.ids: dict[int, int] | None = None  # number in the clip -> id in the video
         self.candidates: list[Candidate] = []
+        self.heard = np.zeros(len(prompts), np.float32)  # each prompt's presence when it was last asked
         self.presence: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
 
     def add(self, tracked: TrackedFrame) -> None:
@@ -247,6 +256,7 @@ class _Clip:
             self.ids = match_tracks(self.before.seen, self.early)
         self.stop = index + 1
         self.presence.append(tracked.presence)
+        self.heard = np.where(np.isnan(tracked.presence), self.heard, tracked.presence)
         for one in tracked.objects:
             if one.number not in self.ids:
                 self.ids[one.number] = self.next_id
@@ -259,7 +269,7 @@ class _Clip:
                     frame=index,
                     prompt=prompt.key,
                     score=self.before.scores.get(track, one.score),
-                    presence=float(tracked.presence[one.prompt]),
+                    presence=float(self.heard[one.prompt]),
                     box_xywh=one.instance.box_xywh,
                     area=one.instance.area,
                     rle=one.instance.rle,

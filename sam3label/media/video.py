@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -79,6 +79,14 @@ def frame_name(item: MediaItem, index: int) -> str:
     """The file name of a frame: its own in a folder of frames, else its number as a JPEG."""
     file = frame_source(item, index)
     return file.name if file else f"{index:06d}.jpg"
+
+
+def frame_number(item: MediaItem, name: str) -> int | None:
+    """The number of the frame of that file name, with or without suffix; None if there can be no such frame."""
+    stem = PurePosixPath(name).stem
+    if Path(item.path).is_dir():
+        return next((index for index, file in enumerate(_files(Path(item.path))) if file.stem == stem), None)
+    return int(stem) if stem.isdecimal() else None
 
 
 def frame_source(item: MediaItem, index: int) -> Path | None:

@@ -37,7 +37,7 @@ from sam3label.model.track_session import Births, Tracks, TrackSession
 from sam3label.model.tracker_parts import TrackerParts
 from sam3label.model.weights import load_video_model
 
-Ask = Callable[[int], Mapping[str, Exemplar | None]]
+Ask = Callable[[Frame], Mapping[str, Exemplar | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Tracker:
     ) -> Iterator[TrackedFrame]:
         """Track every prompt's objects through the frames of one clip, all of one size.
 
-        `ask` gives the exemplars of a frame by its index, by prompt key, as for `Detector.detect`. Frames come out in
+        `ask` gives the exemplars of a frame by prompt key, as for `Detector.detect`. Frames come out in
         order, `hotstart_delay` of them late, or all at the end where tracking goes both ways. An error while reading
         `frames` passes through after the frames before it have come out.
         """
@@ -128,7 +128,7 @@ class Tracker:
         for index, frame in enumerate(frames):
             pixels = self.preprocess(frame)
             keep(pixels)
-            presence, tracks = self._step(session, index, pixels, prompts, ask(frame.index), frame.size_hw)
+            presence, tracks = self._step(session, index, pixels, prompts, ask(frame), frame.size_hw)
             waiting.append(_Waiting(frame, presence, tracks))
             if len(waiting) >= max(self.settings.hotstart_delay, 1):
                 yield self._finish(waiting.popleft(), waiting, session.removed)
@@ -151,7 +151,7 @@ class Tracker:
         seen: dict[int, list[both_ways.Seen]] = {}
         for place in range(max(births, default=-1), -1, -1):
             frame, pixels = frames[place].frame, spool.read(place, self.detector.device)
-            _, tracks = self._step(session, place, pixels, prompts, ask(frame.index), frame.size_hw, births.get(place))
+            _, tracks = self._step(session, place, pixels, prompts, ask(frame), frame.size_hw, births.get(place))
             found = self._objects(tracks, tracks.hidden, frame.size_hw)
             seen[place] = [both_ways.Seen(one, one.number in tracks.confirmed) for one in found]
         return seen, session.removed

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 from sam3label.cli import app
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
-from sam3label.core.records import MediaItem, Rle
-from sam3label.errors import CheckpointError, InputError, OutputError
+from sam3label.core.records import ConceptList, MediaItem, Rle
+from sam3label.errors import CheckpointError, ConfigError, InputError, OutputError
 from sam3label.export.options import Options
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import export
@@ -425,3 +425,60 @@ def test_the_overlap_is_shorter_than_the_shortest_clip() -> None:
     result = runner.invoke(app, ["run", "x", "--ontology", ONTOLOGY, "--clip-frames", "15"])
     assert result.exit_code == 2 and "16" in result.output
     assert 2 * OVERLAP == 16
+
+
+# ---- boxes on a frame
+
+
+def with_exemplars(exemplars: str, folder: Path) -> ConceptList:
+    text = f"names: [thing]\nconcepts: {{thing: {{prompts: [], exemplars: {exemplars}}}}}"
+    return parse_concepts(text, "c.yaml", (), folder)
+
+
+def test_boxes_on_a_frame_of_a_tracked_video_are_asked_there_and_the_objects_live_on(
+    footage: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    labels = {
+        "images": [{"id": 1, "file_name": "walk.mp4/000003.jpg", "height": 64, "width": 80}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30]}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(labels))
+    concepts = parse_concepts(
+        "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: {labels: boxes.json}}}", "c.yaml", (), tmp_path
+    )
+    options = LabelOptions(model=str(checkpoint), workers=0, video="track", floor=0.0)
+    summary = job.label([footage / "sub/walk.mp4"], concepts, tmp_path / "run", options)
+    assert summary.progress.done == 1 and not summary.failures
+    (unit,) = rows(tmp_path / "run")
+    presence = np.frombuffer(unit[5], np.float32)
+    assert np.flatnonzero(~np.isnan(presence)).tolist() == [3]
+    assert all(one.frame >= 3 for one in unit[6])
+
+
+def test_boxes_that_do_not_fit_a_video_fail_it_by_name_and_reference_images_are_refused(
+    footage: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    labels = {
+        "images": [{"id": 1, "file_name": "walk.mp4/000003.jpg", "height": 600, "width": 800}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 300, 300]}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(labels))
+    concepts = parse_concepts(
+        "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: {labels: boxes.json}}}", "c.yaml", (), tmp_path
+    )
+    options = LabelOptions(model=str(checkpoint), workers=0, video="track")
+    summary = job.label([footage / "sub/walk.mp4"], concepts, tmp_path / "run", options)
+    ((name, reason),) = summary.failures
+    assert name == "walk.mp4" and "600" in reason
+    (tmp_path / "refs").mkdir()
+    cv2.imwrite(str(tmp_path / "refs/a.jpg"), clip_pixels(1, seed=7)[0])
+    referring = {**labels, "images": [{"id": 1, "file_name": "a.jpg", "height": 64, "width": 80}]}
+    referring["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30]}]
+    (tmp_path / "refs/labels.json").write_text(json.dumps(referring))
+    concepts = parse_concepts(
+        "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: refs}}", "c.yaml", (), tmp_path
+    )
+    with pytest.raises(ConfigError, match="reference images are for photos .* --video frames .* labels: with boxes"):
+        job.label([footage / "sub/walk.mp4"], concepts, tmp_path / "run2", options)

@@ -369,8 +369,8 @@ def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too
     def unsure(*args: Any, **kwargs: Any) -> Any:
         return [replace(one, scores=one.scores.clamp(max=0.6 if now[0] < 12 else 1.0)) for one in look(*args, **kwargs)]
 
-    def asked(index: int) -> dict[str, None]:
-        now[0] = index
+    def asked(frame: Frame) -> dict[str, None]:
+        now[0] = frame.index
         return {}
 
     detector.look = unsure  # type: ignore[method-assign]
@@ -426,7 +426,9 @@ def test_boxes_on_one_frame_find_objects_that_live_on_in_frames_where_nothing_is
     height, width = scene.size_hw
     box = np.array([[xs.min() / width, ys.min() / height, (xs.max() + 1) / width, (ys.max() + 1) / height]], np.float32)
     given = {4: {"exemplar": BoxPrompt(box, (True,))}}
-    tracked = list(tracker.track(frames, [Prompt("exemplar", None, "exemplar", "thing")], lambda i: given.get(i, {})))
+    tracked = list(
+        tracker.track(frames, [Prompt("exemplar", None, "exemplar", "thing")], lambda frame: given.get(frame.index, {}))
+    )
     assert [bool(one.objects) for one in tracked[:4]] == [False] * 4
     assert all(np.isnan(one.presence[0]) for one in tracked if one.frame.index != 4)
     assert not np.isnan(tracked[4].presence[0])
