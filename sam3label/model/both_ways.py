@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sam3label.core import masks
 from sam3label.core.records import Frame
-from sam3label.model.track_session import Births
+from sam3label.model.tracks import Births
 
 if TYPE_CHECKING:
     from sam3label.model.tracker import TrackedFrame, TrackedObject
@@ -31,7 +31,7 @@ SAME_OBJECT = 0.5  # IoU of two masks of a prompt that are one object
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Sighted:
     """An object in a frame, tracked backwards: confirmed by a detection there or not."""
 
     tracked: TrackedObject
@@ -69,7 +69,7 @@ def without_pixels(frame: Frame) -> Frame:
 
 def joined(
     forward: Sequence[TrackedFrame],
-    backward: Mapping[int, Sequence[Seen]],
+    backward: Mapping[int, Sequence[Sighted]],
     removed: set[int],
     apart: Callable[[Sequence[TrackedObject]], Iterable[TrackedObject]],
 ) -> Iterator[TrackedFrame]:
@@ -82,16 +82,18 @@ def joined(
         yield replace(frame, objects=tuple(apart([*frame.objects, *added[place]]))) if added[place] else frame
 
 
-def _by_number(backward: Mapping[int, Sequence[Seen]]) -> dict[int, list[tuple[int, Seen]]]:
+def _by_number(backward: Mapping[int, Sequence[Sighted]]) -> dict[int, list[tuple[int, Sighted]]]:
     """Object -> its sightings, latest first."""
-    found: dict[int, list[tuple[int, Seen]]] = defaultdict(list)
+    found: dict[int, list[tuple[int, Sighted]]] = defaultdict(list)
     for place in sorted(backward, reverse=True):
         for one in backward[place]:
             found[one.tracked.number].append((place, one))
     return found
 
 
-def believed(sightings: Sequence[tuple[int, Seen]], forward: Sequence[TrackedFrame]) -> list[tuple[int, TrackedObject]]:
+def believed(
+    sightings: Sequence[tuple[int, Sighted]], forward: Sequence[TrackedFrame]
+) -> list[tuple[int, TrackedObject]]:
     """The sightings of an object, latest first, to the last that a detection confirms, and not over another object."""
     kept: list[tuple[int, TrackedObject]] = []
     confirmed = 0

@@ -18,7 +18,7 @@ from sam3label.model.track_rules import CONFIRM_FRAMES, Rules, TrackSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FrameDetections:
     """The detections of a frame, phrase after phrase: mask logits [K, h, w] on the device, the rest on the host.
 
     Objects of phrases that were not asked in this frame are under no detection, and that says nothing of them.
@@ -32,7 +32,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Matches:
+class FrameMatches:
     """What became of the detections and objects of a frame, by number of the detection and place of the object."""
 
     born: list[int]  # detections
@@ -42,7 +42,9 @@ class Matches:
     sure: dict[int, int]  # object -> the detection that is sure enough to correct it
 
 
-def match(found: Found, masks: Tensor, phrases: Sequence[int], settings: TrackSettings, rules: Rules) -> Matches:
+def match(
+    found: FrameDetections, masks: Tensor, phrases: Sequence[int], settings: TrackSettings, rules: Rules
+) -> FrameMatches:
     """Match detections with the objects' masks, logits [N, h, w]."""
     owners = np.asarray(phrases, np.int64)
     inside = (masks > 0).flatten(1)
@@ -64,7 +66,7 @@ def match(found: Found, masks: Tensor, phrases: Sequence[int], settings: TrackSe
             certain = found.scores[number] >= settings.high_conf_thresh and not new[number]
             if certain and row[best] >= settings.high_iou_thresh:
                 sure[best] = number
-    return Matches(
+    return FrameMatches(
         _within_limit(np.flatnonzero(new), found, owners, settings, rules),
         np.flatnonzero(seen & ~covered & ~np.isin(owners, list(found.unasked))).tolist(),
         np.flatnonzero(~seen).tolist(),
@@ -74,7 +76,11 @@ def match(found: Found, masks: Tensor, phrases: Sequence[int], settings: TrackSe
 
 
 def _new(
-    found: Found, iou: npt.NDArray[np.float32], owners: npt.NDArray[np.int64], settings: TrackSettings, rules: Rules
+    found: FrameDetections,
+    iou: npt.NDArray[np.float32],
+    owners: npt.NDArray[np.int64],
+    settings: TrackSettings,
+    rules: Rules,
 ) -> npt.NDArray[np.bool_]:
     """Which detections are born: sure ones on no object, and every one where nothing is tracked yet."""
     new = (found.scores >= settings.new_det_thresh) & ~(iou >= settings.assoc_iou_thresh).any(1)
@@ -94,7 +100,11 @@ def _clear(iou: npt.NDArray[np.float32], same: npt.NDArray[np.bool_], least: flo
 
 
 def _within_limit(
-    new: npt.NDArray[np.intp], found: Found, owners: npt.NDArray[np.int64], settings: TrackSettings, rules: Rules
+    new: npt.NDArray[np.intp],
+    found: FrameDetections,
+    owners: npt.NDArray[np.int64],
+    settings: TrackSettings,
+    rules: Rules,
 ) -> list[int]:
     """The best of the new detections where more would be tracked than `max_num_objects` of a phrase, or of all."""
     if len(owners) + len(new) <= settings.max_num_objects:
@@ -108,7 +118,7 @@ def _within_limit(
     return kept
 
 
-def _best(new: npt.NDArray[np.intp], found: Found, room: int) -> list[int]:
+def _best(new: npt.NDArray[np.intp], found: FrameDetections, room: int) -> list[int]:
     if len(new) <= room:
         return list(map(int, new))
     return list(map(int, new[np.argsort(-found.scores[new], kind="stable")[: max(room, 0)]]))
@@ -131,7 +141,7 @@ class Lives:
     removed: set[int] = field(default_factory=set)
 
     def update(
-        self, now: int, numbers: Sequence[int], matches: Matches, born: Sequence[int]
+        self, now: int, numbers: Sequence[int], matches: FrameMatches, born: Sequence[int]
     ) -> tuple[set[int], frozenset[int]]:
         """(objects that are taken back in this frame, those hidden in it). `numbers` are the ids of the objects."""
         settings = self.settings

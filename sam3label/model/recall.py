@@ -15,7 +15,7 @@ from sam3label.model.track_rules import GOOD_ENOUGH, Rules
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ObjectPast:
     """An object's frames before `now`. `quality` of the tracked ones is their effective IoU, of all born together."""
 
     now: int
@@ -51,7 +51,7 @@ class Recall:
     pointers: tuple[tuple[int, int], ...]
 
 
-def recall(past: Past, sizes: Sizes, rules: Rules) -> Recall:
+def recall(past: ObjectPast, sizes: Sizes, rules: Rules) -> Recall:
     """Choose the frames that an object is recalled by."""
     chosen = closest(past, sizes.conditioning)
     others = set(past.conditioning) - set(chosen)
@@ -72,7 +72,7 @@ def recall(past: Past, sizes: Sizes, rules: Rules) -> Recall:
     return Recall(tuple(chosen), tuple(memories), tuple(pointers))
 
 
-def closest(past: Past, most: int) -> list[int]:
+def closest(past: ObjectPast, most: int) -> list[int]:
     """At most `most` of the conditioning frames: the nearest before now, the nearest after it, then by distance."""
     frames = list(past.conditioning)
     if most == -1 or len(frames) <= most:
@@ -85,7 +85,7 @@ def closest(past: Past, most: int) -> list[int]:
     return chosen + rest[: most - len(chosen)]
 
 
-def _good(past: Past, most: int) -> list[int]:
+def _good(past: ObjectPast, most: int) -> list[int]:
     """The last good tracked frames, oldest first, at most `most` - 1; the frame just before now ends them always.
 
     Frame 0 is never one where time runs forwards.
@@ -104,7 +104,7 @@ class Keep:
     memories: frozenset[int]
 
 
-def worth_keeping(past: Past, sizes: Sizes, rules: Rules, settled: bool) -> Keep:
+def worth_keeping(past: ObjectPast, sizes: Sizes, rules: Rules, settled: bool) -> Keep:
     """Choose what later frames may read of an object's, once frame `past.now` is done. The rest can be forgotten.
 
     Until an object is `settled`, those born with it may still be taken back, which changes what was good: all is kept.
@@ -124,11 +124,11 @@ def worth_keeping(past: Past, sizes: Sizes, rules: Rules, settled: bool) -> Keep
     return Keep(frozenset((*pointers, *anchors, past.now)), frozenset((*memories, *attended, past.now)))
 
 
-def _worth_remembering(past: Past) -> list[int]:
+def _worth_remembering(past: ObjectPast) -> list[int]:
     """The good tracked frames, nearest first."""
     good = [frame for frame, quality in past.quality.items() if quality > GOOD_ENOUGH]
     return sorted((frame for frame in good if past.backwards or frame != past.first), key=past.distance)
 
 
-def _within(frames: Iterable[int], past: Past, n: int) -> list[int]:
+def _within(frames: Iterable[int], past: ObjectPast, n: int) -> list[int]:
     return [frame for frame in frames if past.distance(frame) < n]

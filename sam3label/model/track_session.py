@@ -11,92 +11,32 @@ Shape legend: N objects, K detections, h x w mask logits, X the side of a mask t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sam3label.model.clean_masks import clean_masks
-from sam3label.model.matching_tracks import Found, Lives, Matches, apart, match, recently_hidden, without_shrunk
-from sam3label.model.recall import Past, recall, worth_keeping
+from sam3label.model.matching_tracks import (
+    FrameDetections,
+    FrameMatches,
+    Lives,
+    apart,
+    match,
+    recently_hidden,
+    without_shrunk,
+)
+from sam3label.model.recall import ObjectPast, recall, worth_keeping
 from sam3label.model.track_rules import Rules, TrackSettings
 from sam3label.model.tracker_parts import SURE, UNSURE, FrameFeatures, Heads, Recalled, TrackerParts, enlarge, shrink
+from sam3label.model.tracks import Births, Followed, Memory, Tracks
 
 AT_ONCE = 16  # objects in one pass of memory attention
 SOLID = 1024.0  # logits, positive or negative, of a mask that is given
 K = TypeVar("K", bound=Hashable)
 ALWAYS_HIDDEN = 100_000  # later than any frame: an object that was taken back before it was ever seen again
-
-
-@dataclass(slots=True)
-class Memory:
-    """What is kept of an object in a frame: a pointer [D], a spatial memory [S, M], how good it was (effective IoU)."""
-
-    pointer: Tensor
-    quality: float
-    conditioning: bool = False
-    given: bool = False  # its mask came from a detection
-    spatial: Tensor | None = None
-
-
-@dataclass(slots=True)
-class Target:
-    """An object that is tracked."""
-
-    number: int
-    phrase: int
-    born: int
-    litter: int  # the number of the first one born with it
-    score: float  # of the detection it was born from
-    first_mask: Tensor | None  # logits [h, w], while its first frame may be gone through again
-    memories: dict[int, Memory] = field(default_factory=dict)
-    last_hidden: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tracks:
-    """What a frame came to, by the objects' numbers: logits [h, w], the tracker's score, birth score and phrase."""
-
-    masks: Mapping[int, Tensor]
-    track_scores: Mapping[int, float]
-    scores: Mapping[int, float]
-    phrases: Mapping[int, int]
-    hidden: frozenset[int]
-    unconfirmed: frozenset[int]
-    confirmed: frozenset[int]  # by a detection, or born from one
-
-    def after(self, first: Tracks) -> Tracks:
-        """This second pass over a frame, with the objects of the first one as they were found there."""
-        return Tracks(
-            {**self.masks, **{number: mask for number, mask in first.masks.items() if number in self.masks}},
-            {**self.track_scores, **first.track_scores},
-            self.scores,
-            self.phrases,
-            self.hidden,
-            self.unconfirmed,
-            self.confirmed | first.confirmed,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Births:
-    """Objects born in a frame: their detections' logits [K, h, w], and of each the number, phrase and score."""
-
-    masks: Tensor
-    numbers: Sequence[int]
-    phrases: Sequence[int]
-    scores: Sequence[float]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def without(self, numbers: Collection[int]) -> Births:
-        """Those of them with none of these numbers."""
-        rows = [row for row, number in enumerate(self.numbers) if number not in numbers]
-        chosen = ([values[row] for row in rows] for values in (self.numbers, self.phrases, self.scores))
-        return Births(self.masks[rows], *chosen)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +77,7 @@ class TrackSession:
         self.first, self.backwards = first, backwards
         self.most_pointers = min(length, parts.sizes.pointers)
         self.lives = Lives(settings, backwards)
-        self.targets: list[Target] = []
+        self.targets: list[Followed] = []
         self.keeps_births = keeps_births
         self.born: dict[int, Births] = {}
         self._next = 0
@@ -147,7 +87,7 @@ class TrackSession:
         """The objects that have been taken back."""
         return self.lives.removed
 
-    def step(self, now: int, features: FrameFeatures, found: Found, size_hw: tuple[int, int]) -> Tracks:
+    def step(self, now: int, features: FrameFeatures, found: FrameDetections, size_hw: tuple[int, int]) -> Tracks:
         """Go through one frame, whose detections are `found`."""
         tracks = self._pass(now, features, found, size_hw)
         if self.rules.first_frame_twice and now == self.first and self.targets:
@@ -157,7 +97,7 @@ class TrackSession:
         self._forget(now)
         return tracks
 
-    def _pass(self, now: int, features: FrameFeatures, found: Found, size_hw: tuple[int, int]) -> Tracks:
+    def _pass(self, now: int, features: FrameFeatures, found: FrameDetections, size_hw: tuple[int, int]) -> Tracks:
         tracked = self._track(now, features)
         phrases, numbers = [one.phrase for one in self.targets], [one.number for one in self.targets]
         matches = match(found, tracked.masks, phrases, self.settings, self.rules)
@@ -229,7 +169,7 @@ class TrackSession:
         for row, place in enumerate(places):
             self.targets[place].memories[now] = Memory(heads.pointers[row].clone(), quality[row])
 
-    def _recalled(self, now: int, target: Target, quality: Mapping[int, float]) -> Recalled:
+    def _recalled(self, now: int, target: Followed, quality: Mapping[int, float]) -> Recalled:
         memories = target.memories
         chosen = recall(self._past(now, target, quality), self.parts.sizes, self.rules)
         spatial = [(0, frame) for frame in chosen.conditioning] + list(chosen.memories)
@@ -238,10 +178,10 @@ class TrackSession:
             [(distance, memories[frame].pointer) for distance, frame in chosen.pointers],
         )
 
-    def _past(self, now: int, target: Target, quality: Mapping[int, float]) -> Past:
+    def _past(self, now: int, target: Followed, quality: Mapping[int, float]) -> ObjectPast:
         conditioning = [frame for frame, one in target.memories.items() if one.conditioning]
         tracked = {frame: quality[frame] for frame, one in target.memories.items() if not one.conditioning}
-        return Past(now, self.first, conditioning, tracked, self.backwards)
+        return ObjectPast(now, self.first, conditioning, tracked, self.backwards)
 
     def _quality(self) -> dict[int, dict[int, float]]:
         """litter -> frame -> the mean effective IoU of the objects in it."""
@@ -255,7 +195,7 @@ class TrackSession:
     # ---- corrections
 
     def _correct(
-        self, now: int, features: FrameFeatures, found: Found, matches: Matches, tracked: _Tracked
+        self, now: int, features: FrameFeatures, found: FrameDetections, matches: FrameMatches, tracked: _Tracked
     ) -> _Corrections:
         """Let sure detections confirm or correct objects, every so many frames, which become conditioning frames."""
         every = self.settings.recondition_every_nth_frame
@@ -275,7 +215,7 @@ class TrackSession:
             remembered = {place: (found.masks[k] >= 0.5).float() for place, k in sure.items()}
         return _Corrections(remembered, {place: found.masks[k] for place, k in sure.items()})
 
-    def _confirm(self, now: int, features: FrameFeatures, found: Found, sure: Mapping[int, int]) -> None:
+    def _confirm(self, now: int, features: FrameFeatures, found: FrameDetections, sure: Mapping[int, int]) -> None:
         """Pointers from the detections' masks; the frame is a conditioning one of all objects of their litters."""
         given = self._given(found.masks[list(sure.values())])
         pointers = self.parts.pointer_of(features, given, self.rules.first_pointer_single)
@@ -329,7 +269,7 @@ class TrackSession:
             logits = shrink(logits, side)
         self._store(now, self.targets, self.parts.memory_of(features, logits.sigmoid(), appears))
 
-    def _store(self, now: int, targets: Iterable[Target], memories: Tensor) -> None:
+    def _store(self, now: int, targets: Iterable[Followed], memories: Tensor) -> None:
         for target, memory in zip(targets, memories, strict=True):
             target.memories[now].spatial = memory.clone()  # alone: a row would keep all others
 
@@ -351,7 +291,7 @@ class TrackSession:
         eldest = dict(zip(phrases[::-1], numbers[::-1], strict=True))
         known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
         born = [
-            Target(number, phrase, now, eldest[phrase], score, low[i], {
+            Followed(number, phrase, now, eldest[phrase], score, low[i], {
                 now: Memory(pointers[i].clone(), known, conditioning=True, given=True)
             })
             for i, (number, phrase, score) in enumerate(zip(numbers, phrases, births.scores, strict=True))
@@ -397,7 +337,7 @@ class TrackSession:
             for litter in litters:
                 self._downgrade([one for one in self.targets if one.litter == litter])
 
-    def _downgrade(self, targets: Sequence[Target]) -> None:
+    def _downgrade(self, targets: Sequence[Followed]) -> None:
         """A frame stays a conditioning one while an object of the litter has its mask from there."""
         given = {frame for one in targets for frame, memory in one.memories.items() if memory.given}
         for target in targets:

@@ -31,10 +31,11 @@ from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clean_masks import keep_best
 from sam3label.model.detector import Detector, Exemplar, Seen
 from sam3label.model.mask_runs import Instance
-from sam3label.model.matching_tracks import Found
+from sam3label.model.matching_tracks import FrameDetections
 from sam3label.model.track_rules import BORDER, CONFIRM_FRAMES, OFFICIAL, Rules, TrackSettings
-from sam3label.model.track_session import Births, Tracks, TrackSession
+from sam3label.model.track_session import TrackSession
 from sam3label.model.tracker_parts import TrackerParts
+from sam3label.model.tracks import Births, Tracks
 from sam3label.model.weights import load_video_model
 
 Ask = Callable[[Frame], Mapping[str, Exemplar | None]]
@@ -142,18 +143,18 @@ class Tracker:
         frames: Sequence[TrackedFrame],
         prompts: Sequence[Prompt],
         ask: Ask,
-    ) -> tuple[dict[int, list[both_ways.Seen]], set[int]]:
+    ) -> tuple[dict[int, list[both_ways.Sighted]], set[int]]:
         """(what is seen of the objects before their births, by place of the frame; those taken back on the way)."""
         births = both_ways.births_to_follow(forward.born, forward.removed)
         rules = replace(self.rules, first_frame_twice=False, birth_065=True)  # nothing is born on the way back
         settings = replace(self.settings, new_det_thresh=math.inf)
         session = TrackSession(self.parts, rules, settings, spool.count, spool.count - 1, backwards=True)
-        seen: dict[int, list[both_ways.Seen]] = {}
+        seen: dict[int, list[both_ways.Sighted]] = {}
         for place in range(max(births, default=-1), -1, -1):
             frame, pixels = frames[place].frame, spool.read(place, self.detector.device)
             _, tracks = self._step(session, place, pixels, prompts, ask(frame), frame.size_hw, births.get(place))
             found = self._objects(tracks, tracks.hidden, frame.size_hw)
-            seen[place] = [both_ways.Seen(one, one.number in tracks.confirmed) for one in found]
+            seen[place] = [both_ways.Sighted(one, one.number in tracks.confirmed) for one in found]
         return seen, session.removed
 
     def _step(
@@ -196,7 +197,7 @@ class Tracker:
         pixels = torch.from_numpy(resized).to(self.detector.device).permute(2, 0, 1)[None].float()
         return pixels.sub_(127.5).mul_(1 / 127.5)
 
-    def _found(self, seen: Sequence[Seen]) -> Found:
+    def _found(self, seen: Sequence[Seen]) -> FrameDetections:
         """The detections of all prompts, without duplicates."""
         settings, kept = self.settings, list[Seen]()
         for one in seen:
@@ -211,7 +212,7 @@ class Tracker:
         at_border = ((centers <= BORDER) | (centers >= 1 - BORDER)).any(1)
         phrases = np.repeat(np.arange(len(kept)), [len(one.scores) for one in kept])
         unasked = frozenset(number for number, one in enumerate(seen) if math.isnan(one.presence))
-        return Found(masks, scores.cpu().numpy(), phrases, at_border, unasked)
+        return FrameDetections(masks, scores.cpu().numpy(), phrases, at_border, unasked)
 
     def _finish(self, one: _Waiting, later: Sequence[_Waiting], removed: set[int]) -> TrackedFrame:
         """Masks at the frame's size, without overlap among the objects of one prompt: the better tracked one wins."""

@@ -391,7 +391,7 @@ def test_render_draws_every_track(tracked: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, ["render", str(tracked), "-o", str(tmp_path / "films")])
     assert result.exit_code == 0, result.output
     assert "2 videos" in result.output
-    drawn = list(media_video.frames(MediaItem("x", str(tmp_path / "films/sub/walk.mp4.mp4"), "video")))
+    drawn = list(media_video.frames(MediaItem("x", str(tmp_path / "films/sub/walk.mp4"), "video")))
     assert len(drawn) == 40 and drawn[0].size_hw == (64, 80)
     plain = clip_pixels(40)
     with open_run(tracked) as labelled:

@@ -18,7 +18,7 @@ from sam3label.core.records import Frame, MediaItem
 from sam3label.model import track_session
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
-from sam3label.model.matching_tracks import Found, Matches
+from sam3label.model.matching_tracks import FrameDetections, FrameMatches
 from sam3label.model.track_rules import OFFICIAL, Rules, TrackSettings
 from sam3label.model.track_session import TrackSession
 from sam3label.model.tracker import Tracker
@@ -87,10 +87,10 @@ def scripted(video: Any, seed: int) -> Iterator[tuple[torch.Tensor, list[tuple[t
         yield hidden, found
 
 
-def as_found(found: list[tuple[torch.Tensor, torch.Tensor]]) -> Found:
+def as_found(found: list[tuple[torch.Tensor, torch.Tensor]]) -> FrameDetections:
     phrases = np.repeat(np.arange(len(found)), [len(scores) for _, scores in found])
     scores = torch.cat([scores for _, scores in found]).numpy()
-    return Found(torch.cat([masks for masks, _ in found]), scores, phrases, np.zeros(len(scores), bool))
+    return FrameDetections(torch.cat([masks for masks, _ in found]), scores, phrases, np.zeros(len(scores), bool))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -154,11 +154,11 @@ def opened(video: Any, rules: Rules, **settings: Any) -> tuple[TrackSession, Wat
     return TrackSession(parts, rules, changed, 10**6), parts, features
 
 
-def seen(*masks: torch.Tensor, scores: tuple[float, ...] = (), phrases: tuple[int, ...] = ()) -> Found:
+def seen(*masks: torch.Tensor, scores: tuple[float, ...] = (), phrases: tuple[int, ...] = ()) -> FrameDetections:
     n = len(masks)
     stacked = torch.stack(masks) if masks else torch.empty((0, 64, 64))
     given = np.array(scores or [0.9] * n, np.float32)
-    return Found(stacked, given, np.array(phrases or [0] * n, np.int64), np.zeros(n, bool))
+    return FrameDetections(stacked, given, np.array(phrases or [0] * n, np.int64), np.zeros(n, bool))
 
 
 @torch.inference_mode()
@@ -259,7 +259,7 @@ def test_a_sure_detection_confirms_all_that_were_born_with_the_object(
     session.step(0, features, seen(one, other), SIZE_HW)
     for frame in range(1, 4):
         session.step(frame, features, seen(), SIZE_HW)
-    sure = Matches([], [], [], {0: [0]}, {0: 0})
+    sure = FrameMatches([], [], [], {0: [0]}, {0: 0})
     monkeypatch.setattr(track_session, "match", lambda *_: sure)
     heads = TrackerParts.track
 

@@ -20,7 +20,7 @@ from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Frame, MediaItem, Prompt
 from sam3label.demo.shapes import make_clip
 from sam3label.errors import CheckpointError
-from sam3label.model.both_ways import Seen, believed, joined
+from sam3label.model.both_ways import Sighted, believed, joined
 from sam3label.model.checkpoint import resolve
 from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
 from sam3label.model.detector import Detector
@@ -404,14 +404,14 @@ def test_backwards_only_what_a_detection_confirms_is_believed() -> None:
         for i in range(8)
     ]
 
-    def sighted(confirmed: set[int], downto: int) -> list[tuple[int, Seen]]:
-        return [(place, Seen(at(0, 7), place in confirmed)) for place in range(7, downto - 1, -1)]
+    def sighted(confirmed: set[int], downto: int) -> list[tuple[int, Sighted]]:
+        return [(place, Sighted(at(0, 7), place in confirmed)) for place in range(7, downto - 1, -1)]
 
     places = [place for place, _ in believed(sighted({6, 5}, 3), frames)]
     assert places == [7, 6, 5]  # 4 and 3 no detection confirms
     assert [place for place, _ in believed(sighted({6, 0}, 0), frames)] == [7, 6]  # in frame 2 lies another object
     assert believed(sighted(set(), 3), frames) == []
-    joined_frames = list(joined(frames, {5: [Seen(at(0, 7), True)]}, {7}, lambda objects: objects))
+    joined_frames = list(joined(frames, {5: [Sighted(at(0, 7), True)]}, {7}, lambda objects: objects))
     assert joined_frames == frames  # taken back on the way
 
 

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from sam3label.model.matching_tracks import Found, Lives, Matches, apart, match, recently_hidden, without_shrunk
-from sam3label.model.recall import Past, Recall, Sizes, closest, recall, worth_keeping
+from sam3label.model.matching_tracks import (
+    FrameDetections,
+    FrameMatches,
+    Lives,
+    apart,
+    match,
+    recently_hidden,
+    without_shrunk,
+)
+from sam3label.model.recall import ObjectPast, Recall, Sizes, closest, recall, worth_keeping
 from sam3label.model.track_rules import EXTRAS, OFFICIAL, Rules, TrackSettings
 
 SIZES = Sizes(memories=7, pointers=16, conditioning=4)
@@ -39,8 +47,8 @@ SETTINGS = TrackSettings(
 )
 
 
-def past(now: int, conditioning: tuple[int, ...], quality: dict[int, float], backwards: bool = False) -> Past:
-    return Past(now, 99 if backwards else 0, conditioning, quality, backwards)
+def past(now: int, conditioning: tuple[int, ...], quality: dict[int, float], backwards: bool = False) -> ObjectPast:
+    return ObjectPast(now, 99 if backwards else 0, conditioning, quality, backwards)
 
 
 # ---- what is recalled (V1, V8)
@@ -138,12 +146,12 @@ def square(x: int, y: int, side: int) -> torch.Tensor:
     return logits
 
 
-def found(*detections: tuple[torch.Tensor, float, int], unasked: frozenset[int] = frozenset()) -> Found:
+def found(*detections: tuple[torch.Tensor, float, int], unasked: frozenset[int] = frozenset()) -> FrameDetections:
     masks = torch.stack([mask for mask, _, _ in detections]) if detections else torch.empty((0, 20, 20))
     scores = np.array([score for _, score, _ in detections], np.float32)
     phrases = np.array([phrase for _, _, phrase in detections], np.int64)
     border = np.array([bool((mask[0] > 0).any()) for mask, _, _ in detections], bool)
-    return Found(masks, scores, phrases, border, unasked)
+    return FrameDetections(masks, scores, phrases, border, unasked)
 
 
 def test_ambiguous_matches_count_for_nothing() -> None:
@@ -171,7 +179,7 @@ def test_a_class_is_born_as_well_beside_others_as_alone() -> None:
 
 
 def test_no_other_rule_looks_across_phrases() -> None:
-    """Matches at any threshold, the limit of objects, overlap and shrinking: other phrases change nothing."""
+    """FrameMatches at any threshold, the limit of objects, overlap and shrinking: other phrases change nothing."""
     one, other = square(2, 2, 10), square(12, 12, 6)
     zero = replace(SETTINGS, assoc_iou_thresh=0.0, trk_assoc_iou_thresh=0.0, high_iou_thresh=0.0)
     across = match(found((one, 0.9, 1)), torch.stack((one,)), [0], zero, OFFICIAL)
@@ -208,9 +216,9 @@ def test_masks_kept_apart_share_no_pixel() -> None:
 def lived(settings: TrackSettings, unmatched: list[bool]) -> tuple[Lives, list[tuple[set[int], frozenset[int]]]]:
     """Object 0 from frame 0 on, without a detection where `unmatched`."""
     lives, said = Lives(settings), []
-    lives.update(0, [], Matches([0], [], [], {}, {}), [0])
+    lives.update(0, [], FrameMatches([0], [], [], {}, {}), [0])
     for now, without in enumerate(unmatched, start=1):
-        matches = Matches([], [0], [], {}, {}) if without else Matches([], [], [], {0: [0]}, {})
+        matches = FrameMatches([], [0], [], {}, {}) if without else FrameMatches([], [], [], {0: [0]}, {})
         said.append(lives.update(now, [0], matches, []))
     return lives, said
 

@@ -1,0 +1,80 @@
+"""The values of tracking: what is kept of an object, what is born in a frame, and what a frame came to.
+
+Shape legend: K objects born, h x w mask logits, S x M a spatial memory, D a pointer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is kept of an object in a frame: a pointer [D], a spatial memory [S, M], how good it was (effective IoU)."""
+
+    pointer: Tensor
+    quality: float
+    conditioning: bool = False
+    given: bool = False  # its mask came from a detection
+    spatial: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Followed:
+    """An object that is tracked."""
+
+    number: int
+    phrase: int
+    born: int
+    litter: int  # the number of the first one born with it
+    score: float  # of the detection it was born from
+    first_mask: Tensor | None  # logits [h, w], while its first frame may be gone through again
+    memories: dict[int, Memory] = field(default_factory=dict)
+    last_hidden: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tracks:
+    """What a frame came to, by the objects' numbers: logits [h, w], the tracker's score, birth score and phrase."""
+
+    masks: Mapping[int, Tensor]
+    track_scores: Mapping[int, float]
+    scores: Mapping[int, float]
+    phrases: Mapping[int, int]
+    hidden: frozenset[int]
+    unconfirmed: frozenset[int]
+    confirmed: frozenset[int]  # by a detection, or born from one
+
+    def after(self, first: Tracks) -> Tracks:
+        """This second pass over a frame, with the objects of the first one as they were found there."""
+        return Tracks(
+            {**self.masks, **{number: mask for number, mask in first.masks.items() if number in self.masks}},
+            {**self.track_scores, **first.track_scores},
+            self.scores,
+            self.phrases,
+            self.hidden,
+            self.unconfirmed,
+            self.confirmed | first.confirmed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Births:
+    """Objects born in a frame: their detections' logits [K, h, w], and of each the number, phrase and score."""
+
+    masks: Tensor
+    numbers: Sequence[int]
+    phrases: Sequence[int]
+    scores: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def without(self, numbers: Collection[int]) -> Births:
+        """Those of them with none of these numbers."""
+        rows = [row for row, number in enumerate(self.numbers) if number not in numbers]
+        chosen = ([values[row] for row in rows] for values in (self.numbers, self.phrases, self.scores))
+        return Births(self.masks[rows], *chosen)  # type: ignore[arg-type]
