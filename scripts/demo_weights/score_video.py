@@ -15,25 +15,27 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.demo.films import CONCEPTS, FilmMetrics, score, write_films
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
 from sam3label.model.checkpoint import resolve
+from sam3label.model.track_rules import TrackerForm
 from sam3label.run.reader import open_run
 
 HELD_OUT = 20_000_000  # films of these seeds are for this script alone
 MARKS = "<!-- film scores -->\n", "<!-- end of film scores -->\n"
 
 
-def measure(model: str, films: int, frames: int, clip_frames: int, seed: int) -> FilmMetrics:
+def measure(model: str, films: int, frames: int, clip_frames: int, seed: int, tracker: TrackerForm) -> FilmMetrics:
     """Make films, track every class of shape in them, and judge."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         concepts = parse_concepts(CONCEPTS.format(films=folder / "films", here="this list", runs=folder / "run"))
         truth = write_films(folder / "films", films, seed, frames)
-        options = LabelOptions(model=model, video="track", clip_frames=clip_frames)
+        options = LabelOptions(model=model, video="track", clip_frames=clip_frames, tracker=tracker)
         start = time.perf_counter()
         label([folder / "films"], concepts, folder / "run", options)
         seconds = time.perf_counter() - start
@@ -72,12 +74,15 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=36)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--clip-frames", type=int, nargs="+", default=[24, 600], help="once with each")
+    parser.add_argument("--tracker", default="official", choices=get_args(TrackerForm), help="whose rules")
     parser.add_argument("--seed", type=int, default=HELD_OUT)
     parser.add_argument("--card", action="store_true", help="write the figures into the checkpoint's README.md")
     arguments = parser.parse_args()
     rows = ""
     for clip_frames in arguments.clip_frames:
-        metrics = measure(arguments.model, arguments.films, arguments.frames, clip_frames, arguments.seed)
+        metrics = measure(
+            arguments.model, arguments.films, arguments.frames, clip_frames, arguments.seed, arguments.tracker
+        )
         rows += row(metrics, clip_frames)
         for name, value in {"clip_frames": clip_frames, **asdict(metrics)}.items():
             print(f"{name:15} {value}", flush=True)
