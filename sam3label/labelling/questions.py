@@ -73,7 +73,7 @@ class Guide:
     def in_tracking(self, item: MediaItem) -> Callable[[Frame], Mapping[str, Exemplar | None]]:
         """What the frames of a tracked video give its prompts, as for `Tracker.track`.
 
-        A class with boxes on any frame of it is asked by its exemplar prompts throughout, with the boxes where they are:
+        A class with boxes on any frame is asked by its exemplar prompts throughout, with the boxes where they are:
         so an object keeps its identity. Asking raises InputError where the boxes do not fit the frame.
         """
         guided = [examples for examples in self.examples if examples.has_boxes_in(item)]
