@@ -15,18 +15,26 @@ from typing import Any
 
 from sam3label.annotations.coco import Pair, field_of, judged_pairs, load_json, read_rle
 from sam3label.core import masks
-from sam3label.core.records import Rle
+from sam3label.core.records import Box, Rle
 from sam3label.errors import InputError
 from sam3label.media.discovery import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One object through a video: frame number -> mask, empty ones left out."""
+    """One object through a video: frame number -> mask, empty ones left out; and its boxes, where a file gives them."""
 
     masks: Mapping[int, Rle]
     score: float = 1.0
     crowd: bool = False
+    given_boxes: Mapping[int, Box] | None = None  # xywh in pixels, boxes without area left out
+
+    @property
+    def boxes(self) -> Mapping[int, Box]:
+        """Frame number -> box: those that were given, else those of the masks."""
+        if self.given_boxes is not None:
+            return self.given_boxes
+        return {frame: masks.box_xywh(rle) for frame, rle in self.masks.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +134,24 @@ def _track(record: Mapping[str, Any], video: Video, where: str) -> Track:
     try:
         by_frame = {
             index: rle
-            for index, segmentation in enumerate(record["segmentations"])
+            for index, segmentation in enumerate(_frames_of(record, "segmentations"))
             if (rle := read_rle(segmentation, video.size_hw)) is not None and masks.area(rle)
+        }
+        boxes = {
+            index: (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+            for index, box in enumerate(_frames_of(record, "bboxes"))
+            if box and box[2] > 0 and box[3] > 0
         }
         score = float(record.get("score", 1.0))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{where} cannot be read: {error}.") from error
     if any(rle.size_hw != video.size_hw for rle in by_frame.values() if video.size_hw):
         raise InputError(f"{where} has masks of another size than its video.")
-    return Track(by_frame, score, bool(record.get("iscrowd", 0)))
+    return Track(by_frame, score, bool(record.get("iscrowd", 0)), boxes if record.get("bboxes") else None)
+
+
+def _frames_of(record: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """What a record says of its frames; one of the two is enough."""
+    if not record.get("segmentations") and not record.get("bboxes"):
+        raise ValueError("it has neither segmentations nor bboxes")
+    return record.get(key) or ()

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,9 +67,18 @@ def evaluate_tracks(truth: VideoTruth, predictions: TrackPredictions, notes: Seq
     """Judge tracks given by the pairs of the truth."""
     if not truth.pairs:
         raise InputError(f"{truth.path} leaves nothing to judge: no (video, concept) pair is labelled exhaustively.")
-    figures: dict[Kind, Figures | None] = {kind: _figures(kind, truth, predictions) for kind in KINDS}
-    warnings = warnings_of(figures["segm"] or {})
+    boxes_only = _is_boxes_only(truth.tracks) or _is_boxes_only(predictions.ranked)
+    figures: dict[Kind, Figures | None] = {
+        kind: None if kind == "segm" and boxes_only else _figures(kind, truth, predictions) for kind in KINDS
+    }
+    warnings = warnings_of(figures["segm"] or figures["bbox"] or {})
     return Evaluation(figures, len(truth.pairs), len({pair[0] for pair in truth.pairs}), (*notes, *warnings))
+
+
+def _is_boxes_only(tracks: Tracks) -> bool:
+    """Whether there are tracks, and none of them has a mask: then masks cannot be judged."""
+    every = [track for some_tracks in tracks.values() for track in some_tracks]
+    return bool(every) and not any(track.masks for track in every)
 
 
 # ---- tracks of a run
@@ -147,11 +157,12 @@ class _Overlap:
 def _overlap(kind: Kind, found: Sequence[Track], truth: Sequence[Track]) -> _Overlap:
     shared, found_size, truth_size = np.zeros((len(found), len(truth))), np.zeros(len(found)), np.zeros(len(truth))
     frames = []
-    for frame in sorted({f for track in (*found, *truth) for f in track.masks}):
-        d = np.array([i for i, track in enumerate(found) if frame in track.masks], dtype=np.int64)
-        g = np.array([i for i, track in enumerate(truth) if frame in track.masks], dtype=np.int64)
+    found_by_frame, truth_by_frame = ([_shapes(kind, track) for track in tracks] for tracks in (found, truth))
+    for frame in sorted({f for shapes in (*found_by_frame, *truth_by_frame) for f in shapes}):
+        d = np.array([i for i, shapes in enumerate(found_by_frame) if frame in shapes], dtype=np.int64)
+        g = np.array([i for i, shapes in enumerate(truth_by_frame) if frame in shapes], dtype=np.int64)
         both, d_size, g_size = _frame_overlap(
-            kind, [found[i].masks[frame] for i in d], [truth[i].masks[frame] for i in g]
+            kind, [found_by_frame[i][frame] for i in d], [truth_by_frame[i][frame] for i in g]
         )
         shared[np.ix_(d, g)] += both
         found_size[d] += d_size
@@ -163,12 +174,17 @@ def _overlap(kind: Kind, found: Sequence[Track], truth: Sequence[Track]) -> _Ove
     return _Overlap(np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0), frames)
 
 
-def _frame_overlap(kind: Kind, found: Sequence[Rle], truth: Sequence[Rle]) -> tuple[Floats, Floats, Floats]:
-    """(intersections [D, G], sizes [D], sizes [G]) in pixels. No mask is empty."""
+def _shapes(kind: Kind, track: Track) -> Mapping[int, Any]:
+    """What is compared of a track in each of its frames: masks, or boxes as the official tool takes them."""
+    return track.masks if kind == "segm" else track.boxes
+
+
+def _frame_overlap(kind: Kind, found: Sequence[Any], truth: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
+    """(intersections [D, G], sizes [D], sizes [G]) in pixels, of masks or of boxes xywh. None is empty."""
     if kind == "segm":
         d_size, g_size = (np.array([masks.area(rle) for rle in rles], dtype=float) for rles in (found, truth))
         return np.rint(masks.cover_matrix(found, truth) * d_size[:, None]), d_size, g_size
-    d, g = (np.array([masks.box_xywh(rle) for rle in rles], dtype=float).reshape(-1, 4) for rles in (found, truth))
+    d, g = (np.array(boxes, dtype=float).reshape(-1, 4) for boxes in (found, truth))
     low = np.maximum(d[:, None, :2], g[None, :, :2])
     high = np.minimum((d[:, :2] + d[:, 2:])[:, None], (g[:, :2] + g[:, 2:])[None])
     return np.clip(high - low, 0, None).prod(axis=2), d[:, 2:].prod(axis=1), g[:, 2:].prod(axis=1)
@@ -223,7 +239,9 @@ def _as_instances(truth: VideoTruth, ranked: Tracks) -> tuple[Truth, dict[Pair, 
     """Tracks as average precision sees them: a score, a crowd flag, and the mean area where they are seen."""
 
     def instance(track: Track) -> Instance:
-        area = float(np.mean([masks.area(rle) for rle in track.masks.values()])) if track.masks else 0.0
+        areas = [float(masks.area(rle)) for rle in track.masks.values()]
+        areas = areas or [w * h for _, _, w, h in track.boxes.values()]
+        area = float(np.mean(areas)) if areas else 0.0
         return Instance((0.0, 0.0, 0.0, 0.0), area, area, None, track.score, track.crowd)
 
     objects, found = (

@@ -172,6 +172,31 @@ def test_average_precision_of_tracks_is_that_of_boxes_when_the_video_is_one_fram
             assert as_videos[kind][name] == pytest.approx(as_images[kind][name], abs=1e-12), (kind, name)
 
 
+def boxes(x: int) -> list[list[float] | None]:
+    """Boxes of a square that stands still, hidden in the middle frame."""
+    return [[x, 5, 10, 10], None, [x, 5, 10, 10]]
+
+
+def test_given_boxes_count_and_not_those_of_the_masks(tmp_path: Path) -> None:
+    truth = write(tmp_path / "gt.json", truth_json([track(1, 1, moving())]))
+    far = [[0.0, 0.0, 1.0, 1.0]] * len(moving())
+    found = write(tmp_path / "p.json", [{**track(1, 1, moving(), score=0.9), "bboxes": far}])
+    figures = evaluate_track_results(truth, found).to_json()
+    assert figures["segm"]["HOTA"] == pytest.approx(1.0) and figures["segm"]["cgF1"] >= 0
+    assert figures["bbox"]["HOTA"] == 0 and figures["bbox"]["AP"] == 0
+
+
+def test_box_only_tracks_are_judged_by_their_boxes(tmp_path: Path) -> None:
+    record = {"id": 1, "video_id": 1, "category_id": 1, "iscrowd": 0, "bboxes": boxes(5)}
+    truth = write(tmp_path / "gt.json", truth_json([record], length=3))
+    found = write(tmp_path / "p.json", [{"video_id": 1, "category_id": 1, "score": 0.9, "bboxes": boxes(5)}])
+    evaluation = evaluate_track_results(truth, found)
+    assert evaluation.figures["segm"] is None
+    assert evaluation.to_json()["bbox"]["HOTA"] == pytest.approx(1.0)
+    with pytest.raises(InputError, match="neither segmentations nor bboxes"):
+        read_video_truth(write(tmp_path / "none.json", truth_json([{**record, "bboxes": []}], length=3)))
+
+
 def test_saco_video_files_list_their_pairs(tmp_path: Path) -> None:
     content = truth_json([track(1, 1, moving())])
     content["video_np_pairs"] = [
