@@ -143,4 +143,5 @@ def test_frames_come_back_from_the_image_formats(made: tuple[Path, str], tmp_pat
     assert trip is not None and trip.mean is not None
     assert trip.labels > 60 and (trip.lost, trip.extra, trip.images_missing) == (0, 0, 0)
     assert trip.mean > (0.9999 if kind == "coco" else 0.95)
-    assert trip.worst[0].image.startswith("film_0") and trip.worst[0].image.endswith(".jpg")
+    assert all(worst.image.startswith("film_0") and worst.image.endswith(".jpg") for worst in trip.worst)
+    assert bool(trip.worst) == (kind == "yolo")  # what came back exactly is none of the worst
