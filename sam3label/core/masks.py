@@ -304,6 +304,12 @@ def from_contour(ring: npt.ArrayLike, size_hw: tuple[int, int]) -> Rle:
     return encode(canvas)
 
 
+def contour_iou(rle: Rle, ring: Ring) -> float:
+    """IoU of a mask and its own `contour`, filled as by `from_contour`. Looks at the mask's box, which both stay in."""
+    x, y, mask = crop(rle)
+    return _overlap(_filled(ring - np.array([x, y]), mask.shape), mask) if mask.size else 1.0
+
+
 def _thickened(line: Ring) -> Ring:
     """4 corners around a point or a straight line, a quarter pixel off, so that they floor to the same pixels.
 
@@ -342,6 +348,8 @@ def _simplified(points: Points, tolerance_px: float) -> Points:
 
 def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """One closed walk over all rings."""
+    if len(rings) == 1:
+        return rings[0].astype(np.float64)
     *_, (walk, _, _) = _walks(rings)
     return walk
 

@@ -37,19 +37,19 @@ class Outline:
         self.iou_min = 1.0
 
     def polygons(self, rle: Rle) -> list[masks.Ring]:
-        """Rings in edge coordinates, for COCO."""
+        """Rings in edge coordinates, for COCO: exact unless simplified, so only then is there something to measure."""
         rings = masks.polygons(rle, self.simplify_px)
-        self._account(rle, masks.from_polygons(rings, rle.size_hw))
+        back = masks.from_polygons(rings, rle.size_hw) if self.simplify_px else rle
+        self._account(1.0 if back == rle else float(masks.iou_matrix([rle], [back])[0, 0]))
         return rings
 
     def contour(self, rle: Rle) -> masks.Ring:
         """One ring in centre coordinates, for YOLO."""
         ring = masks.contour(rle, self.simplify_px)
-        self._account(rle, masks.from_contour(ring, rle.size_hw))
+        self._account(masks.contour_iou(rle, ring))
         return ring
 
-    def _account(self, rle: Rle, back: Rle) -> None:
-        iou = 1.0 if rle == back else float(masks.iou_matrix([rle], [back])[0, 0])
+    def _account(self, iou: float) -> None:
         self.drawn += 1
         self.iou_sum += iou
         self.iou_min = min(self.iou_min, iou)
@@ -223,6 +223,6 @@ def number(value: float) -> int | float:
     return int(value) if float(value).is_integer() else round(float(value), 4)
 
 
-def flat(ring: masks.Ring) -> list[int | float]:
-    """[V, 2] -> x1 y1 x2 y2 ..., ready for JSON."""
-    return [number(v) for v in np.asarray(ring).ravel().tolist()]
+def flat(ring: masks.Ring) -> list[int]:
+    """[V, 2] in edge coordinates, which are whole numbers -> x1 y1 x2 y2 ..., ready for JSON."""
+    return ring.astype(np.int64).ravel().tolist()

@@ -132,6 +132,36 @@ def test_contours_are_valid_rows_and_never_worse_than_the_largest_part(mask: Arr
         assert back == rle
 
 
+@settings(deadline=None, max_examples=200)
+@given(SMALL.filter(np.any), st.sampled_from([0.0, 1.0, 2.0]), st.integers(0, 5), st.integers(0, 5))
+def test_iou_of_a_contour_is_that_of_the_whole_image(mask: Array, tolerance: float, x: int, y: int) -> None:
+    rle = masks.paste(x, y, mask, (20, 22))
+    ring = masks.contour(rle, tolerance)
+    assert masks.contour_iou(rle, ring) == pytest.approx(iou(rle, masks.from_contour(ring, rle.size_hw)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_iou_of_the_contours_of_hard_shapes(kind: str) -> None:
+    rle = masks.encode(shape(kind))
+    ring = masks.contour(rle)
+    assert masks.contour_iou(rle, ring) == pytest.approx(iou(rle, masks.from_contour(ring, rle.size_hw)))
+
+
+@given(SMALL)
+def test_row_runs_count_the_pixels_row_by_row(mask: Array) -> None:
+    """The definition: a row after the other, background first, no run of 0 pixels but at the ends."""
+    flat = mask.reshape(-1)
+    runs = masks.row_runs(masks.encode(mask))
+    assert np.array_equal(np.repeat(np.arange(len(runs)) % 2 == 1, runs), flat)
+    assert (runs[1:-1] > 0).all() and runs.sum() == flat.size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_runs_of_hard_shapes(kind: str) -> None:
+    runs = masks.row_runs(masks.encode(shape(kind)))
+    assert np.array_equal(np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape(kind).shape), shape(kind))
+
+
 def test_far_parts_are_left_out_where_a_bridge_costs_more_than_they_are_worth() -> None:
     """Two far pixels joined by a bridge come back at IoU 0.02, one of them alone at 0.5."""
     far = np.zeros((60, 120), np.bool_)
