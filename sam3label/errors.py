@@ -51,5 +51,5 @@ class UndecodableError(Exception):
 
 
 def os_reason(error: OSError) -> str:
-    """The system's reason in words: "no space left on device"."""
+    """Return the system's reason in words: "no space left on device"."""
     return (error.strerror or type(error).__name__).lower()

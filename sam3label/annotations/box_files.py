@@ -15,13 +15,13 @@ from sam3label.errors import InputError
 
 
 def read_box_file(content: Mapping[Any, Node]) -> list[Labelled]:
-    """The boxes of a YAML document, image by image. Raises InputError that names the line."""
+    """Return the boxes of a YAML document, image by image. Raises InputError that names the line."""
     where = ((str(name), node, f"{node.where}: {name}") for name, node in content.items())
     return [Labelled(name, tuple(_marks(node, place)), place) for name, node, place in where]
 
 
 def _marks(node: Node, where: str) -> Iterator[Mark]:
-    """The boxes of one image: a list, or a mapping of class names to lists."""
+    """Yield the boxes of one image: a list, or a mapping of class names to lists."""
     for name, boxes in node.value.items() if isinstance(node.value, dict) else [(None, node)]:
         place = where if name is None else f"{where}, {name}"
         for number, box in enumerate(boxes.value if isinstance(boxes.value, list) else [boxes], start=1):

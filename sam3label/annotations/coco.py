@@ -65,12 +65,12 @@ class Truth:
     notes: tuple[str, ...] = ()  # what reading it took for granted, in words
 
     def name(self, pair: Pair) -> str:
-        """The phrase or class that the pair asks for."""
+        """Return the phrase or class that the pair asks for."""
         phrase = self.images[pair[0]].phrase
         return self.categories[pair[1]] if phrase is None else phrase
 
     def only(self, pairs: Iterable[Pair]) -> Truth:
-        """The same truth, judged on fewer pairs."""
+        """Return the same truth, judged on fewer pairs."""
         keep = set(pairs)
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair in keep))
 
@@ -104,7 +104,7 @@ def read_coco(path: str | Path) -> Truth:
 
 
 def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[Instance]], int]:
-    """(predictions by pair in file order, how many name an image or category that `truth` does not have)."""
+    """Return (predictions by pair in file order, how many name an image or category that `truth` does not have)."""
     data = load_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a results file: a JSON list with image_id, category_id, segmentation, score.")
@@ -150,7 +150,7 @@ def align(truth: Truth, first: Truth) -> Truth:
 
 
 def load_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises `InputError`."""
+    """Return the content of a JSON file. Raises `InputError`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -160,7 +160,7 @@ def load_json(path: str | Path) -> Any:
 
 
 def field_of(record: Any, key: str, path: str | Path, what: str) -> Any:
-    """A field that every record must have; `what` names the record in the `InputError`."""
+    """Return a field that every record must have; `what` names the record in the `InputError`."""
     if not isinstance(record, dict) or key not in record:
         raise InputError(f"{path}: an entry of kind '{what.split()[0]}' has no '{key}' ({what}).")
     if isinstance(record[key], dict | list):
@@ -171,7 +171,7 @@ def field_of(record: Any, key: str, path: str | Path, what: str) -> Any:
 
 
 def _number(value: Any, where: str, most: float = math.inf) -> float:
-    """A number from 0 to `most`, not NaN. `where` names it in the `InputError`."""
+    """Return a number from 0 to `most`, not NaN. `where` names it in the `InputError`."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -202,7 +202,7 @@ def _categories(data: Mapping[str, Any], path: str | Path) -> dict[int, str]:
 def judged_pairs(
     images: Sequence[Mapping[str, Any]], categories: Mapping[int, str], objects: Mapping[Pair, Any], by_phrase: bool
 ) -> tuple[tuple[Pair, ...], frozenset[Pair]]:
-    """(pairs that may be judged, pairs that were not labelled to the end)."""
+    """Return (pairs that may be judged, pairs that were not labelled to the end)."""
     pairs: list[Pair] = []
     unsure: set[Pair] = set()
     for image in images:
@@ -221,7 +221,7 @@ def judged_pairs(
 
 
 def _instance(record: Mapping[str, Any], image: TruthImage, where: str) -> Instance:
-    """A result, or an annotation before its own area is taken over. A box that is not given is the mask's."""
+    """Return a result, or an annotation before its own area is taken over. A box that is not given is the mask's."""
     try:
         rle = read_rle(record.get("segmentation"), image.size_hw)
         given = record.get("bbox") or None
@@ -247,7 +247,7 @@ def _mask(rle: Rle | None) -> Rle:
 
 
 def read_rle(segmentation: Any, size_hw: tuple[int, int] | None) -> Rle | None:
-    """A mask from compressed or plain run-length code or polygons; None when there is none."""
+    """Return a mask from compressed or plain run-length code or polygons; None when there is none."""
     if not segmentation:
         return None
     if isinstance(segmentation, dict):

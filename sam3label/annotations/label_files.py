@@ -14,7 +14,7 @@ from sam3label.errors import InputError
 
 
 def read_label_file(path: Path) -> list[Labelled]:
-    """What a label file or folder says. Raises InputError in one sentence when it is none."""
+    """Return what a label file or folder says. Raises InputError in one sentence when it is none."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():

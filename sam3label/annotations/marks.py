@@ -33,7 +33,7 @@ class Labelled:
     relative: bool = False
 
     def problems(self, size_hw: tuple[int, int] | None) -> Iterator[str]:
-        """What is wrong with the boxes, as far as it can be told from what is known of the image's size."""
+        """Yield what is wrong with the boxes, as far as it can be told from what is known of the image's size."""
         if self.size_hw and size_hw and self.size_hw != size_hw:
             yield (
                 f"{self.where}: its labels are for an image of {_size(self.size_hw)} pixels and it has "
@@ -53,13 +53,13 @@ class Labelled:
 
 
 def corners_of(box_xywh: Box) -> Corners:
-    """(x1, y1, x2, y2) of (x, y, width, height)."""
+    """Return (x1, y1, x2, y2) of (x, y, width, height)."""
     x, y, width, height = box_xywh
     return x, y, x + width, y + height
 
 
 def some(names: Sequence[str], n: int = 5) -> str:
-    """The first few names for a message."""
+    """Return the first few names for a message."""
     return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
 
 

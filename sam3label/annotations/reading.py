@@ -11,7 +11,7 @@ from sam3label.errors import ConfigError, InputError
 
 
 def load_yaml(path: Path) -> Mapping[Any, Node]:
-    """The mapping in a YAML file. Raises InputError."""
+    """Return the mapping in a YAML file. Raises InputError."""
     problems: list[str] = []
     try:
         root = read_nodes("\n".join(read_lines(path)), str(path), lambda line: f"{path}:{line}", problems)
@@ -25,7 +25,7 @@ def load_yaml(path: Path) -> Mapping[Any, Node]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file in UTF-8. Raises InputError."""
+    """Return the lines of a text file in UTF-8. Raises InputError."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -42,7 +42,7 @@ class Row:
         return len(self.shape) == 4
 
     def corners(self) -> Corners:
-        """(x1, y1, x2, y2) in fractions."""
+        """Return (x1, y1, x2, y2) in fractions."""
         if self.is_box:
             x, y, width, height = self.shape
             return x - width / 2, y - height / 2, x + width / 2, y + height / 2
@@ -60,7 +60,7 @@ class Dataset:
 
 
 def read_rows(path: Path, names: Mapping[int, str]) -> Iterator[Row]:
-    """The rows of a label file. Raises InputError that names the line."""
+    """Yield the rows of a label file. Raises InputError that names the line."""
     for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, line {number}"
         try:
@@ -78,7 +78,7 @@ def read_rows(path: Path, names: Mapping[int, str]) -> Iterator[Row]:
 
 
 def class_names(names: Node) -> dict[int, str]:
-    """The class names by id, from the `names:` of a data.yaml. Raises InputError."""
+    """Return the class names by id, from the `names:` of a data.yaml. Raises InputError."""
     children = dict(enumerate(names.value)) if isinstance(names.value, list) else names.value
     if not isinstance(children, dict) or not all(isinstance(number, int) for number in children):
         raise InputError(f"{names.where}: `names:` is neither a list nor numbers with names")
@@ -89,7 +89,7 @@ def class_names(names: Node) -> dict[int, str]:
 
 
 def read_yolo_marks(folder: Path, names: Mapping[int, str]) -> list[Labelled]:
-    """The boxes of every label file below a folder. Raises InputError."""
+    """Return the boxes of every label file below a folder. Raises InputError."""
     files = [p for p in sorted(folder.rglob("*.txt")) if p.name != "classes.txt"]
     inside = [p for p in files if "labels" in p.relative_to(folder).parts[:-1]]
     return [
@@ -133,7 +133,7 @@ def read_yolo_truth(path: str | Path, split: str | None = None) -> Truth:
 
 
 def find_dataset(path: Path) -> Dataset:
-    """The dataset that a data.yaml, or a folder with one or with a classes.txt, describes. Raises InputError."""
+    """Return the dataset that a data.yaml, or a folder with one or with a classes.txt, describes. Raises InputError."""
     data_file = _data_file(path) if path.is_dir() else path
     if data_file is None:
         names = dict(enumerate(line for line in read_lines(path / "classes.txt") if line.strip()))
@@ -147,7 +147,7 @@ def find_dataset(path: Path) -> Dataset:
 
 
 def label_path(image: Path) -> Path:
-    """Where the labels of an image are: the last `images` folder of its path becomes `labels`, or beside it."""
+    """Return where the labels of an image are: the last `images` folder of its path becomes `labels`, or beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[:-1][::-1].index("images")
@@ -166,13 +166,13 @@ def _data_file(folder: Path) -> Path | None:
 
 
 def _root(data_file: Path, node: Node | None) -> Path:
-    """The folder that splits are relative to; where `path:` leads nowhere, that of the file, as after a move."""
+    """Return the folder that splits are relative to; where `path:` leads nowhere, that of the file, as after a move."""
     given = data_file.parent / str(node.value) if node is not None and node.value else data_file.parent
     return given if given.is_dir() else data_file.parent
 
 
 def _places(node: Node, root: Path) -> list[Path]:
-    """The folders and lists of a split."""
+    """Return the folders and lists of a split."""
     found = []
     for entry in node.value if isinstance(node.value, list) else [node]:
         place = root / str(entry.value)
@@ -200,12 +200,12 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _listed(file: Path) -> list[Path]:
-    """The images that a list names, one a line, relative to it or absolute."""
+    """Return the images that a list names, one a line, relative to it or absolute."""
     return [file.parent / line.strip() for line in read_lines(file) if line.strip()]
 
 
 def _name_root(image: Path) -> Path:
-    """The folder after which a listed image's name begins: its last `images`, or its own."""
+    """Return the folder after which a listed image's name begins: its last `images`, or its own."""
     return next((parent for parent in image.parents if parent.name == "images"), image.parent)
 
 

@@ -58,7 +58,7 @@ class VideoTruth:
 
 
 def is_video_truth(path: str | Path) -> bool:
-    """Whether a truth is a JSON file that lists videos; a YOLO dataset is none."""
+    """Return whether a truth is a JSON file that lists videos; a YOLO dataset is none."""
     if Path(path).suffix.lower() in (".yaml", ".yml") or Path(path).is_dir():
         return False
     data = load_json(path)
@@ -86,7 +86,7 @@ def read_video_truth(path: str | Path) -> VideoTruth:
 
 
 def read_track_results(path: str | Path, truth: VideoTruth) -> tuple[dict[Pair, list[Track]], int]:
-    """(tracks of a YouTube-VIS results list by pair, how many name a video or category that `truth` does not have)."""
+    """Return tracks of a YouTube-VIS results list by pair, and how many name a video or category that `truth` lacks."""
     data = load_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a results file: a JSON list with video_id, category_id, segmentations, score.")
@@ -105,7 +105,7 @@ def read_track_results(path: str | Path, truth: VideoTruth) -> tuple[dict[Pair, 
 
 
 def video_name(path: str) -> str:
-    """`a/clip.mp4` and a folder of frames `a/clip` are both `a/clip`."""
+    """Return the name that `a/clip.mp4` and a folder of frames `a/clip` share: `a/clip`."""
     clean = PurePosixPath(path.replace("\\", "/").removeprefix("./"))
     return str(clean.with_suffix("") if clean.suffix.lower() in VIDEO_SUFFIXES else clean)
 
@@ -151,7 +151,7 @@ def _track(record: Mapping[str, Any], video: Video, where: str) -> Track:
 
 
 def _frames_of(record: Mapping[str, Any], key: str) -> Sequence[Any]:
-    """What a record says of its frames; one of the two is enough."""
+    """Return what a record says of its frames; one of the two is enough."""
     if not record.get("segmentations") and not record.get("bboxes"):
         raise ValueError("it has neither segmentations nor bboxes")
     return record.get(key) or ()

@@ -10,7 +10,7 @@ _RULES = ("conf", "iou", "presence", "min_area", "max_instances", "inside")
 
 
 def changes(before: ConceptList, after: ConceptList) -> list[str]:
-    """One line for each class that is new, gone, renamed, renumbered or decided otherwise.
+    """Return one line for each class that is new, gone, renamed, renumbered or decided otherwise.
 
     >>> one, other = Concept(0, "star", ("star",)), Concept(0, "stern", ("star",), conf=0.7)
     >>> changes(ConceptList((one,)), ConceptList((other,)))
@@ -24,7 +24,7 @@ def changes(before: ConceptList, after: ConceptList) -> list[str]:
 
 
 def _pairs(before: ConceptList, after: ConceptList) -> Iterator[tuple[Concept | None, Concept | None]]:
-    """The same class in both lists: by its name, else by its number where neither name is in the other list."""
+    """Yield the same class in both lists: by its name, else by its number where neither name is in the other list."""
     old_names, new_names = {c.name: c for c in before.concepts}, {c.name: c for c in after.concepts}
     renamed = {c.id: c for c in before.concepts if c.name not in new_names}
     for new in after.concepts:

@@ -29,7 +29,7 @@ _TILE_KEYS = ("size", "overlap")
 
 
 def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
-    """The concept list that a document says; paths in it are relative to `folder`."""
+    """Return the concept list that a document says; paths in it are relative to `folder`."""
     if not isinstance(root.value, dict):
         problems.append(f"{root.where}: got {_shown(root)}; allowed: a mapping or a list, such as: {EXAMPLE}")
         return ConceptList(())
@@ -77,7 +77,7 @@ def _refuse_twins(children: Mapping[int, Node], problems: list[str]) -> None:
 
 
 def _numbered(node: Node, problems: list[str]) -> dict[int, Node]:
-    """The entries of an {id: name} mapping in order of id. The ids must be 0..N-1: they are the dataset's."""
+    """Return the entries of an {id: name} mapping in order of id. The ids must be 0..N-1: they are the dataset's."""
     ids: dict[int, Node] = {}
     for key, child in node.value.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key
@@ -128,7 +128,7 @@ def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, proble
 
 
 def _phrases(node: Node, key: str, problems: list[str]) -> list[str]:
-    """A list of phrases, or one phrase as it is."""
+    """Return a list of phrases, or one phrase as it is."""
     if isinstance(node.value, list):
         return _texts(dict(enumerate(node.value)), key, problems)
     if isinstance(node.value, str) and "," in node.value:
@@ -148,7 +148,7 @@ def _phrases(node: Node, key: str, problems: list[str]) -> list[str]:
 
 
 def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Any]:
-    """The thresholds that are given and right, by name."""
+    """Return the thresholds that are given and right, by name."""
     rules: dict[str, Any] = {}
     for name in RULE_KEYS:
         if name not in given:
@@ -162,7 +162,7 @@ def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, A
 
 
 def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
-    """A threshold's value, and what is allowed if it is not that."""
+    """Return a threshold's value, and what is allowed if it is not that."""
     if name == "inside":
         return node.value, "" if node.value in ("keep", "drop") else "keep or drop"
     number = _number(node)
@@ -175,7 +175,7 @@ def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
 
 
 def _tile(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Tiles | None]:
-    """The tiles that are given and right: `auto`, a size in pixels, a mapping, or none at all."""
+    """Return the tiles that are given and right: `auto`, a size in pixels, a mapping, or none at all."""
     if "tile" not in given:
         return {}
     node = given["tile"]
@@ -204,7 +204,7 @@ def _whole(node: Node) -> int:
 
 
 def _number(node: Node) -> float | None:
-    """The finite number a node is. Text is tried too, because YAML reads 1e-3 (without a dot) as text."""
+    """Return the finite number a node is. Text is tried too, because YAML reads 1e-3 (without a dot) as text."""
     if isinstance(node.value, bool) or not isinstance(node.value, int | float | str):
         return None
     try:
@@ -239,7 +239,7 @@ def _exemplars(node: Node | None, key: str, folder: Path, problems: list[str]) -
 
 
 def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[str]) -> dict[str, Any]:
-    """The settings of a canvas that are given and right, by name."""
+    """Return the settings of a canvas that are given and right, by name."""
     settings: dict[str, Any] = {}
     for name in (name for name in CANVAS_KEYS if name in given):
         node, number = given[name], _number(given[name])
@@ -293,7 +293,7 @@ def _mapping(
     problems: list[str],
     shown: Sequence[str] | None = None,
 ) -> dict[Any, Node]:
-    """The mapping at `key`; empty where there is nothing, or something else, which is a problem."""
+    """Return the mapping at `key`; empty where there is nothing, or something else, which is a problem."""
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
@@ -326,7 +326,7 @@ def _check_class(name: Any, where: str, key: str, names: Collection[str], proble
 
 
 def _texts(children: Mapping[int, Node], key: str, problems: list[str]) -> list[str]:
-    """Class names or phrases: text, each once."""
+    """Return class names or phrases: text, each once."""
     first: dict[str, str] = {}
     for i, child in children.items():
         text = _text(child, f"{key}.{i}", problems)
@@ -352,7 +352,7 @@ def _text(node: Node, key: str, problems: list[str]) -> str | None:
 
 
 def _quoting(node: Node) -> str:
-    """What YAML made of an unquoted word, and how to stop it."""
+    """Return what YAML made of an unquoted word, and how to stop it."""
     if not node.text:
         return ""
     return f' (YAML reads {node.text} without quotes as {_kind(node.value)}; write "{node.text}")'
@@ -370,14 +370,14 @@ def _kind(value: Any) -> str:
 
 
 def _shown(node: Node) -> str:
-    """A value as the user wrote it, cut short; a list or mapping by its kind."""
+    """Return a value as the user wrote it, cut short; a list or mapping by its kind."""
     if isinstance(node.value, list | dict):
         return f"{_kind(node.value)} of {len(node.value)}" if node.value else f"an empty {_kind(node.value)[2:]}"
     return (short(node.text) if isinstance(node.value, str) else node.text) or "nothing"
 
 
 def some(words: Sequence[str]) -> str:
-    """The first dozen words for a message."""
+    """Return the first dozen words for a message."""
     return ", ".join([*words[:12], *(["..."] if len(words) > 12 else [])])
 
 

@@ -29,7 +29,7 @@ _SHOWN = 50  # problems listed in one message
 
 
 def load_concepts(source: str | Path, overrides: Sequence[str] = ()) -> ConceptList:
-    """The concept list in a YAML file, with `--set` overrides such as "concepts.helmet.conf=0.7" applied.
+    """Return the concept list in a YAML file, with `--set` overrides such as "concepts.helmet.conf=0.7" applied.
 
     Paths in it are relative to its folder. Raises ConfigError listing every problem.
     """
@@ -40,12 +40,12 @@ def load_concepts(source: str | Path, overrides: Sequence[str] = ()) -> ConceptL
 def parse_concepts(
     text: str, name: str = "concept list", overrides: Sequence[str] = (), folder: str | Path = "."
 ) -> ConceptList:
-    """The concept list in YAML text. `name` stands for the file in messages; paths are relative to `folder`."""
+    """Return the concept list in YAML text. `name` stands for the file in messages; paths are relative to `folder`."""
     return _parse(text, name, lambda line: f"{name}:{line}", overrides, Path(folder))
 
 
 def concepts_from(source: object, overrides: Sequence[str] = ()) -> ConceptList:
-    """The concept list that a program gives: a YAML file, class names, classes and their phrases, or a whole document.
+    """Return the concept list of a program: a YAML file, class names, classes and their phrases, or a whole document.
 
     Raises ConfigError. Examples: concepts_from("concepts.yaml"), concepts_from(["person", "helmet"]),
     concepts_from({"helmet": ["hard hat", "safety helmet"], "person": None}), concepts_from({"helmet": {"conf": 0.6}}),
@@ -82,7 +82,7 @@ def _document(classes: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
-    """The concept list of a JSON object {phrase: class}, given as text or as the path of a JSON file.
+    """Return the concept list of a JSON object {phrase: class}, given as text or as the path of a JSON file.
 
     Classes get their ids in order of first mention. Raises ConfigError.
     """
@@ -106,7 +106,7 @@ def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequenc
 def _checked(
     root: Node, name: str, overrides: Sequence[str], folder: Path, problems: Sequence[str] = ()
 ) -> ConceptList:
-    """The concept list of a document. Raises ConfigError with every problem, those found while reading first."""
+    """Return the concept list of a document. Raises ConfigError with every problem, those found while reading first."""
     found = list(problems)
     if isinstance(root.value, list):
         root = Node({"names": root}, root.where)
@@ -189,7 +189,7 @@ def _override_path(key: str) -> list[str]:
 
 
 def _put(node: Node, path: Sequence[str], leaf: Node) -> Node:
-    """A copy of `node` with `leaf` at `path`. What is there but is no mapping stays, to be reported by its check."""
+    """Return a copy of `node` with `leaf` at `path`. What is no mapping stays, to be reported by its check."""
     if not path:
         return leaf
     if not isinstance(node.value, dict | None):
@@ -209,7 +209,7 @@ def _message(name: str, problems: Sequence[str]) -> str:
 
 
 def _ontology_pairs(text: str, name: str) -> list[tuple[str, str]]:
-    """(phrase, class) pairs of a JSON object, a phrase given twice included."""
+    """Return (phrase, class) pairs of a JSON object, a phrase given twice included."""
     try:
         pairs: list[tuple[str, str]] = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as error:

@@ -44,7 +44,7 @@ class Reference:
         return self.boxes is not None and any(self.boxes.positive)
 
     def frame(self) -> Frame:
-        """The image, decoded anew: many large references would not fit into memory."""
+        """Return the image, decoded anew: many large references would not fit into memory."""
         try:
             return Frame(MediaItem(self.name, self.path), 0, decode_image(self.path))
         except UndecodableError as error:
@@ -62,16 +62,16 @@ class Examples:
     notes: tuple[str, ...] = ()
 
     def boxes_on(self, frame: Frame) -> BoxPrompt | None:
-        """The partial labels of a photo or of a frame of a video, as exemplars. Raises InputError."""
+        """Return the partial labels of a photo or of a frame of a video, as exemplars. Raises InputError."""
         labelled = self.photos.get(_frame_key(frame.item, frame.index))
         return exemplars_on(labelled, self.concept, frame.size_hw) if labelled else None
 
     def has_boxes_in(self, item: MediaItem) -> bool:
-        """Whether any frame of a video has partial labels."""
+        """Return whether any frame of a video has partial labels."""
         return any(name.startswith(f"{item.id}/") for name in self.photos)
 
     def references_for(self, digest: str) -> tuple[Reference, ...]:
-        """The references for a photo of that `pixel_digest`, "" for one that is certainly none of them.
+        """Return the references for a photo of that `pixel_digest`, "" for one that is certainly none of them.
 
         An image is never its own exemplar. Empty if none of the others shows the class.
         """
@@ -80,7 +80,7 @@ class Examples:
 
 
 def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Examples, ...]:
-    """The examples of every class that has some. Raises InputError listing every problem in all of them."""
+    """Return the examples of every class that has some. Raises InputError listing every problem in all of them."""
     problems: list[str] = []
     found = []
     for concept in concepts.concepts:
@@ -103,7 +103,7 @@ def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Ex
 
 
 def listed(problems: Iterable[str]) -> str:
-    """One problem as it is, several as a list."""
+    """Return one problem as it is, several as a list."""
     lines = list(problems)
     if len(lines) == 1:
         return lines[0]
@@ -112,7 +112,7 @@ def listed(problems: Iterable[str]) -> str:
 
 
 def exemplars_on(labelled: Labelled, concept: Concept, size_hw: tuple[int, int]) -> BoxPrompt | None:
-    """The exemplars of a class on this image; None if there are none. Raises InputError for wrong boxes."""
+    """Return the exemplars of a class on this image; None if there are none. Raises InputError for wrong boxes."""
     wrong = list(labelled.problems(size_hw))
     if wrong:
         raise InputError(listed(wrong))
@@ -168,7 +168,7 @@ def _frame_key(item: MediaItem, index: int) -> str:
 
 
 def _frames_named(labelled: Sequence[Labelled], videos: Sequence[MediaItem]) -> dict[str, str]:
-    """The frames of the videos that the labels may name, `walk.mp4/000120.jpg`, and their keys."""
+    """Return the frames of the videos that the labels may name, `walk.mp4/000120.jpg`, and their keys."""
     named = [PurePosixPath(entry.name.replace("\\", "/")) for entry in labelled]
     frames: dict[str, str] = {}
     for item in videos:
@@ -240,7 +240,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _sign(name: str | None, concept: Concept) -> bool | None:
-    """Whether a box of a class is a positive or a negative exemplar of the concept, or None: neither."""
+    """Return whether a box of a class is a positive or a negative exemplar of the concept, or None: neither."""
     if name is None or name == concept.name:
         return True
     return False if name in concept.negatives else None
@@ -268,7 +268,7 @@ def _others(labelled: Sequence[Labelled]) -> str:
 def _assigned(
     labelled: Sequence[Labelled], ids: Sequence[str], path: str | Path, problems: list[str]
 ) -> tuple[dict[str, Labelled], list[str]]:
-    """(what is said about each image, names with boxes that none of the images has)."""
+    """Return (what is said about each image, names with boxes that none of the images has)."""
     found: dict[str, Labelled] = {}
     lost = []
     for entry, own in zip(labelled, _match(labelled, ids), strict=True):

@@ -18,7 +18,7 @@ class Key:
 
 
 def _default(field_name: str) -> str:
-    """The dataclass's own default as a person writes it."""
+    """Return the dataclass's own default as a person writes it."""
     field = next(field for field in dataclasses.fields(Concept) if field.name == field_name)
     if field.default is None:
         return "no limit"

@@ -38,7 +38,7 @@ exclusive: []
 
 
 def starter(names: Sequence[str]) -> str:
-    """The text of a commented concept list with these classes."""
+    """Return the text of a commented concept list with these classes."""
     one_line: dict[str, Any] = {"allow_unicode": True, "sort_keys": False, "width": 1 << 30}
     dumped = yaml.safe_dump(dict(enumerate(names)), **one_line)
     example = yaml.safe_dump([names[-1]], default_flow_style=True, **one_line).strip("[]\n")

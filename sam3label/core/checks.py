@@ -29,21 +29,21 @@ def one_of(name: str, value: object, choices: Any) -> str | None:
 
 
 def whole(name: str, value: object, least: int) -> str | None:
-    """A whole number from `least` on. None stands for the default of an option that has one."""
+    """Return a whole number from `least` on. None stands for the default of an option that has one."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
         return None
     return f"{name}: {value!r} is not a whole number from {least} on"
 
 
 def within(name: str, value: object, least: float, most: float) -> str | None:
-    """A number from `least` to `most`. None stands for the default of an option that has one."""
+    """Return a number from `least` to `most`. None stands for the default of an option that has one."""
     if value is None or (_is_number(value) and least <= value <= most):
         return None
     return f"{name}: {value!r} is not a number from {least:g} to {most:g}"
 
 
 def above_zero(name: str, value: object) -> str | None:
-    """A finite number over 0. None stands for the default of an option that has one."""
+    """Return a finite number over 0. None stands for the default of an option that has one."""
     if value is None or (_is_number(value) and 0 < value < math.inf):
         return None
     return f"{name}: {value!r} is not a number over 0"
@@ -54,6 +54,6 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint that ends a sentence about an unknown name; empty where nothing known is like it."""
+    """Return the hint that ends a sentence about an unknown name; empty where nothing known is like it."""
     near = get_close_matches(name, list(known), 1)
     return f". Did you mean {near[0]}?" if near else ""

@@ -50,7 +50,7 @@ def write(folder: Path, before: Path | None, besides: str) -> None:
 
 
 def strangers(folder: Path, besides: str, at_most: int) -> list[str]:
-    """Up to `at_most` files of `folder` that were changed since they were listed, or were never listed."""
+    """Return up to `at_most` files of `folder` that were changed since they were listed, or were never listed."""
     listed, changed = 0, list[str]()
     for entry in _read(folder):
         there = os.path.lexists(folder / entry[3])
@@ -68,12 +68,12 @@ def strangers(folder: Path, besides: str, at_most: int) -> list[str]:
 
 
 def find_run(folder: Path) -> str | None:
-    """The path of the first run inside `folder`, at any depth."""
+    """Return the path of the first run inside `folder`, at any depth."""
     return next((path for path in _files(folder) if path.rpartition("/")[2] == RUN_FILE), None)
 
 
 def _read(folder: Path) -> Iterator[_Entry]:
-    """The lines of a folder's list; none if it has no list, so that everything in it counts as a stranger."""
+    """Yield the lines of a folder's list; none if it has no list, so that everything in it counts as a stranger."""
     try:
         with open(folder / LIST, encoding="ascii") as lines:
             for line in lines:
@@ -123,7 +123,7 @@ def _as_written(folder: Path, entry: _Entry) -> bool:
 
 
 def _same_file(folder: Path, before: Path, path: str) -> bool:
-    """Whether a file that was linked (or, on disks without links, copied) from `before` is still that."""
+    """Return whether a file that was linked (or, on disks without links, copied) from `before` is still that."""
     try:
         new, old = os.lstat(folder / path), os.lstat(before / path)
     except FileNotFoundError:

@@ -42,13 +42,13 @@ def encode(mask: npt.NDArray[Any]) -> Rle:
 
 
 def decode(rle: Rle) -> Mask:
-    """bool [H, W], column-major in memory."""
+    """Return bool [H, W], column-major in memory."""
     height, width = rle.size_hw
     return _columns(to_runs(rle), width, height).T
 
 
 def to_coco(rle: Rle) -> dict[str, Any]:
-    """The dictionary pycocotools takes. Its counts are bytes; JSON wants them decoded to str."""
+    """Return the dictionary pycocotools takes. Its counts are bytes; JSON wants them decoded to str."""
     return {"size": list(rle.size_hw), "counts": rle.counts}
 
 
@@ -98,7 +98,7 @@ def row_runs(rle: Rle) -> npt.NDArray[np.int64]:
 
 
 def are_whole(rles: Sequence[Rle]) -> list[bool]:
-    """Whether each mask's code can be read, and its runs add up to its image: damage elsewhere can end in a hang.
+    """Return whether each mask's code can be read and fills its image: damage elsewhere can end in a hang.
 
     All masks are read in one go, which costs a few microseconds each.
     """
@@ -118,7 +118,7 @@ def _is_code(counts: bytes) -> bool:
 
 
 def _cover(rles: Sequence[Rle]) -> npt.NDArray[np.int64]:
-    """How many pixels each mask's runs cover, [N]; -1 where a run is negative. As `to_runs`, for all at once."""
+    """Return how many pixels each mask's runs cover, [N]; -1 where a run is negative. As `to_runs`, for all at once."""
     digits = np.frombuffer(b"".join(rle.counts for rle in rles), np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((digits & 0x20) == 0)
     first = np.concatenate(([0], last[:-1] + 1))
@@ -152,14 +152,14 @@ def box_xywh(rle: Rle) -> Box:
 
 
 def union(rles: Sequence[Rle]) -> Rle:
-    """All masks together. They must be of one image."""
+    """Return all masks together. They must be of one image."""
     _check_sizes(rles)
     merged = coco_mask.merge([to_coco(r) for r in rles])
     return Rle(size_hw=rles[0].size_hw, counts=merged["counts"])
 
 
 def difference(a: Rle, b: Rle) -> Rle:
-    """The pixels of `a` that are not in `b`. They must be of one image."""
+    """Return the pixels of `a` that are not in `b`. They must be of one image."""
     _check_sizes([a, b])
     runs = to_runs(b)
     outside = runs[1:] if runs[0] == 0 else np.concatenate(([0], runs))
@@ -173,7 +173,7 @@ def iou_matrix(a: Sequence[Rle], b: Sequence[Rle]) -> npt.NDArray[np.float64]:
 
 
 def cover_matrix(a: Sequence[Rle], b: Sequence[Rle]) -> npt.NDArray[np.float64]:
-    """The share of each mask of `a` that lies inside each mask of `b`, [A, B]."""
+    """Return the share of each mask of `a` that lies inside each mask of `b`, [A, B]."""
     return _overlaps(a, b, crowd=True)
 
 
@@ -195,7 +195,7 @@ def _check_sizes(rles: Sequence[Rle]) -> None:
 
 
 def crop(rle: Rle) -> tuple[int, int, Mask]:
-    """(x, y, bool [h, w]): the mask inside its box, without decoding the rest of the image. An empty mask is [0, 0]."""
+    """Return (x, y, bool [h, w]), the mask inside its box, decoding nothing else. An empty mask is [0, 0]."""
     x, y, w, h = (int(v) for v in box_xywh(rle))
     height = rle.size_hw[0]
     edges = np.cumsum(to_runs(rle)) - x * height
@@ -204,12 +204,12 @@ def crop(rle: Rle) -> tuple[int, int, Mask]:
 
 
 def _columns(runs: npt.NDArray[np.int64], width: int, height: int) -> Mask:
-    """bool [W, H]: runs laid out in pixels."""
+    """Lay runs out in pixels, bool [W, H]."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height)
 
 
 def paste(x: int, y: int, mask: npt.NDArray[Any], size_hw: tuple[int, int]) -> Rle:
-    """The inverse of `crop`; what sticks out of the image is cut off."""
+    """Undo `crop`; what sticks out of the image is cut off."""
     full = np.zeros(size_hw, dtype=np.bool_)
     h, w = mask.shape
     top, left, bottom, right = max(y, 0), max(x, 0), min(y + h, size_hw[0]), min(x + w, size_hw[1])
@@ -222,7 +222,7 @@ def paste(x: int, y: int, mask: npt.NDArray[Any], size_hw: tuple[int, int]) -> R
 
 
 def polygons(rle: Rle, simplify_px: float = 0.0) -> list[Ring]:
-    """One ring per connected part, in edge coordinates, holes cut out through a seam of zero width.
+    """Return one ring per connected part, in edge coordinates, holes cut out through a seam of zero width.
 
     Read back by pycocotools (`from_polygons`) without simplification it is the same mask. `simplify_px` moves the
     border by up to that many pixels; a part that this would flatten to a line keeps its full ring. Every ring has at
@@ -254,7 +254,7 @@ def from_polygons(rings: Sequence[npt.ArrayLike], size_hw: tuple[int, int]) -> R
 
 
 def contour(rle: Rle, simplify_px: float = 0.0) -> Ring:
-    """One ring for the mask, in centre coordinates: holes and parts are joined at their nearest points.
+    """Return one ring for the mask, in centre coordinates: holes and parts are joined at their nearest points.
 
     Filled by OpenCV (`from_contour`) without simplification, a mask in one part is the same mask. Parts are joined by
     bridges one pixel wide, which are no part of the mask: those far off are left out where that comes back better, by
@@ -271,7 +271,7 @@ def contour(rle: Rle, simplify_px: float = 0.0) -> Ring:
 
 
 def _best_joined(parts: Sequence[npt.NDArray[np.float64]], mask: Mask) -> npt.NDArray[np.float64]:
-    """The walk over the largest part alone, over all, or over the ones nearby that seem worth their bridges."""
+    """Return the walk over the largest part alone, over all, or over the ones nearby that seem worth their bridges."""
     sizes = [int(_filled(part, mask.shape).sum()) for part in parts]
     order = sorted(range(len(parts)), key=lambda k: -sizes[k])
     walks, won, wasted, best, best_value = [], 0, 0.0, 0, 0.0
@@ -311,7 +311,7 @@ def contour_iou(rle: Rle, ring: Ring) -> float:
 
 
 def _thickened(line: Ring) -> Ring:
-    """4 corners around a point or a straight line, a quarter pixel off, so that they floor to the same pixels.
+    """Return 4 corners around a point or a straight line, a quarter pixel off, so that they floor to the same pixels.
 
     A diagonal line gets no width: Ultralytics puts points between the corners, and beside it those are in other pixels.
     """
@@ -329,7 +329,7 @@ def _thickened(line: Ring) -> Ring:
 
 
 def _borders(mask: npt.NDArray[Any]) -> list[tuple[Points, list[Points]]]:
-    """(outer border, hole borders) of each 8-connected part, int32 [V, 2], every border pixel a vertex."""
+    """Return (outer border, hole borders) of each 8-connected part, int32 [V, 2], every border pixel a vertex."""
     if not mask.size:
         return []
     found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -339,7 +339,7 @@ def _borders(mask: npt.NDArray[Any]) -> list[tuple[Points, list[Points]]]:
 
 
 def _simplified(points: Points, tolerance_px: float) -> Points:
-    """Douglas-Peucker on a closed ring; untouched where it would leave fewer than 3 vertices."""
+    """Thin a closed ring by Douglas-Peucker; untouched where it would leave fewer than 3 vertices."""
     if tolerance_px <= 0:
         return points
     fewer: Points = cv2.approxPolyDP(points.reshape(-1, 1, 2), tolerance_px, True).reshape(-1, 2)
@@ -347,7 +347,7 @@ def _simplified(points: Points, tolerance_px: float) -> Points:
 
 
 def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-    """One closed walk over all rings."""
+    """Return one closed walk over all rings."""
     if len(rings) == 1:
         return rings[0].astype(np.float64)
     *_, (walk, _, _) = _walks(rings)
@@ -355,7 +355,7 @@ def _joined(rings: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
 
 
 def _walks(rings: Sequence[npt.NDArray[Any]]) -> Iterator[tuple[npt.NDArray[np.float64], int, float]]:
-    """Closed walks over more and more rings: (walk, the ring it took in, the length of the seam to it, in pixels).
+    """Yield closed walks over more and more rings: (walk, ring it took in, length of the seam to it in pixels).
 
     Each ring is entered from its nearest joined neighbour and left by the same seam. A minimum spanning tree (Prim)
     from the first ring on, so seams are as short as they can be and none is longer than needed.
@@ -409,7 +409,7 @@ def _steps(ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def oriented_box(rle: Rle) -> Ring:
-    """Corners [4, 2] of the smallest rectangle, at any angle, that holds every pixel and stays in the image.
+    """Return corners [4, 2] of the smallest rectangle, at any angle, that holds every pixel and stays in the image.
 
     Edge coordinates. The smallest one has a side along the convex hull; those that would stick out of the image are
     passed over, and the upright box always remains. An empty mask has no corners.

@@ -124,7 +124,7 @@ class Candidate:
 
 
 def candidate_id(item_id: str, frame: int, prompt: str, query: int) -> str:
-    """The same run on the same inputs gives the same ids. 16 hexadecimal digits."""
+    """Return 16 hexadecimal digits that name a candidate: the same run on the same inputs gives the same ones."""
     text = "\0".join((item_id, str(frame), prompt, str(query)))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -252,7 +252,7 @@ class LabeledImage:
 
 
 def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:
-    """The prompts of a concept list in the order in which presences are stored: its phrases, then its exemplars.
+    """Return the prompts of a concept list in the order in which presences are stored: its phrases, then its exemplars.
 
     A class with exemplars and phrases has an exemplar prompt for each of its phrases.
     """
@@ -271,12 +271,12 @@ _KEY_PARTS = "\t"  # in no class name and no phrase
 
 
 def exemplar_key(class_name: str, phrase: str | None = None) -> str:
-    """The key of a class's exemplar prompt, alone or with one of its phrases."""
+    """Return the key of a class's exemplar prompt, alone or with one of its phrases."""
     return _KEY_PARTS.join((EXEMPLAR_KEY + class_name, *(() if phrase is None else (phrase,))))
 
 
 def exemplar_class(key: str) -> str | None:
-    """The class an exemplar prompt's key names; None for a phrase."""
+    """Return the class an exemplar prompt's key names; None for a phrase."""
     return key.removeprefix(EXEMPLAR_KEY).split(_KEY_PARTS)[0] if key.startswith(EXEMPLAR_KEY) else None
 
 

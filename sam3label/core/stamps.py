@@ -13,7 +13,7 @@ PART = 1 << 20  # bytes at the start, the middle and the end of a video that its
 
 
 def digest_of(parts: Iterable[bytes]) -> str:
-    """A hash of bytes: blake2b, 16 bytes, in hexadecimal digits."""
+    """Return a hash of bytes: blake2b, 16 bytes, in hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
         hashed.update(part)
@@ -21,7 +21,7 @@ def digest_of(parts: Iterable[bytes]) -> str:
 
 
 def stamp_of(item: MediaItem) -> Stamp:
-    """The stamp of a file as it is now. Raises OSError where it cannot be read.
+    """Return the stamp of a file as it is now. Raises OSError where it cannot be read.
 
     A photo is hashed whole. A video is hashed in three parts, since it may be hours long, and a folder of frames by its
     names and sizes and three of its frames.
@@ -54,7 +54,7 @@ def _folder_stamp(folder: Path) -> Stamp:
 
 
 def looks_unchanged(item: MediaItem, stamp: Stamp) -> bool:
-    """Whether a file has the size and the time of change it was stamped with: then it is not read again."""
+    """Return whether a file has the size and the time of change it was stamped with: then it is not read again."""
     path = Path(item.path)
     try:
         status = path.stat()

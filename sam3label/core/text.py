@@ -6,12 +6,12 @@ import unicodedata
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun: count(1, "image") is "1 image", count(2, "class", "classes") is "2 classes"."""
+    """Return a number with its noun: count(1, "image") is "1 image", count(2, "class", "classes") is "2 classes"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def visible(text: str) -> str:
-    r"""A text whose control characters are shown instead of obeyed, so that no file's name can move the cursor.
+    r"""Return a text whose control characters are shown instead of obeyed, so that no file's name can move the cursor.
 
     Lines and tabs stay. So do letters of every script; what turns the direction of writing is shown.
 
@@ -24,7 +24,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""A file's or a class's name on one line, whatever is in it: `visible`, and lines and tabs too.
+    r"""Return a file's or a class's name on one line, whatever is in it: `visible`, and lines and tabs too.
 
     >>> print(one_line("a\nError: disk full"))
     a\nError: disk full

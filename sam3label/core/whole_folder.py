@@ -62,7 +62,7 @@ def whole_folder(final: Path, *, append: bool = False, overwrite: bool = False) 
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
-    """What an export noted about the dataset in `folder`, or None if it is not one of ours."""
+    """Return what an export noted about the dataset in `folder`, or None if it is not one of ours."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -156,7 +156,7 @@ def _clean_up(final: Path) -> None:
 
 
 def _alive(pid: int, own_place: bool) -> bool:
-    """Whether the process that made it lives. With this process's number and place it is an earlier one's."""
+    """Return whether the process that made it lives. With this process's number and place it is an earlier one's."""
     if pid == os.getpid():
         return not own_place
     if os.name == "nt":  # there, asking a process by signal ends it

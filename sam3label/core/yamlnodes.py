@@ -30,7 +30,7 @@ class Node:
 
 
 def read_nodes(text: str, name: str, place: Callable[[int], str], problems: list[str]) -> Node | None:
-    """The document in `text`, None if there is none. `place` turns a line number into the `where` of a node.
+    """Return the document in `text`, None if there is none. `place` turns a line number into the `where` of a node.
 
     Adds repeated keys and unreadable values to `problems`. Raises ConfigError where the YAML itself is broken.
     """
@@ -43,7 +43,7 @@ def read_nodes(text: str, name: str, place: Callable[[int], str], problems: list
 
 
 def as_node(value: Any, where: str) -> Node:
-    """A value that a program gives as a node, everything in it at the same place."""
+    """Return a value that a program gives as a node, everything in it at the same place."""
     if isinstance(value, Mapping):
         return Node({key: as_node(child, where) for key, child in value.items()}, where)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):

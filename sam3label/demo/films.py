@@ -220,7 +220,7 @@ def score(labelled: Run, truth_path: Path, clip_frames: int, seconds: float) -> 
 
 
 def identity(truth: Sequence[Track], found: Sequence[Track], borders: Collection[int]) -> Identity:
-    """Which of the found tracks is each truth object in each frame, and how often that changes.
+    """Return which of the found tracks is each truth object in each frame, and how often that changes.
 
     One to one in each frame, by the largest sum of IoU. `borders` are the first frames of clips.
     """
@@ -248,7 +248,7 @@ def _matched(truth: Sequence[Track], found: Sequence[Track], frame: int) -> list
 
 
 def _draw(labelled: Run, path: Path) -> None:
-    """Frames spread over the films, drawn as `render` draws them."""
+    """Draw frames spread over the films, as `render` draws them."""
     images = [image for image in labelled.images() if image.item.kind == "video"]
     chosen = images[:: max(1, len(images) // SHEET_FRAMES)][:SHEET_FRAMES]
     reels: dict[str, media_video.Film] = {}

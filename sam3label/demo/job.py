@@ -168,7 +168,7 @@ def _truth_masks(content: dict[str, Any]) -> dict[tuple[str, str], list[Rle]]:
 
 
 def _draw(labelled: Run, path: Path) -> None:
-    """A grid of labelled photos spread over the run."""
+    """Draw a grid of labelled photos spread over the run."""
     step = max(1, len(labelled) // SHEET_IMAGES)
     chosen = [image for i, image in enumerate(labelled.images()) if i % step == 0][:SHEET_IMAGES]
     contact_sheet([_cell(image) for image in chosen], labelled.concepts.names, path)

@@ -63,7 +63,7 @@ class Scene:
         return self.index.shape[0], self.index.shape[1]
 
     def mask(self, number: int) -> npt.NDArray[np.bool_]:
-        """The visible pixels of object `number` (1..N), bool [H, W]."""
+        """Return the visible pixels of object `number` (1..N), bool [H, W]."""
         mask: npt.NDArray[np.bool_] = self.index == number
         return mask
 
@@ -81,7 +81,7 @@ class Placed:
 
 
 def matches(phrase: str, thing: Thing) -> bool:
-    """Whether a phrase names the object: colours, shapes, synonyms, "shape" for any. Unknown words never match."""
+    """Return whether a phrase names the object: colours, shapes, synonyms, "shape" for any. Unknown words never do."""
     words = [SYNONYMS.get(word, word) for word in phrase.lower().split()]
     return bool(words) and all(word in (thing.colour, thing.shape, *ANYTHING) for word in words)
 
@@ -149,7 +149,7 @@ def _place(rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int
 
 
 def _outline(pose: Placed) -> list[npt.NDArray[np.float64]]:
-    """The closed contours of an object in pixels, each [K, 2]; a second one is a hole."""
+    """Return the closed contours of an object in pixels, each [K, 2]; a second one is a hole."""
     corners = {"circle": 64, "ring": 64, "square": 4, "triangle": 3, "star": 10}[pose.thing.shape]
     turn = pose.angle + 2 * math.pi * np.arange(corners) / corners
     reach = np.full(corners, pose.radius)
@@ -163,7 +163,7 @@ def _outline(pose: Placed) -> list[npt.NDArray[np.float64]]:
 
 
 def _alpha(pose: Placed, size_hw: tuple[int, int]) -> Pixels:
-    """How much of each pixel the object covers, 0 to 255, edges smooth."""
+    """Return how much of each pixel the object covers, 0 to 255, edges smooth."""
     alpha = np.zeros(size_hw, np.uint8)
     fixed = [np.round((contour - 0.5) * 16).astype(np.int32) for contour in _outline(pose)]  # 4 fractional bits
     cv2.fillPoly(alpha, fixed, 255, lineType=cv2.LINE_AA, shift=4)
@@ -171,7 +171,7 @@ def _alpha(pose: Placed, size_hw: tuple[int, int]) -> Pixels:
 
 
 def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """A greyish ground: flat, a gradient, blotches or stripes, float32 [H, W, 3]."""
+    """Return a greyish ground: flat, a gradient, blotches or stripes, float32 [H, W, 3]."""
     height, width = size_hw
     ground = np.full((height, width, 3), rng.uniform(35, 215) + rng.uniform(-14, 14, 3), np.float32)
     kind = rng.integers(4)
@@ -248,7 +248,7 @@ def make_clip(
     objects: int = 4,
     only: Iterable[int] | None = None,
 ) -> tuple[Scene, ...]:
-    """A short clip of moving shapes. `Thing.track` (from 1) is the same in every frame in which the object is seen.
+    """Draw a short clip of moving shapes. `Thing.track` (from 1) is the same in every frame that shows the object.
 
     Objects cross, so later ones hide earlier ones for some frames; some enter or leave at the edges. With `only`, just
     these frames of the clip are drawn.
@@ -267,7 +267,7 @@ def make_clip(
 
 
 def _random_path(rng: np.random.Generator, thing: Thing, n_frames: int, size_hw: tuple[int, int]) -> _Path:
-    """A straight path from one random point to another; every third one starts or ends outside the picture."""
+    """Return a straight path from one random point to another; every third one starts or ends outside the picture."""
     height, width = size_hw
     start = _random_pose(rng, thing, size_hw)
     goal = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))

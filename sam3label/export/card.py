@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 
 def part(concepts: ConceptList, run_info: Mapping[str, Any], options: Options, summary: Summary) -> Json:
-    """What one export, or one `--append`, put into a dataset: kept in its marker, and read by `text`."""
+    """Return what one export, or one `--append`, put into a dataset: kept in its marker, and read by `text`."""
     kept = [c for c in concepts.concepts if not options.classes or c.name in options.classes]
     return {
         **{key: run_info.get(key) for key in ("model", "checkpoint", "version", "created")},
@@ -56,7 +56,7 @@ def _counts(count: SplitCount, classes: Mapping[int, str]) -> Json:
 
 
 def text(marker: Mapping[str, Any]) -> str:
-    """The card of a dataset by its marker, in Markdown. The same marker gives the same text."""
+    """Return the card of a dataset by its marker, in Markdown. The same marker gives the same text."""
     return "\n".join(_lines(marker, marker["parts"]))
 
 
@@ -72,7 +72,7 @@ def _lines(marker: Mapping[str, Any], parts: Sequence[Json]) -> Iterator[str]:
 
 
 def _by_split(parts: Sequence[Json]) -> dict[str, Json]:
-    """The counts of all parts together."""
+    """Return the counts of all parts together."""
     found: dict[str, Json] = {}
     for one in parts:
         for split, counts in one["splits"].items():

@@ -44,7 +44,7 @@ class Outline:
         return rings
 
     def contour(self, rle: Rle) -> masks.Ring:
-        """One ring in centre coordinates, for YOLO."""
+        """Return one ring in centre coordinates, for YOLO."""
         ring = masks.contour(rle, self.simplify_px)
         self._account(masks.contour_iou(rle, ring))
         return ring
@@ -137,7 +137,7 @@ class Selection:
     whole_videos: bool = False
 
     def samples(self, images: Iterable[LabeledImage], frames: FrameChoice, tally: Tally) -> Iterator[Sample]:
-        """What goes into the dataset, image by image. All frames of a video are in one split."""
+        """Yield what goes into the dataset, image by image. All frames of a video are in one split."""
         for image in images:
             if image.item.kind == "image" and self.whole_videos:
                 tally.photos_left_out += 1
@@ -171,7 +171,7 @@ class Selection:
 
 
 def dataset_names(concepts: ConceptList, options: Options) -> tuple[str, ...]:
-    """The dataset's class names in concept order. Raises `ConfigError` for one that the run does not have."""
+    """Return the dataset's class names in concept order. Raises `ConfigError` for one that the run does not have."""
     given = {"--classes": options.classes, "--map": options.map}
     if problems := [text for key, names in given.items() if (text := unknown_names(key, names, concepts.names))]:
         raise ConfigError("\n".join(problems))
@@ -182,7 +182,7 @@ def dataset_names(concepts: ConceptList, options: Options) -> tuple[str, ...]:
 def selection(
     concepts: ConceptList, options: Options, dataset_ids: Mapping[str, int], whole_videos: bool = False
 ) -> Selection:
-    """The selection of `options`; `dataset_ids` are the dataset's class ids by name."""
+    """Return the selection of `options`; `dataset_ids` are the dataset's class ids by name."""
     wanted = [c for c in concepts.concepts if not options.classes or c.name in options.classes]
     class_ids = {c.id: dataset_ids[options.map.get(c.name, c.name)] for c in wanted}
     sources = Counter(class_ids.values())
@@ -191,7 +191,7 @@ def selection(
 
 
 def as_photo(image: LabeledImage) -> LabeledImage:
-    """The frame of a video as an image with an id of its own, `clip.mp4/000120.jpg`; a photo as it is."""
+    """Return the frame of a video as an image with an id of its own, `clip.mp4/000120.jpg`; a photo as it is."""
     if image.item.kind == "image":
         return image
     name = video.frame_name(image.item, image.frame)
@@ -224,5 +224,5 @@ def number(value: float) -> int | float:
 
 
 def flat(ring: masks.Ring) -> list[int]:
-    """[V, 2] in edge coordinates, which are whole numbers -> x1 y1 x2 y2 ..., ready for JSON."""
+    """Return [V, 2] in edge coordinates, which are whole numbers -> x1 y1 x2 y2 ..., ready for JSON."""
     return ring.astype(np.int64).ravel().tolist()

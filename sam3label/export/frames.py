@@ -35,7 +35,7 @@ class FrameChoice:
         return True
 
     def rate(self, item: MediaItem) -> float:
-        """Frames a second of what is kept; that of a video that is gone is taken for 25, and remembered."""
+        """Return frames a second of what is kept; that of a video that is gone is taken for 25, and remembered."""
         try:
             rate = video.frame_rate(item)
         except UndecodableError:

@@ -46,14 +46,14 @@ class Options:
             raise ConfigError("\n".join(problems))
 
     def to_json(self) -> dict[str, Any]:
-        """What a dataset's marker keeps, so that `validate` knows what was meant to be in it."""
+        """Return what a dataset's marker keeps, so that `validate` knows what was meant to be in it."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("splits", "overwrite")}
         values |= {"classes": list(self.classes), "map": dict(self.map)}
         return {"splits": dict(self.splits.shares), "seed": self.splits.seed, **values}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Options:
-        """The choice of images and labels that `to_json` noted; the defaults where nothing is noted."""
+        """Return the choice of images and labels that `to_json` noted; the defaults where nothing is noted."""
         known = ("map", "min_score", "keep_empty", "every", "fps", "flat")
         return cls(classes=tuple(values.get("classes", ())), **{k: values[k] for k in known if k in values})
 
@@ -80,13 +80,13 @@ def _problems(options: Options) -> Iterator[str]:
 
 
 def parse_classes(texts: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Class names of `--classes`: each text is a name if there is one like it, else names with commas between."""
+    """Return the names of `--classes`: each text is a name if there is one like it, else names with commas between."""
     names = [part.strip() for text in texts for part in ((text,) if text in known else text.split(","))]
     return tuple(dict.fromkeys(name for name in names if name))
 
 
 def parse_map(texts: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """The names of `--map OLD=NEW`, each OLD once. A name with = in it is recognized. Raises `ConfigError`."""
+    """Return the names of `--map OLD=NEW`, each OLD once. A name with = in it is recognized. Raises `ConfigError`."""
     found: dict[str, str] = {}
     problems = []
     for text in texts:
@@ -102,7 +102,7 @@ def parse_map(texts: Sequence[str], known: Sequence[str]) -> dict[str, str]:
 
 
 def unknown_names(option: str, names: Iterable[str], known: Sequence[str]) -> str | None:
-    """The sentence about names that the run does not have, or None."""
+    """Return the sentence about names that the run does not have, or None."""
     if not (unknown := [name for name in names if name not in known]):
         return None
     near = get_close_matches(unknown[0], known, 1)

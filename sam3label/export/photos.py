@@ -26,7 +26,7 @@ _KEPT = 180  # bytes of a longer one, before what tells it from others
 
 
 def label_stem(item_id: str) -> str:
-    """The path without extension under which label files (YOLO txt, VOC xml, PNG maps) of an image are kept.
+    """Return the path without extension under which label files (YOLO txt, VOC xml, PNG maps) of an image are kept.
 
     `a/1.jpg` -> `a/1`; any other extension stays visible (`a/1.png` -> `a/1_png`), so that files that differ in
     their extension alone never share a label file. A folder called `images` becomes `images_`: Ultralytics finds
@@ -43,12 +43,12 @@ def label_stem(item_id: str) -> str:
 
 
 def image_name(item_id: str) -> str:
-    """The photo's path in formats whose labels are found by its name: `label_stem` with the extension as it was."""
+    """Return the photo's path in formats that find labels by its name: `label_stem` with the extension as it was."""
     return label_stem(item_id) + PurePosixPath(item_id).suffix
 
 
 def flat_name(item_id: str) -> str:
-    """The id without folders, `a/1.jpg` -> `a__1.jpg`. Ids whose parts could be told no more end in a digest."""
+    """Return the id without folders, `a/1.jpg` -> `a__1.jpg`. Ids whose parts could be told no more end in a digest."""
     path = PurePosixPath(item_id)
     stem = "__".join([*path.parts[:-1], path.stem])
     if stem.split("__") != [*path.parts[:-1], path.stem]:
@@ -128,7 +128,7 @@ class Placer:
         self.turned += 1
 
     def _write_frame(self, image: LabeledImage, target: Path) -> None:
-        """Frames come in order, so a video is decoded once."""
+        """Write a frame as JPEG. Frames come in order, so a video is decoded once."""
         if self.film is None or self.film.path != image.item.path:
             self.film = video.Film(image.item.path)
         try:
@@ -141,7 +141,7 @@ class Placer:
         target.write_bytes(data.tobytes())
 
     def _linked(self, source: Path, target: Path) -> bool:
-        """A hard link, where the file system and the file allow one."""
+        """Return a hard link, where the file system and the file allow one."""
         if _trainers_repair(source):
             return False
         try:

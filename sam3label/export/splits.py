@@ -43,7 +43,7 @@ class Splits:
         return tuple(name for name, _ in self.shares)
 
     def of(self, item_id: str) -> str:
-        """The split of an image by its path relative to the source root."""
+        """Return the split of an image by its path relative to the source root."""
         if len(self.shares) == 1:
             return self.shares[0][0]
         point, bound = _unit_interval(f"{self.seed}\0{self.group(item_id)}"), 0.0
@@ -54,7 +54,7 @@ class Splits:
         return self.shares[-1][0]
 
     def group(self, item_id: str) -> str:
-        """Images of one group go to one split."""
+        """Return the key of an image's group: images of one group go to one split."""
         if self.by_folder:
             return PurePosixPath(item_id).parent.as_posix()
         found = self.pattern.search(item_id) if self.pattern else None
@@ -82,7 +82,7 @@ def parse_splits(text: str | None, seed: int = 0, group: str | None = None, grou
 
 
 def _parse_shares(text: str, problems: list[str]) -> tuple[tuple[str, float], ...]:
-    """Pairs as given, in the order train, val, test where the names are known."""
+    """Return pairs as given, in the order train, val, test where the names are known."""
     parts = [part.strip() for part in text.split(",")]
     if not any("=" in part for part in parts) and 1 < len(parts) <= len(SPLIT_NAMES):
         parts = [f"{name}={part}" for name, part in zip(SPLIT_NAMES, parts, strict=False)]

@@ -14,7 +14,7 @@ from sam3label.media import video
 
 
 def by_video(samples: Iterable[Sample]) -> Iterator[tuple[MediaItem, str, Iterator[Sample]]]:
-    """(video, split, its labelled frames in order), one video after the other."""
+    """Yield (video, split, its labelled frames in order), one video after the other."""
     for _, group in groupby(samples, key=lambda sample: sample.image.item.id):
         first = next(group)
         yield first.image.item, first.split, chain((first,), group)  # noqa: B031 - its first was taken out
@@ -42,7 +42,7 @@ class Numbers:
 
 
 def frame_suffix(item: MediaItem) -> str:
-    """The extension of a video's frames as files, dot included."""
+    """Return the extension of a video's frames as files, dot included."""
     return PurePosixPath(video.frame_name(item, 0)).suffix
 
 

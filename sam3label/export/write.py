@@ -161,7 +161,7 @@ def _numbered(names: Iterable[str], before: Mapping[int, str], first_id: int) ->
 
 
 def _info(run_info: Mapping[str, Any]) -> dict[str, Any]:
-    """What the dataset says about its origin. No date of writing: the same run gives the same bytes again."""
+    """Return what the dataset says about its origin. No date of writing: the same run gives the same bytes again."""
     tool = f"sam3label {version('sam3label')}"
     checkpoint = run_info.get("checkpoint")
     origin = f" with checkpoint {checkpoint}" if checkpoint else ""

@@ -62,7 +62,7 @@ class Window:
 
 
 def cut(image: Pixels, box_xyxy: Box4, positive: bool = True, margin: float = MARGIN) -> Crop:
-    """The crop around a box given in fractions of the image."""
+    """Return the crop around a box given in fractions of the image."""
     height, width = image.shape[:2]
     x1, y1, x2, y2 = (float(v) for v in box_xyxy * np.array((width, height, width, height), np.float32))
     pad = round(margin * (max(x2 - x1, y2 - y1) - 1))
@@ -74,7 +74,7 @@ def cut(image: Pixels, box_xyxy: Box4, positive: bool = True, margin: float = MA
 
 
 def compose(target: Pixels, crops: Sequence[Crop], share: float) -> Canvas:
-    """The composite of a target and 1 to `MOST_CROPS` crops. `share` of its width is the target's."""
+    """Return the composite of a target and 1 to `MOST_CROPS` crops. `share` of its width is the target's."""
     height, width = target.shape[:2]
     strip = max(1, round((1 - share) / share * width))
     pixels = np.full((height, strip + width, 3), GREY, np.uint8)
@@ -100,7 +100,7 @@ def _paste(pixels: Pixels, crop: Crop, top: int, cell: int, strip: int) -> Box4:
 
 
 def on_target(rle: Rle, strip: int) -> Rle | None:
-    """The part of a composite's mask that lies on the target, as a mask of it; None if most lies on the strip."""
+    """Return the part of a composite's mask that lies on the target, as its mask; None if most lies on the strip."""
     height, width = rle.size_hw
     edges = np.cumsum(masks.to_runs(rle)) - strip * height
     lengths = np.diff(np.maximum(edges, 0), prepend=0)
@@ -113,7 +113,7 @@ def on_target(rle: Rle, strip: int) -> Rle | None:
 
 
 def windows(size_hw: tuple[int, int], tiles: int) -> list[Window]:
-    """The whole image and, where `tiles` > 1, its `tiles` x `tiles` overlapping parts: what each composite shows."""
+    """Return the whole image and, where `tiles` > 1, its `tiles` x `tiles` overlapping parts, one a composite."""
     height, width = size_hw
     whole = Window(0, 0, width, height)
     if tiles == 1:
@@ -123,13 +123,13 @@ def windows(size_hw: tuple[int, int], tiles: int) -> list[Window]:
 
 
 def _spans(length: int, parts: int) -> list[tuple[int, int]]:
-    """(start, size) of equal overlapping parts that cover 0..length."""
+    """Return (start, size) of equal overlapping parts that cover 0..length."""
     size = min(length, int(np.ceil(length / (parts - OVERLAP * (parts - 1)))))
     return [(round(i * (length - size) / (parts - 1)), size) for i in range(parts)]
 
 
 def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
-    """A window's mask as one of the image; None if a seam cuts it: the next window or the whole image shows more."""
+    """Return a window's mask as one of the image; None if a seam cuts it: another window shows more."""
     if (window.height, window.width) == size_hw:
         return rle
     x, y, w, h = masks.box_xywh(rle)
@@ -143,7 +143,7 @@ def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
 
 
 def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates of two windows, each object that a prompt found in both of them once, with the better score."""
+    """Join the candidates of two windows, and keep the better of two that show the same object for the same prompt."""
     worse: set[str] = set()
     for prompt in {candidate.prompt for candidate in other}:
         first, second = ([c for c in some if c.prompt == prompt] for some in (one, other))
@@ -153,7 +153,7 @@ def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate
 
 
 def largest(crops: Sequence[Crop]) -> list[Crop]:
-    """The crops of one image that a canvas may show, largest first: they say most."""
+    """Return the crops of one image that a canvas may show, largest first: they say most."""
     ordered = sorted(crops, key=lambda crop: -crop.pixels.shape[0] * crop.pixels.shape[1])
     positive, negative = ([c for c in ordered if c.positive is sign][:MOST_CROPS] for sign in (True, False))
     return [*positive, *negative]

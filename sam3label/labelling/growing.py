@@ -28,7 +28,7 @@ class Plan:
     kept: int
 
     def sentences(self, total: int, pace: Mapping[str, float]) -> list[str]:
-        """What a user should read before a list that has grown is asked. `total` is the length of the list."""
+        """Return what a user should read before a list that has grown is asked. `total` is the length of the list."""
         if not self.grown:
             return []
         words = [repr(key) for key in self.grown if exemplar_class(key) is None]
@@ -70,7 +70,7 @@ def plan(store: Store, wanted: Wanted, items: Sequence[MediaItem], replaced: Col
 
 
 def pace_of(progress: Progress, prompts: float) -> dict[str, Any]:
-    """Seconds an image takes, and each prompt on it, from a session's figures; empty where there are too few."""
+    """Return seconds an image takes, and each prompt on it, from a session's figures; empty where there are too few."""
     images = progress.done
     if images < _FEWEST or not prompts or progress.frames:
         return {}
@@ -81,7 +81,7 @@ def pace_of(progress: Progress, prompts: float) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people say it: `40 s`, `12 min`, `1 h 10 min`."""
+    """Return a length of time as people say it: `40 s`, `12 min`, `1 h 10 min`."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{max(1, round(seconds))} s"

@@ -27,7 +27,7 @@ class Comparison:
     unknown: int = 0
 
     def sentences(self) -> list[str]:
-        """What a user should read before anything is labelled."""
+        """Return what a user should read before anything is labelled."""
         said = []
         if self.replaced:
             said.append(
@@ -89,7 +89,7 @@ def _looks_the_same(stored: MediaItem, item: MediaItem, stamp: Stamp | None) -> 
 
 
 def _same(item: MediaItem, stamp: Stamp) -> Stamp | None:
-    """The file's stamp as it is now, if it has the content that was stamped; one that cannot be read has not."""
+    """Return the file's stamp as it is now, if it has the content that was stamped; one that cannot be read has not."""
     try:
         now = stamp_of(item)
     except OSError:

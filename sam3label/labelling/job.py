@@ -138,7 +138,7 @@ def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelO
 def _loaded(
     concepts: ConceptList, examples: Sequence[Examples], options: LabelOptions
 ) -> tuple[Guide, Checkpoint, dict[str, Any]]:
-    """The model, what it is asked, and all that changes the numbers, by name."""
+    """Return the model, what it is asked, and all that changes the numbers, by name."""
     from sam3label.model.checkpoint import resolve
     from sam3label.model.detector import Detector
 
@@ -192,7 +192,7 @@ class Standing:
         return cls(content, todo, frozenset(known.done_ids()) - {item.id for item in content.replaced})
 
     def pending(self, items: Sequence[MediaItem], only: Collection[str] | None) -> list[MediaItem]:
-        """What is labelled now, in order."""
+        """Return what is labelled now, in order."""
         return [i for i in items if i.id in self.plan.asked and (only is None or i.id in only)]
 
     @property
@@ -211,7 +211,7 @@ class Standing:
         store.set_notes(notes)
 
     def summary(self, store: Store, progress: Progress, found: discovery.Found, *, interrupted: bool) -> RunSummary:
-        """What the session came to."""
+        """Return what the session came to."""
         here = {item.id for item in found.items}
         return RunSummary(
             progress=progress,
@@ -225,7 +225,7 @@ class Standing:
 
 
 def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discovery.Found:
-    """What a job with these options labels. Numbered photos are a video only for those who ask for videos."""
+    """Return what a job with these options labels. Numbered photos are a video only for those who ask for videos."""
     return discovery.find_media(
         sources, options.video != "off", numbered_folders=options.video != "auto", links=options.follow_links
     )
@@ -256,7 +256,7 @@ def _notes(
     guides: Mapping[str, str],
     detector: Detector | None = None,
 ) -> dict[str, Any]:
-    """What the run was made with, for everyone who reads it later. Thresholds may change from session to session."""
+    """Return what the run was made with, for later readers. Thresholds may change from session to session."""
     before = {} if known is None else known.meta("info") or {}
     made: dict[str, Any] = {}
     if detector is not None:  # `queries`: answers that one phrase can have in one image
@@ -287,7 +287,7 @@ def _units(
     tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
-    """Photos first, then one video after the other; what tracks is loaded before the photos, not hours later."""
+    """Return photos first, then one video after the other; what tracks is loaded before the photos, not hours later."""
     photos = [item for item in items if item.kind == "image"]
     videos = [item for item in items if item.kind == "video" and item.id in asked]
     units_of_videos = label_videos(store, guide, checkpoint, videos, options, tally, stopped)

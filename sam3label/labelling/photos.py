@@ -58,7 +58,7 @@ def label_photos(
 def _groups(
     photos: Sequence[MediaItem], asked: Mapping[str, Keys], batch_size: int
 ) -> list[tuple[Keys, list[MediaItem]]]:
-    """The photos that are labelled together, and what they are asked."""
+    """Return the photos that are labelled together, and what they are asked."""
     groups: list[tuple[Keys, list[MediaItem]]] = []
     for start in range(0, len(photos), batch_size):
         by_keys: dict[Keys, list[MediaItem]] = {}
@@ -70,7 +70,7 @@ def _groups(
 
 
 def begun(batches: Iterator[Batch], encode_ahead: Callable[[Sequence[Frame]], None]) -> Iterator[Batch]:
-    """The batches, each handed on once the device has begun with the one after it."""
+    """Yield the batches, each handed on once the device has begun with the one after it."""
     last = None
     for batch in batches:
         encode_ahead([entry for entry in batch if isinstance(entry, Frame)])
@@ -97,7 +97,7 @@ def _label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: floa
 
 
 def _question(guide: Guide, entry: Frame | Undecodable) -> Question | str:
-    """What a photo is asked, or why it cannot be."""
+    """Return what a photo is asked, or why it cannot be."""
     if isinstance(entry, Undecodable):
         return entry.reason
     try:

@@ -84,7 +84,7 @@ class JobTally:
         self.tracks = set[tuple[int, int | None]]()  # of the video at hand: (class, track)
 
     def snapshot(self) -> Progress:
-        """The tally as it is now, for those who watch."""
+        """Return the tally as it is now, for those who watch."""
         return Progress(
             total=self.total,
             done=self.done,
@@ -119,7 +119,7 @@ class JobTally:
             self.objects.update(self.concepts.names[label.class_id] for label in self._new_labels(result))
 
     def _new_labels(self, result: UnitResult) -> Iterator[Label]:
-        """A unit's labels; of a track only the first."""
+        """Yield a unit's labels; of a track only the first."""
         frames: dict[int, list[Candidate]] = {}
         for candidate in result.candidates:
             frames.setdefault(candidate.frame, []).append(candidate)

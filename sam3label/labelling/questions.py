@@ -57,21 +57,21 @@ class Guide:
         self._crops: dict[tuple[str, str], list[canvas.Crop]] = {}
 
     def alone(self, examples: Examples) -> Guide:
-        """A guide to one of the classes, its id 0, that shares what this one has encoded and cut up."""
+        """Return a guide to one of the classes, its id 0, that shares what this one has encoded and cut up."""
         concept = replace(examples.concept, id=0)
         guide = Guide(self.detector, ConceptList((concept,)), [replace(examples, concept=concept)])
         guide._tokens, guide._crops = self._tokens, self._crops
         return guide
 
     def question(self, frame: Frame) -> Question:
-        """The exemplars for a photo. Raises InputError where its partial labels do not fit it."""
+        """Return the exemplars for a photo. Raises InputError where its partial labels do not fit it."""
         boxes = {e.concept.name: b for e in self.examples if e.photos and (b := e.boxes_on(frame)) is not None}
         digest = pixel_digest(frame.pixels) if frame.size_hw in self._reference_sizes else ""
         references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(digest))}
         return Question(boxes, references)
 
     def in_tracking(self, item: MediaItem) -> Callable[[Frame], Mapping[str, Exemplar | None]]:
-        """What the frames of a tracked video give its prompts, as for `Tracker.track`.
+        """Return what the frames of a tracked video give its prompts, as for `Tracker.track`.
 
         A class with boxes on any frame is asked by its exemplar prompts throughout, with the boxes where they are:
         so an object keeps its identity. Asking raises InputError where the boxes do not fit the frame.
@@ -97,7 +97,7 @@ class Guide:
         questions: Sequence[Question] | None = None,
         only: Collection[str] | None = None,
     ) -> list[Detection]:
-        """One Detection per frame, as of `Detector.detect` for all prompts; presence is NaN where one is not asked.
+        """Return one Detection per frame, as `Detector.detect` does; presence is NaN where a prompt is not asked.
 
         `only` has the keys of the prompts to ask, where that is not all of them.
         Of a prompt put to several canvases the presence is the highest, and it is that of the canvas, references
@@ -116,7 +116,7 @@ class Guide:
         return self._with_tiles(frames, detections, floor)
 
     def _with_tiles(self, frames: Sequence[Frame], whole: Sequence[Detection], floor: float) -> list[Detection]:
-        """What the photos' tiles add to what was found on the whole photos."""
+        """Return what the photos' tiles add to what was found on the whole photos."""
         detections = list(whole)
         for index, found in self._tiler.detect(frames, whole, floor):
             one = detections[index]
@@ -132,7 +132,7 @@ class Guide:
         return {prompt.key for prompt in self.prompts if prompt.class_name == examples.concept.name}
 
     def encodes(self, n_images: int) -> dict[str, int]:
-        """How many pictures a run over so many photos encodes, by what they are."""
+        """Return how many pictures a run over so many photos encodes, by what they are."""
         if not n_images:
             return {}
         plain = any(self.asks_photos(prompt.key) for prompt in self.prompts)
@@ -143,7 +143,7 @@ class Guide:
         return counts
 
     def asks_photos(self, key: str) -> bool:
-        """Whether a prompt is put to some photos themselves, and not to canvases alone."""
+        """Return whether a prompt is put to some photos themselves, and not to canvases alone."""
         photo = Question({}, {e.concept.name: e.references for e in self.examples if e.references})
         return any(e.photos for e in self.examples) or self._asked_on_photo(self.prompts[self._position[key]], photo)
 
@@ -204,7 +204,7 @@ class Guide:
         questions: Sequence[Question],
         floor: float,
     ) -> Iterator[tuple[int, Detection]]:
-        """(frame number, what was found on its target) for every picture of a class that has references."""
+        """Yield (frame number, what was found on its target) for every picture of a class that has references."""
         assert examples.concept.exemplars is not None
         name, rules = examples.concept.name, examples.concept.exemplars
         prompts = [prompt for prompt in self.prompts if prompt.class_name == name]
@@ -250,12 +250,12 @@ class Guide:
 
 
 def guides_of(examples: Sequence[Examples]) -> dict[str, str]:
-    """Everything about the examples of each class that changes the numbers: what its prompts are told apart by."""
+    """Return, by class, a digest of everything about its examples that changes the numbers."""
     return {e.concept.name: _described(e) for e in examples}
 
 
 def crops(reference: Reference) -> list[canvas.Crop]:
-    """What a canvas may show of a reference."""
+    """Return what a canvas may show of a reference."""
     if reference.boxes is None:
         return []
     pixels, boxes = reference.frame().pixels, reference.boxes
@@ -285,7 +285,7 @@ def pictures(examples: Examples) -> int:
 def _mapped(
     candidates: Sequence[Candidate], strip: int, window: canvas.Window, number: int, size_hw: tuple[int, int]
 ) -> Iterator[Candidate]:
-    """Candidates of a canvas as candidates of the photo. Those of tiles get ids of their own."""
+    """Yield candidates of a canvas as candidates of the photo. Those of tiles get ids of their own."""
     for candidate in candidates:
         part = canvas.on_target(candidate.rle, strip)
         rle = None if part is None else canvas.in_image(part, window, size_hw)

@@ -55,7 +55,7 @@ class Trust:
         return self.measured and self.f1 >= LEAST_F1
 
     def sentence(self) -> str:
-        """The figures in words."""
+        """Return the figures in words."""
         if not self.measured:
             return f"{self.class_name}: one reference cannot be measured against another"
         least = "" if self.trusted else f" (the least to be trusted is {LEAST_F1:.2f})"
@@ -66,7 +66,7 @@ class Trust:
 
     @classmethod
     def from_json(cls, figures: Mapping[str, Any]) -> Trust:
-        """The inverse of `to_json`."""
+        """Return the inverse of `to_json`."""
         return cls(**{one.name: figures[one.name] for one in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def measure(guide: Guide, examples: Examples, floor: float) -> Trust:
 
 
 def encodes(examples: Examples) -> int:
-    """How many pictures `measure` encodes."""
+    """Return how many pictures `measure` encodes."""
     if sum(reference.shows_class for reference in examples.references) < 2 or examples.concept.exemplars is None:
         return 0
     rules, count = examples.concept.exemplars, len(examples.references)
@@ -123,7 +123,7 @@ def check(
 
 
 def plan(guide: Guide, n_images: int, known: Mapping[str, Any]) -> str:
-    """How many pictures the run will encode, which is what it costs, in a sentence."""
+    """Return how many pictures the run will encode, which is what it costs, in a sentence."""
     parts = {name: count for name, count in guide.encodes(n_images).items() if count}
     measuring = sum(encodes(e) for e in guide.examples if not _holds(known, e))
     if measuring:
@@ -133,7 +133,7 @@ def plan(guide: Guide, n_images: int, known: Mapping[str, Any]) -> str:
 
 
 def _holds(known: Mapping[str, Any], examples: Examples) -> bool:
-    """Whether figures of an earlier session over the same references still say what labels are worth."""
+    """Return whether figures of an earlier session over the same references still say what labels are worth."""
     before = known.get(examples.concept.name)
     return before is not None and before["conf"] == examples.concept.conf
 
@@ -152,7 +152,7 @@ def refuse_poor(figures: Iterable[Trust]) -> None:
 
 
 def _compared(labels: Sequence[Label], reference: Reference) -> npt.NDArray[np.int64]:
-    """(found, wrong, missed): best label first, each truth box is found by the label that overlaps it most."""
+    """Return (found, wrong, missed): best label first, each truth box is found by the label that overlaps it most."""
     truth = _truth(reference)
     boxes = np.array([label.box_xywh for label in labels], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -162,7 +162,7 @@ def _compared(labels: Sequence[Label], reference: Reference) -> npt.NDArray[np.i
 
 
 def _truth(reference: Reference) -> npt.NDArray[np.float64]:
-    """The positive boxes [N, 4] as (x1, y1, x2, y2) in pixels."""
+    """Return the positive boxes [N, 4] as (x1, y1, x2, y2) in pixels."""
     if reference.boxes is None:
         return np.zeros((0, 4))
     height, width = reference.size_hw

@@ -44,7 +44,7 @@ def layout(size_hw: tuple[int, int], side: int, overlap: float) -> list[Window]:
 
 
 def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
-    """(start, size) of equal parts that cover 0..length."""
+    """Return (start, size) of equal parts that cover 0..length."""
     if length <= side:
         return [(0, length)]
     step = max(1, math.floor(side * (1 - overlap)))
@@ -67,13 +67,13 @@ class Tiler:
                 self._by_rule.setdefault(rules[prompt.key], []).append(prompt)
 
     def windows(self, size_hw: tuple[int, int], rule: Tiles) -> list[Window]:
-        """The tiles of a photo of this size under a rule, whether or not `auto` would show them."""
+        """Return the tiles of a photo of this size under a rule, whether or not `auto` would show them."""
         return layout(size_hw, rule.size or self._detector.image_size, rule.overlap)
 
     def detect(
         self, frames: Sequence[Frame], seen: Sequence[Detection], floor: float
     ) -> Iterator[tuple[int, Detection]]:
-        """(frame number, what was found in one of its tiles), for the prompts that the photo's tiles are asked.
+        """Yield (frame number, what was found in one of its tiles), for the prompts that the photo's tiles are asked.
 
         `seen` is what the whole photos came to: `auto` tiles large photos, and phrases whose answers ran out of room.
         """
@@ -105,7 +105,7 @@ class Tiler:
 
 
 def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates of two views of one photo, each object that a prompt found in both once, with the better score.
+    """Join the candidates of two views of a photo, and keep the better of two that show one object for one prompt.
 
     The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger.
     Putting the same candidates in twice changes nothing.

@@ -46,7 +46,7 @@ BEGINNING = Past()
 def match_tracks(
     before: Sequence[Sighting], after: Sequence[Sighting], least: float = SAME_TRACK_IOU
 ) -> dict[int, int]:
-    """Which track of `after` continues which of `before`: one to one, the same prompt, the largest sum of mask IoU.
+    """Return which track of `after` continues which of `before`: one to one, same prompt, the largest sum of mask IoU.
 
     Pairs whose mean IoU, over the frames in which both are seen, is under `least` are not the same.
     """
@@ -64,7 +64,7 @@ _Track = tuple[tuple[str, int], dict[int, Rle]]
 
 
 def _by_track(sightings: Iterable[Sighting]) -> dict[tuple[str, int], dict[int, Rle]]:
-    """(prompt, track) -> frame -> mask, in a stable order."""
+    """Return (prompt, track) -> frame -> mask, in a stable order."""
     tracks: dict[tuple[str, int], dict[int, Rle]] = {}
     for one in sightings:
         tracks.setdefault((one.prompt, one.track), {})[one.frame] = one.rle
@@ -72,7 +72,7 @@ def _by_track(sightings: Iterable[Sighting]) -> dict[tuple[str, int], dict[int, 
 
 
 def _overlaps(a: _Track, b: _Track) -> list[float]:
-    """The IoU of each frame in which both are seen; none for different prompts."""
+    """Return the IoU of each frame in which both are seen; none for different prompts."""
     shared = sorted(a[1].keys() & b[1].keys()) if a[0][0] == b[0][0] else []
     return [float(masks.iou_matrix([a[1][frame]], [b[1][frame]])[0, 0]) for frame in shared]
 

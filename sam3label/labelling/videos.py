@@ -57,7 +57,7 @@ def label_videos(
 
 
 def frames_to_label(store: Store, wanted: Wanted, videos: Sequence[MediaItem], options: LabelOptions) -> int:
-    """How many frames are still to be labelled, as far as the videos' headers say; those of each pass count."""
+    """Return how many frames are still to be labelled, as far as the videos' headers say; those of each pass count."""
     left = 0
     for item in videos:
         frames, starts = video.frame_count(item), [one.start for one in _passes(store, wanted, item)]
@@ -76,7 +76,7 @@ def _watched(
     tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
-    """Each step's units, stamped, none after most frames. A stop gives up the unit in flight."""
+    """Yield each step's units, stamped, none after most frames. A stop gives up the unit in flight."""
     for item in videos:
         tally.tracks.clear()
         units, stamp = units_of(item), _stamp(item)
@@ -105,7 +105,7 @@ class _Pass:
 
 
 def _passes(store: Store, wanted: Wanted, item: MediaItem) -> list[_Pass]:
-    """What a video is still to be asked: prompts that got equally far go through it together, the farthest first."""
+    """Return what a video is still to be asked: prompts that got equally far go together, the farthest first."""
     units = [unit for unit in store.units(item.id) if unit.error is None]
     end = units[-1].frame_stop if units else 0
     whole = bool(units) and units[-1].last
@@ -141,7 +141,7 @@ def _tracked_on(
 
 
 def _placed(result: UnitResult, guide: Guide, prompts: Sequence[Prompt], last: bool) -> UnitResult:
-    """A unit of one pass among the job's prompts. The video is done with the last pass's last unit."""
+    """Return a unit of one pass among the job's prompts. The video is done with the last pass's last unit."""
     if result.presence is None:
         return result
     return replace(result, presence=guide.spread(prompts, result.presence), last=last)
@@ -190,7 +190,7 @@ class _Reel:
             self.count = self.next.index + 1
 
     def until(self, stop: int) -> Iterator[Frame]:
-        """The frames before number `stop`."""
+        """Yield the frames before number `stop`."""
         while self.next is not None and self.next.index < stop:
             frame = self.next
             self.step()
@@ -225,7 +225,7 @@ def tracked(
 
 
 def _through(shared: deque[Frame], frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The shared frames, then the others, the last of which are then the shared ones."""
+    """Yield the shared frames, then the rest, and let `shared` keep the last of these for the next clip."""
     yield from tuple(shared)
     for frame in frames:
         shared.append(frame)
@@ -287,7 +287,7 @@ class _Clip:
 
 
 def past_of(candidates: Iterable[Candidate], stop: int, next_id: int) -> Past:
-    """What the clip that starts at frame `stop` must know, from the candidates of the one before it."""
+    """Return what the clip that starts at frame `stop` must know, from the candidates of the one before it."""
     seen, scores = [], {}
     for one in candidates:
         if one.frame >= stop - OVERLAP and one.track_id is not None:

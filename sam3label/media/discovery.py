@@ -46,14 +46,14 @@ class Found:
 
 
 def discover(sources: Sequence[str | Path], videos: bool = False) -> list[MediaItem]:
-    """The items of `find_media`, for callers that do not ask what was left out."""
+    """Return the items of `find_media`, for callers that do not ask what was left out."""
     return find_media(sources, videos).items
 
 
 def find_media(
     sources: Sequence[str | Path], videos: bool = False, numbered_folders: bool = True, links: bool = True
 ) -> Found:
-    """Every image (and video, if asked) under the sources: files, folders, glob patterns or `@list.txt`.
+    """Return every image (and video, if asked) under the sources: files, folders, glob patterns or `@list.txt`.
 
     `name=FOLDER` puts `name/` before the ids of what is in the folder. With `videos`, folders of numbered frames are
     videos too, unless `numbered_folders` says that they are photos. Links that lead out of a source are followed,
@@ -101,7 +101,7 @@ def _are_frames(names: Sequence[str]) -> bool:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The frames of a folder that is a video, in order. Names of one width sort by their number."""
+    """Return the frames of a folder that is a video, in order. Names of one width sort by their number."""
     return sorted(path for path in folder.iterdir() if _FRAME.fullmatch(path.name))
 
 
@@ -110,7 +110,7 @@ def _item(key: str, path: str) -> MediaItem:
 
 
 def _root(key: str, path: str) -> str:
-    """The folder an id is relative to: the path without the parts that both end in."""
+    """Return the folder an id is relative to: the path without the parts that both end in."""
     parts, names = path.split(os.sep), key.split("/")
     same = 0
     while same < min(len(parts), len(names)) and parts[-1 - same] == names[-1 - same]:
@@ -153,7 +153,7 @@ class _Scan:
             self.problems.append(f"{source}: no such file or folder{_close_match(path)}")
 
     def add_path(self, path: str, root: str, shown: str) -> None:
-        """A file or folder the user named: unlike a file met in a folder, a suffix we cannot read is an error."""
+        """Add a file or folder the user named: unlike a file met in a folder, a suffix we cannot read is an error."""
         if os.path.isdir(path):
             self.root = os.path.realpath(path)
             self.walk(path, _key(path, root))
@@ -239,7 +239,7 @@ class _Scan:
                 self.meet_file(entry.path, prefix + entry.name)
 
     def leads_out(self, path: str) -> bool:
-        """Whether a link points outside the source it was met in; remembers it if so."""
+        """Return whether a link points outside the source it was met in; remembers it if so."""
         real = os.path.realpath(path)
         out = real != self.root and not real.startswith(os.path.join(self.root, ""))
         if out:
@@ -295,7 +295,7 @@ def _key(path: str, root: str) -> str:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder of a glob pattern before its first wildcard: `a/b` of `a/b/*/c*.jpg`."""
+    """Return the folder of a glob pattern before its first wildcard: `a/b` of `a/b/*/c*.jpg`."""
     folder = os.path.dirname(pattern)
     while glob.has_magic(folder):
         folder = os.path.dirname(folder)
@@ -303,7 +303,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _close_match(path: str) -> str:
-    """A hint, " (did you mean ...?)", from the names beside a missing path."""
+    """Return a hint, " (did you mean ...?)", from the names beside a missing path."""
     folder, name = os.path.split(path)
     try:
         names = os.listdir(folder)

@@ -34,12 +34,12 @@ class Photo:
 
 
 def decode_image(path: str | Path) -> npt.NDArray[np.uint8]:
-    """The pixels of `read_photo`."""
+    """Return the pixels of `read_photo`."""
     return read_photo(path).pixels
 
 
 def read_photo(path: str | Path) -> Photo:
-    """The file's pixels, uint8 RGB [H, W, 3], upright, writable and contiguous; hashed from the same reading.
+    """Return the file's pixels, uint8 RGB [H, W, 3], upright, writable and contiguous; hashed from the same reading.
 
     Raises UndecodableError with a short reason for anything that is not a whole image: a truncated file is refused,
     never filled up with grey. Images over 178 megapixels are refused before they take memory (PIL's own limit).
@@ -56,7 +56,7 @@ def read_photo(path: str | Path) -> Photo:
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) that `decode_image` would give, from the file's header. Raises UndecodableError."""
+    """Return (height, width) that `decode_image` would give, from the file's header. Raises UndecodableError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -118,7 +118,7 @@ def _decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:
 
 
 def _scan_start(data: bytes) -> int | None:
-    """The offset of a JPEG's first start-of-scan marker; None if the segments before it do not add up."""
+    """Return the offset of a JPEG's first start-of-scan marker; None if the segments before it do not add up."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

@@ -55,7 +55,7 @@ def batches(
     pin: bool = False,
     decode: Decode = read_photo,
 ) -> Iterator[list[Frame | Undecodable]]:
-    """The items in order, `batch_size` at a time, decoded; what cannot be decoded is Undecodable, with the reason.
+    """Yield the items in order, `batch_size` at a time, decoded; Undecodable, with the reason, where that fails.
 
     With `workers` 0 this process decodes, and a decoder that crashes takes it along. `pin` puts pixels in page-locked
     memory where there is CUDA. Raises Sam3LabelError if worker processes cannot start.
@@ -68,7 +68,7 @@ def batches(
 def entries(
     items: Sequence[MediaItem], workers: int, pin: bool = False, decode: Decode = read_photo
 ) -> Iterator[Frame | Undecodable]:
-    """What `batches` puts together, one by one."""
+    """Return what `batches` puts together, one by one."""
     pin = pin and torch.cuda.is_available()
     return _decode_here(items, pin, decode) if workers == 0 else _decode_ahead(items, workers, pin, decode)
 
@@ -94,7 +94,7 @@ def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: D
 
 
 def _until_death(task: _Task, items: Sequence[MediaItem], workers: int, pin: bool) -> Iterator[Value]:
-    """The values of `items` in order, ending early when a worker dies."""
+    """Yield the values of `items` in order, ending early when a worker dies."""
     stream = _start_workers(task, items, workers, pin)
     while True:
         try:
@@ -122,7 +122,7 @@ def _start_workers(task: _Task, items: Sequence[MediaItem], workers: int, pin: b
 
 
 def _context() -> Any:
-    """A fork server that has imported this room once; where there is none, each worker imports it."""
+    """Return a fork server that has imported this room once; where there is none, each worker imports it."""
     methods = torch.multiprocessing.get_all_start_methods()
     context = torch.multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
@@ -139,7 +139,7 @@ def _start_worker(_number: int) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A run that is killed must not leave workers behind. Torch watches for that in forks of the run itself only."""
+    """End a worker with its run: a run that is killed must leave none behind. Torch watches forks of the run alone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -162,7 +162,7 @@ class _Task(Dataset[Value]):
         return self.spill(photo.pixels), photo.stamp
 
     def spill(self, pixels: Pixels) -> Path:
-        """Pixels through a file: containers often get 64 MB of shared memory, and a write beyond it kills."""
+        """Pass pixels through a file: containers often get 64 MB of shared memory, and a write beyond it kills."""
         handle, name = tempfile.mkstemp(suffix=".npy", dir=self.folder)
         with os.fdopen(handle, "wb") as file:
             np.save(file, pixels)
@@ -207,7 +207,7 @@ def _decode_alone(task: _Task, path: str) -> Value:
 
 
 def _one_process(task: _Task, path: str) -> Value | None:
-    """None if the process died on the file. Raises Sam3LabelError if it did not even start."""
+    """Decode in one process; None if it died on the file. Raises Sam3LabelError if it did not even start."""
     receiver, sender = _context().Pipe(duplex=False)
     process = _context().Process(target=_work_alone, args=(task, path, sender), daemon=True)
     try:

@@ -10,7 +10,7 @@ JPEG_QUALITY = 95
 
 
 def is_turned(path: Path) -> bool:
-    """Whether readers that ignore EXIF see the photo turned or mirrored. Reads its header alone."""
+    """Return whether readers that ignore EXIF see the photo turned or mirrored. Reads its header alone."""
     try:
         with Image.open(path) as image:
             return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)

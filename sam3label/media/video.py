@@ -43,7 +43,7 @@ class Picture:
 
 
 def pictures(item: MediaItem) -> Iterator[Picture]:
-    """Every frame of a video that can be decoded.
+    """Return every frame of a video that can be decoded.
 
     Raises UndecodableError at the end of what could be read: at once when nothing could, after the last good frame
     when the file is damaged.
@@ -54,12 +54,12 @@ def pictures(item: MediaItem) -> Iterator[Picture]:
 
 
 def frames(item: MediaItem, start: int = 0) -> Iterator[Frame]:
-    """Frames from number `start` on, decoded ahead by a thread. Errors as `pictures`."""
+    """Return frames from number `start` on, decoded ahead by a thread. Errors as `pictures`."""
     return ahead((one.frame(item) for one in pictures(item) if one.index >= start), AHEAD)
 
 
 def sampled(item: MediaItem, every: int = 1, fps: float | None = None, start: int = 0) -> Iterator[Frame]:
-    """Every `every`-th frame, or the first frame of each 1/`fps` seconds; decoded ahead. Errors as `pictures`."""
+    """Return every `every`-th frame, or the first of each 1/`fps` seconds; decoded ahead. Errors as `pictures`."""
     chosen = _by_time(pictures(item), fps) if fps else (one for one in pictures(item) if one.index % every == 0)
     return ahead((one.frame(item) for one in chosen if one.index >= start), AHEAD)
 
@@ -76,13 +76,13 @@ def _by_time(source: Iterable[Picture], fps: float) -> Iterator[Picture]:
 
 
 def frame_name(item: MediaItem, index: int) -> str:
-    """The file name of a frame: its own in a folder of frames, else its number as a JPEG."""
+    """Return the file name of a frame: its own in a folder of frames, else its number as a JPEG."""
     file = frame_source(item, index)
     return file.name if file else f"{index:06d}.jpg"
 
 
 def frame_number(item: MediaItem, name: str) -> int | None:
-    """The number of the frame of that file name, with or without suffix; None if there can be no such frame."""
+    """Return the number of the frame of that file name, with or without suffix; None if there can be no such frame."""
     stem = PurePosixPath(name).stem
     if Path(item.path).is_dir():
         return next((index for index, file in enumerate(_files(Path(item.path))) if file.stem == stem), None)
@@ -90,7 +90,7 @@ def frame_number(item: MediaItem, name: str) -> int | None:
 
 
 def frame_source(item: MediaItem, index: int) -> Path | None:
-    """The file that is a photo, or a frame of a folder of frames; None for a frame of a container file."""
+    """Return the file that is a photo, or a frame of a folder of frames; None for a frame of a container file."""
     path = Path(item.path)
     if item.kind == "image":
         return path
@@ -108,7 +108,7 @@ class Film:
         self._rest, self._next = pictures(MediaItem(self.path, self.path, "video")), 0
 
     def pixels(self, index: int) -> Pixels:
-        """Raises UndecodableError when the video has no such frame (any more)."""
+        """Return a frame's pixels. Raises UndecodableError when the video has no such frame (any more)."""
         if index < self._next:
             self._open()
         for one in self._rest:
@@ -168,7 +168,7 @@ def _file_pictures(path: str) -> Iterator[Picture]:
 
 
 def _decoded(container: Any, stream: Any, flaws: list[str]) -> Iterator[Any]:
-    """What can be decoded; packets that cannot be are left out and noted in `flaws`."""
+    """Yield what can be decoded; packets that cannot be are left out and noted in `flaws`."""
     import av
 
     packets = container.demux(stream)
@@ -194,7 +194,7 @@ def _refuse_damaged(found: int, promised: int, flaws: list[str]) -> None:
 
 
 def _seconds(picture: Any, stream: Any, index: int) -> float:
-    """When the frame is shown; from the rate where the file does not say."""
+    """Return when the frame is shown; from the rate where the file does not say."""
     if picture.pts is not None:
         return float((picture.pts - (stream.start_time or 0)) * picture.time_base)
     return index / float(stream.average_rate or stream.guessed_rate or 25)
@@ -212,7 +212,7 @@ def _short(error: Exception) -> str:
 
 
 def frame_rate(item: MediaItem) -> float:
-    """Frames per second, on average; 25 for a folder of frames and for files that do not say."""
+    """Return frames per second, on average; 25 for a folder of frames and for files that do not say."""
     import av
 
     if Path(item.path).is_dir():
@@ -226,7 +226,7 @@ def frame_rate(item: MediaItem) -> float:
 
 
 def frame_count(item: MediaItem) -> int:
-    """How many frames a video has, by its header; 0 where that does not say, and for a file that is none."""
+    """Return how many frames a video has, by its header; 0 where that does not say, and for a file that is none."""
     import av
 
     if Path(item.path).is_dir():
@@ -251,7 +251,7 @@ class _Ended:
 
 
 def ahead(source: Iterable[T], n: int) -> Iterator[T]:
-    """The same values, computed by a thread that stays up to `n` ahead. Its error is raised here, in its place."""
+    """Yield the same values, computed by a thread up to `n` ahead. Its error is raised here, in its place."""
     line: queue.Queue[T | _Ended] = queue.Queue(n)
     stop = threading.Event()
 

@@ -50,7 +50,7 @@ class Spool:
         self.count += 1
 
     def read(self, number: int, device: torch.device) -> Tensor:
-        """The frame as it was written."""
+        """Return the frame as it was written."""
         size = 3 * self._side**2
         self._file.seek(number * size)
         levels = np.frombuffer(bytearray(self._file.read(size)), np.uint8).reshape(1, 3, self._side, self._side)
@@ -58,12 +58,12 @@ class Spool:
 
 
 def spooled() -> IO[bytes]:
-    """A temporary file that is gone when it is closed."""
+    """Open a temporary file that is gone when it is closed."""
     return tempfile.TemporaryFile(prefix="sam3label-frames-")
 
 
 def without_pixels(frame: Frame) -> Frame:
-    """A frame of the same size that takes no memory."""
+    """Return a frame of the same size that takes no memory."""
     return replace(frame, pixels=np.broadcast_to(np.uint8(0), frame.pixels.shape))
 
 
@@ -73,7 +73,7 @@ def joined(
     removed: set[int],
     apart: Callable[[Sequence[TrackedObject]], Iterable[TrackedObject]],
 ) -> Iterator[TrackedFrame]:
-    """The frames of a clip with what was found backwards (by place in the clip) added to what was found forwards."""
+    """Return a clip's frames with what was found backwards (by place in the clip) added to what was found forwards."""
     added: dict[int, list[TrackedObject]] = defaultdict(list)
     for number, sightings in _by_number(backward).items():
         for place, one in believed(sightings, forward) if number not in removed else ():

@@ -77,7 +77,7 @@ def _local(path: Path, revision: str | None) -> Checkpoint:
 
 
 def _whole(path: Path, source: str) -> Checkpoint:
-    """The checkpoint in a folder, or in the one file of weights that a path or a hub's folder comes down to."""
+    """Return the checkpoint in a folder, or in the one file of weights that a path or a hub's folder comes down to."""
     folder = imported(path) if path.is_file() and _is_weight_file(path) else path
     if folder.is_dir() and (file := _only_official_file(folder)):
         folder = imported(file)
@@ -96,7 +96,7 @@ def _is_weight_file(path: Path) -> bool:
 
 
 def _only_official_file(folder: Path) -> Path | None:
-    """The file in Meta's naming of a folder that has no other weights, such as what facebook/sam3.1 holds."""
+    """Return the file in Meta's naming of a folder that has no other weights, such as what facebook/sam3.1 holds."""
     if (folder / _WEIGHTS).is_file() or (folder / _INDEX).is_file():
         return None
     return next((folder / name for name in _OFFICIAL_FILES if (folder / name).is_file()), None)
@@ -194,7 +194,7 @@ def _few(names: list[str], limit: int = 3) -> str:
 
 
 def _download(repo: str, revision: str | None) -> Path:
-    """The snapshot folder of `repo`, named by its commit. Only the files that are needed; the cache is used."""
+    """Return the snapshot folder of `repo`, named by its commit. Only the files that are needed; the cache is used."""
     from huggingface_hub import snapshot_download
 
     with _hub_errors(repo, revision):
@@ -281,7 +281,7 @@ def _hub_message(error: Exception, repo: str, revision: str | None) -> str:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error of the hub's client, which wraps some of them."""
+    """Return the HTTP status behind an error of the hub's client, which wraps some of them."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:

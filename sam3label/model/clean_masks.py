@@ -17,7 +17,7 @@ FILLED, CLEARED = 0.1, -0.1
 
 
 def keep_best(logits: Tensor, scores: Tensor, most: float, of_smaller: bool = False) -> Tensor:
-    """Places, ascending, of the masks [K, h, w] that remain when each removes worse ones overlapping it by over `most`.
+    """Return places, ascending, of masks [K, h, w] that remain when each removes worse ones overlapping it over `most`.
 
     `most` 0 removes nothing, as in the model's config. Overlap is IoU of logits over 0, or the share of the smaller
     mask with `of_smaller`; of equal scores the first is kept.
@@ -34,7 +34,7 @@ def keep_best(logits: Tensor, scores: Tensor, most: float, of_smaller: bool = Fa
 
 
 def overlaps(one: Tensor, other: Tensor, of_smaller: bool = False) -> Tensor:
-    """IoU [K, N] of masks bool [K, P] and [N, P] of P pixels, or the share of the smaller one."""
+    """Return IoU [K, N] of masks bool [K, P] and [N, P] of P pixels, or the share of the smaller one."""
     a, b = one.float(), other.float()
     with torch.autocast(one.device.type, enabled=False):  # counts of pixels, which bf16 would round
         shared = a @ b.T
@@ -44,7 +44,7 @@ def overlaps(one: Tensor, other: Tensor, of_smaller: bool = False) -> Tensor:
 
 
 def clean_masks(logits: Tensor, max_area: int) -> Tensor:
-    """Logits [N, h, w] with holes of up to `max_area` pixels filled and specks of up to that many cleared.
+    """Return logits [N, h, w] with holes of up to `max_area` pixels filled and specks of up to that many cleared.
 
     Pixels that touch at a corner belong together. An object of no more than twice `max_area` keeps parts that are over
     half of it, so small objects stay. As the model was built to have its masks cleaned.
@@ -60,7 +60,7 @@ def clean_masks(logits: Tensor, max_area: int) -> Tensor:
 
 
 def _small_parts(mask: npt.NDArray[np.bool_], max_area: int) -> npt.NDArray[np.bool_]:
-    """The connected parts of a mask with at most `max_area` pixels."""
+    """Return the connected parts of a mask with at most `max_area` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     small = stats[:, cv2.CC_STAT_AREA] <= max_area
     small[0] = False  # what is not in the mask

@@ -24,7 +24,7 @@ class Check:
 
 
 def examine(model: str) -> list[Check]:
-    """All checks, in the order in which a user would fix them. Never raises."""
+    """Return all checks, in the order in which a user would fix them. Never raises."""
     return [
         Check("Python", platform.python_version()),
         Check("sam3label", version("sam3label")),

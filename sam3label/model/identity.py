@@ -27,7 +27,7 @@ _WORTH_REMEMBERING = 64 << 20  # bytes of weights
 
 
 def cache_folder() -> Path:
-    """Where this program keeps what it can make again: beside the hub's own cache (HF_HOME)."""
+    """Return where this program keeps what it can make again: beside the hub's own cache (HF_HOME)."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "sam3label"
@@ -42,7 +42,7 @@ def identity(weights: Sequence[Path], config: Mapping[str, Any], tokenizer: Path
 
 
 def _remembered(weights: Sequence[Path]) -> str:
-    """The digest of the weights: of large files it is kept, since reading gigabytes takes seconds."""
+    """Return the digest of the weights: of large files it is kept, since reading gigabytes takes seconds."""
     if sum(file.stat().st_size for file in weights) < _WORTH_REMEMBERING:
         return weights_digest(weights)
     files = [file.resolve() for file in weights]
@@ -57,7 +57,7 @@ def _remembered(weights: Sequence[Path]) -> str:
 
 
 def weights_digest(weights: Sequence[Path]) -> str:
-    """SHA-256 over all tensors of safetensors files in the order of their names: name, type, shape, bytes."""
+    """Return SHA-256 over all tensors of safetensors files in the order of their names: name, type, shape, bytes."""
     whole = hashlib.sha256()
     for name, kind, content in sorted(_tensors(weights)):
         whole.update(f"{name} {kind} {content}\n".encode())
@@ -77,7 +77,7 @@ def _tensors(weights: Sequence[Path]) -> Iterator[tuple[str, str, str]]:
 
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in which a config differs from SAM 3's own, by dotted name."""
+    """Return the settings in which a config differs from SAM 3's own, by dotted name."""
     usual = _leaves(json.loads(SAM3_CONFIG.read_text()))
     return {name: value for name, value in _leaves(config).items() if name not in usual or usual[name] != value}
 
@@ -93,7 +93,7 @@ def _leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _vocabulary(tokenizer: Path) -> bytes:
-    """The tokens and their ids; of a tokenizer in another form than `tokenizer.json` the file as it is."""
+    """Return the tokens and their ids; of a tokenizer in another form than `tokenizer.json` the file as it is."""
     content = tokenizer.read_bytes()
     try:
         vocabulary = json.loads(content)["model"]["vocab"]

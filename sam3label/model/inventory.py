@@ -29,7 +29,7 @@ class Weights:
 
 
 def on_this_machine() -> list[Weights]:
-    """The demo checkpoint, what the hub's cache holds of SAM 3, and the files converted so far."""
+    """Return the demo checkpoint, what the hub's cache holds of SAM 3, and the files converted so far."""
     return [describe(model) for model in _models()]
 
 

@@ -55,13 +55,13 @@ class _Axis:
     share: npt.NDArray[np.float64]  # [n_out]: weight_high
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
-        """The outputs [start, stop) that read any of the inputs first..last."""
+        """Return the outputs [start, stop) that read any of the inputs first..last."""
         start = int(np.searchsorted(self.high_host, first, side="left"))
         stop = int(np.searchsorted(self.low_host, last, side="right"))
         return start, stop
 
     def mix(self, values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """The outputs start:stop of `values` [n_in, m]."""
+        """Return the outputs start:stop of `values` [n_in, m]."""
         mixed = values.index_select(0, self.low[start:stop]).mul_(self.weight_low[start:stop])
         return mixed.add_(values.index_select(0, self.high[start:stop]).mul_(self.weight_high[start:stop]))
 
@@ -87,7 +87,7 @@ class _Region:
 
 
 def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Instance | None]:
-    """One instance per mask of float32 `mask_logits` [K, h, w]; None where no pixel of the image is inside.
+    """Return one instance per mask of float32 `mask_logits` [K, h, w]; None where no pixel of the image is inside.
 
     Equal, pixel for pixel, to `F.interpolate(mask[None, None], size_hw, mode="bilinear") > 0` of each mask. (Several
     masks in one such call can differ from that, and from it, where a value is 0 but for rounding.)
@@ -101,7 +101,7 @@ def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Insta
 
 
 def _regions(mask_logits: torch.Tensor, columns: _Axis) -> Iterator[_Region]:
-    """The reach of each mask's support. Above and below it is a row that is outside, or the image's edge."""
+    """Yield the reach of each mask's support. Above and below it is a row that is outside, or the image's edge."""
     last = mask_logits.shape[1] - 1
     for mask, (top, bottom, left, right) in enumerate(_supports(mask_logits)):
         if top <= bottom:
@@ -137,7 +137,7 @@ def _chunks(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
 def _chunk_runs(
     mask_logits: torch.Tensor, chunk: list[_Region], rows: _Axis, columns: _Axis, size_hw: tuple[int, int]
 ) -> list[_Runs]:
-    """The runs of each region, computed together: the device is waited for a few times a chunk, however many masks."""
+    """Return the runs of each region, computed together: the device is waited for a few times a chunk."""
     import torch
     import torch.nn.functional as F
 
@@ -179,7 +179,7 @@ class _Places:
 def _rows(
     edge: _Places, around: npt.NDArray[np.float64], rows: _Axis
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """The image's row [N] of each edge, and where rounding decides it.
+    """Return the image's row [N] of each edge, and where rounding decides it.
 
     `edge` has the knots that differ in sign from the one above; `around` [4, N] the values of the one above, of the
     knot, and the sizes of both.
@@ -205,7 +205,7 @@ def _rows(
 
 
 def _settled(runs: _Runs, mask: torch.Tensor, x: npt.NDArray[np.int64], size_hw: tuple[int, int]) -> _Runs:
-    """The runs with those of the columns `x`, where rounding decides, replaced by what F.interpolate itself finds."""
+    """Return the runs, those of the columns `x`, where rounding decides, replaced by what F.interpolate finds."""
     import torch
     import torch.nn.functional as F
 
@@ -238,7 +238,7 @@ def _instance(runs: _Runs, size_hw: tuple[int, int]) -> Instance | None:
 
 @lru_cache(maxsize=64)
 def _axis(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> _Axis:
-    """Indices and weights as F.interpolate has them for this size and device, by upsampling indicator signals.
+    """Return indices and weights as F.interpolate has them for this size and device, by upsampling indicator signals.
 
     Of three neighbouring inputs each has another remainder by 3, so the two that an output mixes are told apart. They
     are the ones around the output's position, which double precision finds up to the rounding that the weights settle.

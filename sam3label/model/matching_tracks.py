@@ -82,7 +82,7 @@ def _new(
     settings: TrackSettings,
     rules: Rules,
 ) -> npt.NDArray[np.bool_]:
-    """Which detections are born: sure ones on no object, and every one where nothing is tracked yet."""
+    """Return which detections are born: sure ones on no object, and every one where nothing is tracked yet."""
     new = (found.scores >= settings.new_det_thresh) & ~(iou >= settings.assoc_iou_thresh).any(1)
     if not rules.birth_065:
         alone = ~np.isin(found.phrases, owners) if rules.phrase_by_phrase else np.full(len(new), not len(owners))
@@ -93,7 +93,7 @@ def _new(
 
 
 def _clear(iou: npt.NDArray[np.float32], same: npt.NDArray[np.bool_], least: float) -> npt.NDArray[np.float32]:
-    """IoU without what is ambiguous: objects under several detections, and detections on several objects."""
+    """Return IoU without what is ambiguous: objects under several detections, and detections on several objects."""
     high = (iou >= least) & same
     ambiguous = (high.sum(0) > 1)[None] | (high.sum(1) > 1)[:, None]
     return np.where(ambiguous & same, np.float32(0), iou)
@@ -106,7 +106,7 @@ def _within_limit(
     settings: TrackSettings,
     rules: Rules,
 ) -> list[int]:
-    """The best of the new detections where more would be tracked than `max_num_objects` of a phrase, or of all."""
+    """Return the best new detections where more than `max_num_objects` of a phrase, or of all, would be tracked."""
     if len(owners) + len(new) <= settings.max_num_objects:
         return list(map(int, new))
     if not rules.phrase_by_phrase:
@@ -143,7 +143,7 @@ class Lives:
     def update(
         self, now: int, numbers: Sequence[int], matches: FrameMatches, born: Sequence[int]
     ) -> tuple[set[int], frozenset[int]]:
-        """(objects that are taken back in this frame, those hidden in it). `numbers` are the ids of the objects."""
+        """Return (objects that are taken back in this frame, those hidden in it). `numbers` are the objects' ids."""
         settings = self.settings
         self.adopt(now, born)
         groups = [[numbers[place] for place in places] for places in matches.matched.values()]
@@ -173,7 +173,7 @@ class Lives:
             self.streak[number] = 0
 
     def unconfirmed(self, numbers: Sequence[int]) -> frozenset[int]:
-        """The objects that detections have not yet confirmed in enough frames in a row."""
+        """Return the objects that detections have not yet confirmed in enough frames in a row."""
         return frozenset(number for number in numbers if self.streak[number] < CONFIRM_FRAMES)
 
     def _fade(self, number: int) -> None:
@@ -217,7 +217,7 @@ class Lives:
 def recently_hidden(
     masks: Tensor, last_hidden: Sequence[int], phrases: Sequence[int], least: float, back: bool
 ) -> Tensor:
-    """bool [N]: of a phrase's objects that overlap by `least` IoU, those hidden later than the other, if both were.
+    """Return bool [N]: of a phrase's objects that overlap by `least` IoU, those hidden later, if both were.
 
     `last_hidden`: the last frame in which each was hidden, -1 if none. `back`: time runs backwards.
     """
@@ -245,7 +245,7 @@ def without_shrunk(masks: Tensor, phrases: Sequence[int], least: float = 0.3) ->
 
 
 def apart(masks: Tensor) -> Tensor:
-    """Logits [N, 1, a, b], at most -10 where another object's are higher."""
+    """Return logits [N, 1, a, b], at most -10 where another object's are higher."""
     if len(masks) < 2:
         return masks
     best = masks.argmax(0, keepdim=True)

@@ -74,12 +74,12 @@ def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_multiplex(names: Iterable[str]) -> bool:
-    """Whether a file of these names is SAM 3.1: three necks, and a tracker of many objects at once."""
+    """Return whether a file of these names is SAM 3.1: three necks, and a tracker of many objects at once."""
     return any("propagation_convs." in name or name.startswith("tracker.model.") for name in names)
 
 
 def from_official(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], where: str) -> dict[str, Tensor]:
-    """Our tensors, by our names and with the shapes of `wanted`, from `normalized` official ones.
+    """Return our tensors, by our names and with the shapes of `wanted`, from `normalized` official ones.
 
     Raises `CheckpointError` naming what is missing, of another shape, or unknown: nothing is loaded in part.
     """
@@ -119,7 +119,7 @@ def _listed(problems: Mapping[str, list[str]]) -> str:
 
 
 def _taken(source: TensorSource, parts: list[Tensor]) -> Tensor | None:
-    """Our tensor from its official parts; None where their shape does not allow it."""
+    """Return our tensor from its official parts; None where their shape does not allow it."""
     whole = parts[0]
     match source.part:
         case "third":

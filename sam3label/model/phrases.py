@@ -8,7 +8,7 @@ import ftfy
 
 
 def as_read(phrase: str) -> str:
-    """The text that is tokenized for a phrase: mojibake, curly quotes, ligatures, full width and entities made plain.
+    """Return the text to tokenize for a phrase: mojibake, curly quotes, ligatures, full width and entities made plain.
 
     Case and inner spaces are the tokenizer's business. The user's own text stays the prompt's key. Source: the text
     cleaning of CLIP's tokenizer, which facebook/sam3 was trained with. Example: as_read("cats &amp; dogs")

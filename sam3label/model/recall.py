@@ -25,11 +25,11 @@ class ObjectPast:
     backwards: bool = False
 
     def distance(self, frame: int) -> int:
-        """How many frames `frame` lies before now."""
+        """Return how many frames `frame` lies before now."""
         return frame - self.now if self.backwards else self.now - frame
 
     def back(self, n: int) -> int:
-        """The frame that lies `n` frames before now."""
+        """Return the frame that lies `n` frames before now."""
         return self.now + n if self.backwards else self.now - n
 
 
@@ -73,7 +73,7 @@ def recall(past: ObjectPast, sizes: Sizes, rules: Rules) -> Recall:
 
 
 def closest(past: ObjectPast, most: int) -> list[int]:
-    """At most `most` of the conditioning frames: the nearest before now, the nearest after it, then by distance."""
+    """Return at most `most` conditioning frames: the nearest before now, the nearest after it, then by distance."""
     frames = list(past.conditioning)
     if most == -1 or len(frames) <= most:
         return frames
@@ -125,7 +125,7 @@ def worth_keeping(past: ObjectPast, sizes: Sizes, rules: Rules, settled: bool) -
 
 
 def _worth_remembering(past: ObjectPast) -> list[int]:
-    """The good tracked frames, nearest first."""
+    """Return the good tracked frames, nearest first."""
     good = [frame for frame, quality in past.quality.items() if quality > GOOD_ENOUGH]
     return sorted((frame for frame in good if past.backwards or frame != past.first), key=past.distance)
 

@@ -57,7 +57,7 @@ class Rules:
 
     @classmethod
     def of(cls, form: TrackerForm, extras: Sequence[TrackingExtra] = ()) -> Rules:
-        """The rules of a form, with some of SAM 3.1's."""
+        """Return the rules of a form, with some of SAM 3.1's."""
         chosen = {extra.replace("-", "_"): True for extra in extras}
         if form == "official":
             return cls(**chosen)
@@ -95,7 +95,7 @@ class TrackSettings:
 
     @classmethod
     def of(cls, config: Any, rules: Rules) -> TrackSettings:
-        """The settings of a checkpoint's config, changed where SAM 3.1's rules ask for it."""
+        """Return the settings of a checkpoint's config, changed where SAM 3.1's rules ask for it."""
         settings = cls(**{one.name: getattr(config, one.name) for one in fields(cls)})
         if rules.birth_065:
             settings = replace(settings, new_det_thresh=0.65)

@@ -184,7 +184,7 @@ class TrackSession:
         return ObjectPast(now, self.first, conditioning, tracked, self.backwards)
 
     def _quality(self) -> dict[int, dict[int, float]]:
-        """litter -> frame -> the mean effective IoU of the objects in it."""
+        """Return litter -> frame -> the mean effective IoU of the objects in it."""
         sums: dict[int, dict[int, list[float]]] = {}
         for target in self.targets:
             frames = sums.setdefault(target.litter, {})
@@ -229,7 +229,7 @@ class TrackSession:
                 target.memories[now].conditioning = True
 
     def _given(self, logits: Tensor) -> Tensor:
-        """A detection's logits [K, h, w] as the tracker takes a mask: [K, 1, X, X] of 0 to 1."""
+        """Return a detection's logits [K, h, w] as the tracker takes a mask: [K, 1, X, X] of 0 to 1."""
         if self.rules.first_mask_whole:
             return (enlarge(logits[:, None], self.parts.memory_side) > 0).float()
         return shrink((logits >= 0.5).float()[:, None], self.parts.image_side)
@@ -325,7 +325,7 @@ class TrackSession:
         return low[:, 0], shrink((high > 0).float(), self.parts.memory_side)
 
     def _to_memory(self, logits: Tensor) -> Tensor:
-        """Logits [K, 1, a, a] as masks of 0 and 1 at the memory's resolution."""
+        """Return logits [K, 1, a, a] as masks of 0 and 1 at the memory's resolution."""
         side = self.parts.memory_side
         return ((logits if logits.shape[-1] == side else shrink(logits, side)) > 0).float()
 
@@ -338,7 +338,7 @@ class TrackSession:
                 self._downgrade([one for one in self.targets if one.litter == litter])
 
     def _downgrade(self, targets: Sequence[Followed]) -> None:
-        """A frame stays a conditioning one while an object of the litter has its mask from there."""
+        """Keep a frame a conditioning one while an object of the litter has its mask from there."""
         given = {frame for one in targets for frame, memory in one.memories.items() if memory.given}
         for target in targets:
             for frame, memory in target.memories.items():
@@ -358,12 +358,12 @@ class TrackSession:
 
 
 def effective_iou(scores: Tensor, ious: Tensor) -> Tensor:
-    """How well an object is seen: the score's logit as 0 (as likely not there) to 1, times the mask's expected IoU."""
+    """Return how well an object is seen: its score's logit as 0 (likely not there) to 1, times the expected IoU."""
     return (2 * scores.sigmoid() - 1).clamp(min=0) * ious
 
 
 def _alike(recalled: Mapping[int, Recalled]) -> Iterator[list[int]]:
-    """Places of objects that can be attended to together, some at a time."""
+    """Yield places of objects that can be attended to together, some at a time."""
     places = list(recalled)
     for rows in _by([recalled[place].form for place in places]):
         for start in range(0, len(rows), AT_ONCE):
@@ -371,7 +371,7 @@ def _alike(recalled: Mapping[int, Recalled]) -> Iterator[list[int]]:
 
 
 def _by(keys: Sequence[K]) -> list[list[int]]:
-    """The rows of each key, in the order of their first."""
+    """Return the rows of each key, in the order of their first."""
     rows: dict[K, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)

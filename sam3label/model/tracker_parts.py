@@ -70,14 +70,14 @@ class TrackerParts:
     # ---- a frame
 
     def features(self, grid: Tensor) -> FrameFeatures:
-        """The features of a frame from the image encoder's [1, V, g, g]."""
+        """Return the features of a frame from the image encoder's [1, V, g, g]."""
         levels, places = self.neck(grid.float())
         decoder = self.model.mask_decoder
         fine, middle, coarse = decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), levels[2]
         return FrameFeatures(fine, middle, _tokens(coarse), _tokens(places[2]))
 
     def _map(self, tokens: Tensor) -> Tensor:
-        """[S, N, D] -> [N, D, g, g]."""
+        """Reshape [S, N, D] to [N, D, g, g]."""
         return tokens.permute(1, 2, 0).reshape(tokens.shape[1], -1, self.grid, self.grid)
 
     # ---- tracking
@@ -97,13 +97,13 @@ class TrackerParts:
         return self._heads(features, seen, None, self._several_masks())
 
     def _several_masks(self) -> bool:
-        """Whether a tracked object's mask is the best of three. Memory alone counts as a prompt of no points."""
+        """Return whether a tracked object's mask is the best of three. Memory alone counts as a prompt of no points."""
         config = self.config
         several = config.multimask_output_in_sam and config.multimask_output_for_tracking
         return bool(several and config.multimask_min_pt_num <= 0 <= config.multimask_max_pt_num)
 
     def _memory(self, objects: Sequence[Recalled], most_pointers: int) -> tuple[Tensor, Tensor, int]:
-        """Tokens [L, N, M] of the objects' memories, their places [L, 1, M], and how many of them are pointers'."""
+        """Return tokens [L, N, M] of the objects' memories, their places [L, 1, M], and how many are pointers'."""
         ranks, distances = objects[0].form
         memory = [torch.stack([one.memories[k][1] for one in objects], 1).float() for k in range(len(ranks))]
         when = self.model.memory_temporal_positional_encoding
@@ -117,7 +117,7 @@ class TrackerParts:
         return torch.cat(memory), torch.cat(places), len(memory[-1]) if distances else 0
 
     def memory_places(self) -> Tensor:
-        """Where the cells of a memory lie, [S, 1, M]: the same for all."""
+        """Return where the cells of a memory lie, [S, 1, M]: the same for all."""
         if self._memory_places is None:
             encoder = self.model.memory_encoder
             shape = torch.Size((1, self.model.mem_dim, self.grid, self.grid))
@@ -138,7 +138,7 @@ class TrackerParts:
         return places[:, None]
 
     def _heads(self, features: FrameFeatures, seen: Tensor, prompt: Tensor | None, several: bool) -> Heads:
-        """The mask decoder's answer for [N, D, g, g] seen of N objects, and a mask prompt [N, 1, h, w]."""
+        """Return the mask decoder's answer for [N, D, g, g] seen of N objects, and a mask prompt [N, 1, h, w]."""
         model, n = self.model, len(seen)
         sparse, dense = model.prompt_encoder(
             input_points=seen.new_zeros((n, 1, 1, 2)),
@@ -180,7 +180,7 @@ class TrackerParts:
         return known
 
     def memory_of(self, features: FrameFeatures, mask: Tensor, appears: Tensor) -> Tensor:
-        """Spatial memories [N, S, M] in bf16 of masks [N, 1, 4h, 4w] of 0 to 1; `appears` bool [N]."""
+        """Return spatial memories [N, S, M] in bf16 of masks [N, 1, 4h, 4w] of 0 to 1; `appears` bool [N]."""
         scaled = mask * self.config.sigmoid_scale_for_mem_enc + self.config.sigmoid_bias_for_mem_enc
         memory, _ = self.model.memory_encoder(self._map(features.tokens), scaled)
         hidden = self.model.occlusion_spatial_embedding_parameter
@@ -201,16 +201,16 @@ class TrackerParts:
 
 
 def enlarge(masks: Tensor, side: int) -> Tensor:
-    """[N, 1, a, b] -> [N, 1, side, side], bilinear."""
+    """Resize [N, 1, a, b] to [N, 1, side, side], bilinear."""
     return F.interpolate(masks.float(), (side, side), mode="bilinear", align_corners=False)
 
 
 def shrink(masks: Tensor, *side: int) -> Tensor:
-    """[N, 1, a, b] -> the size, bilinear with antialiasing; `side` is one or two numbers."""
+    """Resize [N, 1, a, b] to `side`, one or two numbers, bilinear with antialiasing."""
     size = (side[0], side[-1])
     return F.interpolate(masks.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _tokens(features: Tensor) -> Tensor:
-    """[1, D, g, g] -> [S, 1, D]."""
+    """Reshape [1, D, g, g] to [S, 1, D]."""
     return features.flatten(2).permute(2, 0, 1)

@@ -183,7 +183,7 @@ def _config_of(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any
 
 
 def hub_shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Name and shape of every weight a checkpoint of this config must hold, by our names. Takes no memory for them."""
+    """Return name and shape of every weight a checkpoint of this config must hold, by our names. Takes no memory."""
     import torch
     from transformers import Sam3Config, Sam3Model, Sam3VideoConfig, Sam3VideoModel
 
@@ -196,7 +196,7 @@ def hub_shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
 
 
 def _write_tokenizer(folder: Path, beside: Path) -> None:
-    """The tokenizer of the file's own folder, else CLIP's, which SAM 3 was trained with."""
+    """Write the tokenizer of the file's own folder, else CLIP's, which SAM 3 was trained with."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
     own = [beside / name for name in names if (beside / name).is_file()]
     if any(file.name in ("tokenizer.json", "vocab.json") for file in own):

@@ -14,7 +14,7 @@ from sam3label.model.checkpoint import Checkpoint
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's Sam3Model, float32, on the CPU. Raises CheckpointError unless every weight is there and fits."""
+    """Return the checkpoint's Sam3Model, float32, on the CPU. Raises CheckpointError unless every weight fits."""
     from transformers import Sam3Model
 
     model, problems = _load(checkpoint, Sam3Model, "detector")
@@ -27,7 +27,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
 
 def load_video_model(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's Sam3VideoModel, detector and tracker, as `load_model` loads. Raises CheckpointError."""
+    """Return the checkpoint's Sam3VideoModel, detector and tracker, as `load_model` loads. Raises CheckpointError."""
     from transformers import Sam3VideoModel
 
     if "tracker_config" not in checkpoint.config:
@@ -47,7 +47,7 @@ _NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or -
 
 
 def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:
-    """A model of class `kind` and what is wrong with its weights."""
+    """Return a model of class `kind` and what is wrong with its weights."""
     with _quiet_transformers():
         try:
             model, report = kind.from_pretrained(
@@ -82,7 +82,7 @@ def _weight_problems(report: Mapping[str, Any]) -> list[str]:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer. Raises CheckpointError."""
+    """Return the checkpoint's own tokenizer. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     try:
@@ -121,7 +121,7 @@ class _RotaryTable(nn.Module):
 
 
 def fix_rotary_tables(model: Any) -> None:
-    """One table per kind of layer (windowed or global), shared. After any cast: the tables stay float32."""
+    """Share one table per kind of layer (windowed or global). After any cast: the tables stay float32."""
     tables: dict[int, _RotaryTable] = {}
     for layer in model.vision_encoder.backbone.layers:
         if layer.window_size not in tables:
@@ -131,7 +131,7 @@ def fix_rotary_tables(model: Any) -> None:
 
 
 def reuse_buffers(model: Any) -> None:
-    """Every ReLU here follows a linear layer whose output nobody else reads: it needs no buffer of its own."""
+    """Let every ReLU write over its input: each follows a linear layer whose output nobody else reads."""
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True

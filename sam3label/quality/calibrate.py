@@ -192,7 +192,7 @@ def calibrate_run(
 
 
 def read_examples(run: Run, truth: Truth, notes: list[str], compared: Kind = "segm") -> dict[int, list[Example]]:
-    """The examples of each class id: every image of the run whose truth was labelled to the end for that class."""
+    """Return the examples by class id: every image whose truth was labelled to the end for that class."""
     units = units_of_truth(run, truth, notes)
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
     judged = set(truth.pairs)
@@ -243,7 +243,7 @@ class Answers:
     hit: list[bool] = field(default_factory=list)
 
     def counts(self, conf: float) -> tuple[int, int]:
-        """(hits, answers) with a score of at least `conf`."""
+        """Return (hits, answers) with a score of at least `conf`."""
         standing = sum(score >= conf for score in self.score)
         return sum(self.hit[:standing]), standing
 
@@ -328,7 +328,7 @@ def _shortfall(after: Measured | None, goal: Goal) -> str:
 
 
 def _settings(examples: Sequence[Example], old: Thresholds) -> list[tuple[float, float]]:
-    """(presence, NMS IoU) settings to try: the old ones first, so that they win ties."""
+    """Return (presence, NMS IoU) settings to try: the old ones first, so that they win ties."""
     seen = np.concatenate([[0.0], *(e.presence for e in examples)])
     steps = np.quantile(seen, np.linspace(0, 0.9, PRESENCE_STEPS)).round(3).tolist()
     presences = dict.fromkeys([old.presence, *steps])
@@ -336,14 +336,14 @@ def _settings(examples: Sequence[Example], old: Thresholds) -> list[tuple[float,
 
 
 def _folds(n: int, folds: int) -> Iterator[Flags]:
-    """Masks of the images held out, each image once."""
+    """Yield masks of the images held out, each image once."""
     part = np.random.default_rng(SEED).permutation(n) % min(folds, n)
     for fold in range(min(folds, n)):
         yield part == fold
 
 
 def _judge(table: Sequence[Answers], truth: Floats, conf: float) -> Floats:
-    """(hits, answers, truth objects) of each image, [N, 3]."""
+    """Return (hits, answers, truth objects) of each image, [N, 3]."""
     counts = np.array([a.counts(conf) for a in table], dtype=float).reshape(-1, 2)
     return np.column_stack([counts, truth])
 
@@ -356,7 +356,7 @@ def _choose(
     goal: Goal,
     floor: float,
 ) -> Thresholds:
-    """The best thresholds for the images of `use`; of equally good ones those nearest to the old."""
+    """Return the best thresholds for the images of `use`; of equally good ones those nearest to the old."""
     best, best_key = old, (-np.inf, -np.inf)
     for (presence, iou), row in table.items():
         used = [a for a, wanted in zip(row, use, strict=True) if wanted]
@@ -368,7 +368,7 @@ def _choose(
 
 
 def _best_conf(used: Iterable[Answers], truth: float, goal: Goal, floor: float) -> tuple[float, float]:
-    """(score threshold, value): half way between the last answer that is taken and the first that is not."""
+    """Return (score threshold, value): half way between the last answer that is taken and the first that is not."""
     pairs = [(s, h) for a in used for s, h in zip(a.score, a.hit, strict=True)]
     if not pairs:
         return max(0.5, floor), -np.inf
@@ -444,14 +444,14 @@ def _phrase_effects(
 
 
 def describe_goal(goal: Goal, compared: Kind = "segm") -> str:
-    """What was sought, for a headline."""
+    """Return what was sought, for a headline."""
     if goal.precision is not None:
         return f"the most recall at precision {goal.precision:g}"
     return f"F{goal.beta:g} at {'mask' if compared == 'segm' else 'box'} IoU {MATCH_IOU:g}"
 
 
 def describe(result: ClassResult) -> list[str]:
-    """What was found for a class, in one or two lines of plain text."""
+    """Return what was found for a class, in one or two lines of plain text."""
     if result.before is None or result.after is None:
         return [result.note]
     old = result.old

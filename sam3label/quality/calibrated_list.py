@@ -40,7 +40,7 @@ def write_concepts(calibration: Calibration, path: str | Path, source: str | Pat
 
 
 def edited(text: str, concepts: ConceptList, folder: Path, target: Path) -> str | None:
-    """The YAML text of a concept list in `folder` with the rules of `concepts`, for a file in the folder `target`.
+    """Return a concept list in `folder` as YAML with the rules of `concepts`, for a file in the folder `target`.
 
     None where the text cannot be edited so that it says exactly that, as when it has other classes or phrases.
     """
@@ -95,7 +95,7 @@ def _header(calibration: Calibration) -> list[str]:
 
 
 def _without_header(text: str) -> str:
-    """The text without what an earlier calibration wrote above it."""
+    """Return the text without what an earlier calibration wrote above it."""
     lines = text.splitlines(keepends=True)
     if not text.startswith(_HEADER):
         return text

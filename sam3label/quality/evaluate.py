@@ -125,7 +125,7 @@ def evaluate(
 
 
 def warnings_of(figures: Figures) -> list[str]:
-    """What the definitions do to a one-sided truth, in words."""
+    """Return what the definitions do to a one-sided truth, in words."""
     warnings = []
     if figures["IL_TN"] + figures["IL_FP"] == 0:
         warnings.append(
@@ -205,7 +205,7 @@ def _figures(
 
 
 def _judge(kind: Kind, truths: Sequence[Truth], answers: Mapping[Pair, Sequence[Instance]]) -> dict[Pair, JudgedPair]:
-    """Every pair with the annotator's truth that it is judged by."""
+    """Return every pair with the annotator's truth that it is judged by."""
     judged: dict[Pair, JudgedPair] = {}
     for pair in truths[0].pairs:
         found = answers.get(pair, ())

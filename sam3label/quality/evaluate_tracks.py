@@ -76,7 +76,7 @@ def evaluate_tracks(truth: VideoTruth, predictions: TrackPredictions, notes: Seq
 
 
 def _is_boxes_only(tracks: Tracks) -> bool:
-    """Whether there are tracks, and none of them has a mask: then masks cannot be judged."""
+    """Return whether there are tracks, and none of them has a mask: then masks cannot be judged."""
     every = [track for some_tracks in tracks.values() for track in some_tracks]
     return bool(every) and not any(track.masks for track in every)
 
@@ -85,7 +85,7 @@ def _is_boxes_only(tracks: Tracks) -> bool:
 
 
 def tracks_of_run(run: Run, truth: VideoTruth, notes: list[str]) -> tuple[VideoTruth, TrackPredictions]:
-    """(truth reduced to what the run can answer, the run's tracks by its pairs)."""
+    """Return (truth reduced to what the run can answer, the run's tracks by its pairs)."""
     known = _videos_of_truth(run, truth, notes)
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
     answers = _collect(run, truth, known, categories, notes)
@@ -175,12 +175,12 @@ def _overlap(kind: Kind, found: Sequence[Track], truth: Sequence[Track]) -> _Ove
 
 
 def _shapes(kind: Kind, track: Track) -> Mapping[int, Any]:
-    """What is compared of a track in each of its frames: masks, or boxes as the official tool takes them."""
+    """Return what is compared of a track in each of its frames: masks, or boxes as the official tool takes them."""
     return track.masks if kind == "segm" else track.boxes
 
 
 def _frame_overlap(kind: Kind, found: Sequence[Any], truth: Sequence[Any]) -> tuple[Floats, Floats, Floats]:
-    """(intersections [D, G], sizes [D], sizes [G]) in pixels, of masks or of boxes xywh. None is empty."""
+    """Return (intersections [D, G], sizes [D], sizes [G]) in pixels, of masks or of boxes xywh. None is empty."""
     if kind == "segm":
         d_size, g_size = (np.array([masks.area(rle) for rle in rles], dtype=float) for rles in (found, truth))
         return np.rint(masks.cover_matrix(found, truth) * d_size[:, None]), d_size, g_size

@@ -124,7 +124,7 @@ class _Left:
 
 
 def find_mistakes(kind: Kind, truth: Truth, judged: Mapping[Pair, JudgedPair], item_ids: Mapping[int, str]) -> Mistakes:
-    """Every mistake among judged pairs. `item_ids` names images of the truth as the run does."""
+    """Return every mistake among judged pairs. `item_ids` names images of the truth as the run does."""
     hits: Counter[str] = Counter()
     left: dict[int, _Left] = defaultdict(lambda: _Left([], []))
     for pair, one in judged.items():

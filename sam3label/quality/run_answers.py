@@ -26,7 +26,7 @@ class Predictions:
 
 
 def predictions_of_run(run: Run, truth: Truth) -> tuple[Truth, Predictions, list[str]]:
-    """(truth reduced to what the run can answer, the run's answers by its pairs, what was left out, in words)."""
+    """Return (truth reduced to what the run can answer, its answers by pair, what was left out, in words)."""
     notes: list[str] = []
     known = units_of_truth(run, truth, notes)
     reader = _phrase_answers if truth.by_phrase else _class_answers
@@ -94,7 +94,7 @@ def _coverage(truth: Truth, items: Mapping[str, str], units: Mapping[str, Unit])
 
 
 def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: list[str]) -> tuple[Truth, Predictions]:
-    """A COCO truth is answered by class: labels, and for average precision labels without score thresholds."""
+    """Answer a COCO truth by class: labels, and for average precision labels without score thresholds."""
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
     everything = run.without_thresholds()
     answers: dict[Pair, list[Instance]] = defaultdict(list)
@@ -115,7 +115,7 @@ def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: lis
 def categories_of_classes(
     concepts: ConceptList, categories: Mapping[int, str], path: str, notes: list[str]
 ) -> dict[int, int]:
-    """Class id -> category id, by name. Adds to `notes` what has no counterpart; raises `InputError` if nothing has."""
+    """Return class id -> category id, by name. Adds to `notes` what has none; raises `InputError` if nothing has."""
     by_name = {name.casefold().strip(): category_id for category_id, name in categories.items()}
     found = {c.id: by_name[key] for c in concepts.concepts if (key := c.name.casefold().strip()) in by_name}
     if not found:
@@ -131,7 +131,7 @@ def categories_of_classes(
 
 
 def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: list[str]) -> tuple[Truth, Predictions]:
-    """An SA-Co truth is answered by phrase: that phrase's candidates, or the labels of a class of that name."""
+    """Answer an SA-Co truth by phrase: that phrase's candidates, or the labels of a class of that name."""
     prompts = {p.text.casefold().strip(): p.key for p in run.prompts if p.text is not None}
     classes = {c.name.casefold().strip(): c.id for c in run.concepts.concepts}
     answers: dict[Pair, list[Instance]] = {}
@@ -157,7 +157,7 @@ def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: li
 
 
 def instance_of(found: Label | Candidate) -> Instance:
-    """A label or a candidate as the figures compare it."""
+    """Return a label or a candidate as the figures compare it."""
     return Instance(found.box_xywh, found.area, found.area, found.rle, found.score)
 
 
@@ -174,6 +174,6 @@ def _same_size(truth: Truth, image_id: int, unit: Unit) -> None:
 
 
 def some(names: Iterable[str], n: int = 5) -> str:
-    """The first few names, quoted, and how many more there are."""
+    """Return the first few names, quoted, and how many more there are."""
     listed = list(names)
     return ", ".join(map(repr, listed[:n])) + (f" and {len(listed) - n} more" if len(listed) > n else "")

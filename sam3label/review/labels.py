@@ -23,7 +23,7 @@ APPROVED = "approved"  # tag that a person puts on a label to vouch for it alone
 
 
 def object_id(label_id: str) -> str:
-    """The 24-digit id a label has in FiftyOne; a human's label was given one there and keeps it."""
+    """Return the 24-digit id a label has in FiftyOne; a human's label was given one there and keeps it."""
     if len(label_id) == 24:
         return label_id
     if len(label_id) == 16:
@@ -59,7 +59,7 @@ class Sync:
 
 
 def unpack(values: Mapping[str, Any] | None) -> Sync:
-    """The inverse of `Sync.packed`; a frame without one has agreed on nothing yet."""
+    """Return the inverse of `Sync.packed`; a frame without one has agreed on nothing yet."""
     if not values:
         return Sync(False, {}, frozenset())
     marks = {key: Mark(*value) for key, value in values["marks"].items()}
@@ -67,7 +67,7 @@ def unpack(values: Mapping[str, Any] | None) -> Sync:
 
 
 def shape_digest(rle: Rle) -> str:
-    """Two masks of one image are equal exactly if their digests are."""
+    """Return a digest that two masks of one image share exactly if they are equal."""
     return _digest(rle.counts)
 
 
@@ -100,12 +100,12 @@ def boxed(rle: Rle) -> Box:
 
 
 def mark(label: Label, name: str, detection: Box, approved: bool = False) -> Mark:
-    """The mark of a label that is being pushed."""
+    """Return the mark of a label that is being pushed."""
     return Mark(name, held_digest(detection.box, detection.mask), shape_digest(label.rle), approved)
 
 
 def rle_of(box: Iterable[float], mask: npt.NDArray[Any] | None, size_hw: tuple[int, int]) -> Rle:
-    """A detection's mask at the image's resolution; without one, its box is filled.
+    """Return a detection's mask at the image's resolution; without one, its box is filled.
 
     Each pixel takes the mask cell that its centre falls into. An untouched mask comes back exactly, and one that was
     brushed at the screen's resolution, in a box with fractional edges, is sampled without a shift.

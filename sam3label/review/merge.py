@@ -32,7 +32,7 @@ class Merged:
 
 
 def stored_state(base: State | None, corrections: Iterable[Correction]) -> State | None:
-    """A label as the run has it: the model's, then people's decisions on it in order. They are of this label alone."""
+    """Return a label as the run has it: the model's, then people's decisions on this label alone, in order."""
     state = base
     for correction in corrections:
         if correction.action == "deleted":
@@ -54,7 +54,7 @@ def merge(
     vouched: bool = False,
     touched: bool = False,
 ) -> Merged:
-    """What to record so that the run holds what the person wants. `base` is the model's label, if it is one.
+    """Return what to record so that the run holds what the person wants. `base` is the model's label, if it is one.
 
     `vouched`: a person newly approves the label just as it is; `touched`: the run has decisions on it already.
     """

@@ -258,7 +258,7 @@ def _rivals(a: Label, b: Label, concepts: ConceptList) -> Reason:
 
 
 def _twins(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
-    """Two labels of one class that the class's `iou` let stand."""
+    """Yield pairs of labels of one class that the class's `iou` let stand."""
     for concept in concepts.concepts:
         own = [label for label in seen.labels if label.class_id == concept.id]
         overlap = masks.iou_matrix([x.rle for x in own], [x.rle for x in own])
@@ -277,7 +277,7 @@ def _synonyms_disagree(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
 
 
 def _lone_synonym(label: Label, own: Sequence[Label], concept: Concept) -> Iterator[Reason]:
-    """A label that another phrase of its class did not find, not even under the threshold."""
+    """Yield a label that another phrase of its class did not find, not even under the threshold."""
     if label.prompt not in concept.prompts:
         return
     others = [p for p in concept.prompts if p != label.prompt]
@@ -305,7 +305,7 @@ def _unusual_size(seen: Seen, concepts: ConceptList, sizes: Mapping[int, UsualSi
 
 
 def _unusual(share: float, usual: UsualSize | None) -> tuple[str, float] | None:
-    """What to say of a size that its class rarely has, and the gain."""
+    """Return what to say of a size that its class rarely has, and the gain."""
     if usual is None:
         return None
     deviation = (math.log(max(share, 1e-12)) - usual.center) / usual.spread
@@ -320,14 +320,14 @@ def _bounded(deviation: float) -> float:
 
 
 def _extreme(label: Label, share: float) -> tuple[str, float] | None:
-    """What to say of a speck, or of a label that is nearly the whole image, whatever is usual for its class."""
+    """Return what to say of a speck, or of a label that is nearly the whole image, whatever is usual for its class."""
     if label.area <= SPECK_PX**2:
         return f"is {label.area} pixels in all", 0.5
     return (f"covers {_percent(share)} of the image", share) if share > WHOLE else None
 
 
 def _saturated(seen: Seen, concepts: ConceptList, queries: int) -> Iterator[Reason]:
-    """Phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
+    """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
     for concept in concepts.concepts:
         own = [decision.label for decision in seen.decisions if decision.label.class_id == concept.id]
         for phrase in dict.fromkeys(label.prompt for label in own):

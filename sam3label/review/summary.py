@@ -111,7 +111,7 @@ def summarise(run: Run) -> Summary:
 def compare(
     model: Sequence[Label], truth: Sequence[Label], names: Sequence[str], confused: Counter[tuple[str, str]]
 ) -> Counts:
-    """int64 [classes, (right, labelled by the model, there in truth)] of one image; confusions are added up."""
+    """Return int64 [classes, (right, labelled by the model, there in truth)] of one image; confusions are added up."""
     counts = np.zeros((len(names), 3), np.int64)
     wrong: list[Label] = []
     missed: list[Label] = []
@@ -127,7 +127,7 @@ def compare(
 
 
 def matched(a: Sequence[Label], b: Sequence[Label]) -> list[tuple[int, int]]:
-    """One-to-one pairs with IoU of at least `MATCH_IOU`, as many as possible."""
+    """Return one-to-one pairs with IoU of at least `MATCH_IOU`, as many as possible."""
     overlap = masks.iou_matrix([x.rle for x in a], [x.rle for x in b])
     good = np.where(overlap >= MATCH_IOU, overlap + 1.0, 0.0)
     rows, columns = optimal(good, MATCH_IOU)  # optimal: both sides are complete, and 1 more for each pair counts pairs
@@ -135,7 +135,7 @@ def matched(a: Sequence[Label], b: Sequence[Label]) -> list[tuple[int, int]]:
 
 
 def quality(counts: Sequence[Counts], names: Sequence[str]) -> dict[str, ClassQuality]:
-    """By class, and under "" all classes together. Classes that neither model nor truth have are left out."""
+    """Return the quality by class, "" being all together. Classes that neither model nor truth have are left out."""
     stacked = np.stack(counts) if counts else np.zeros((0, len(names), 3), np.int64)
     columns = {"": stacked.sum(axis=1)} | {name: stacked[:, i] for i, name in enumerate(names)}
     return {
@@ -170,7 +170,7 @@ def wilson(p: float, n: float) -> tuple[float, float]:
 
 
 def minutes_per_image(corrections: Iterable[Correction]) -> float | None:
-    """Median time between two images that one person marked as reviewed; None if the times do not say.
+    """Return median time between two images that one person marked as reviewed; None if the times do not say.
 
     Breaks are left out, and so are images marked together, whose times are those of one command.
     """
@@ -191,7 +191,7 @@ def minutes_per_image(corrections: Iterable[Correction]) -> float | None:
 
 
 def to_text(summary: Summary) -> str:
-    """What `sam3label review summary` prints."""
+    """Return what `sam3label review summary` prints."""
     lines = [f"{summary.reviewed_images} of {summary.images} images reviewed"]
     if not summary.reviewed_images:
         lines.append("Mark images as reviewed in FiftyOne (review_status), then: sam3label review pull RUN")

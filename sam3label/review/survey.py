@@ -43,7 +43,7 @@ class Seen:
         return [d.label for d in self.decisions if d.outcome == "label"]
 
     def share(self, label: Label) -> float:
-        """The part of the image that the label covers, in [0, 1]."""
+        """Return the part of the image that the label covers, in [0, 1]."""
         return label.area / (self.size_hw[0] * self.size_hw[1])
 
 
@@ -121,7 +121,7 @@ def survey(seen: Iterable[Seen], audit: int, queries: int = QUERIES) -> Survey:
 
 
 def usual_size(shares: Sequence[float]) -> UsualSize:
-    """Median and scaled median deviation of log shares; the spread is at least 5 %: equal sizes do not alarm."""
+    """Return median and scaled median deviation of log shares; the spread is at least 5 %: equal sizes do not alarm."""
     logs = np.log(np.maximum(shares, 1e-12))
     center = float(np.median(logs))
     spread = 1.4826 * float(np.median(np.abs(logs - center)))
@@ -148,7 +148,7 @@ def empty_among_similar(
 
 
 def audit_sample(ids: Iterable[str], size: int) -> list[str]:
-    """A random sample of items, in random order, that depends on nothing but the ids.
+    """Return a random sample of items, in random order, that depends on nothing but the ids.
 
     The `size` smallest hashes are a uniform sample without replacement, and they still are after media were added,
     when most of the sample stays what it was.

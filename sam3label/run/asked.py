@@ -16,7 +16,7 @@ _TILED = "tiles of\t"  # a tab is in no class's name
 
 
 def guide_of(prompt: Prompt) -> str:
-    """The key in `guides` of what a prompt goes with: its class's exemplars, or the tiles of a phrase."""
+    """Return the key in `guides` of what a prompt goes with: its class's exemplars, or the tiles of a phrase."""
     return prompt.class_name if prompt.class_name is not None else _TILED + prompt.key
 
 
@@ -58,13 +58,13 @@ class Wanted:
         return cls(tuple(prompts), own, {phrase: tuple(names) for phrase, names in askers.items()})
 
     def missing(self, asked: Asked) -> frozenset[str]:
-        """Keys of the prompts that a unit has no answer for."""
+        """Return keys of the prompts that a unit has no answer for."""
         return frozenset(
             p.key for p in self.prompts if p.identity not in asked.prompts and not self._excused(p, asked.guides)
         )
 
     def _excused(self, prompt: Prompt, guides: Mapping[str, str]) -> bool:
-        """Whether the unit was passed over, since the same exemplars say so: it has some of the class, or none."""
+        """Return whether the same exemplars excuse the unit from the prompt: it has some of the class, or none."""
         names = (prompt.class_name,) if prompt.class_name is not None else self.askers[prompt.key]
         return all(
             name in self.guides and guides.get(name) == self.guides[name] for name in names if name is not None

@@ -13,7 +13,7 @@ from sam3label.run.decide import Decision, best_first
 def apply_corrections(
     labels: Sequence[Label], decisions: Sequence[Decision], corrections: Sequence[Correction], names: Sequence[str]
 ) -> tuple[tuple[Label, ...], bool]:
-    """Labels of one image (frame) after its human decisions in order, and whether a person has reviewed it.
+    """Return labels of one image (frame) after its human decisions in order, and whether a person has reviewed it.
 
     What a person touched stays whatever the thresholds become; on a reviewed image nothing else stays. A correction of
     a label whose candidate is gone is kept in the store and has no effect here.

@@ -164,7 +164,7 @@ class Database(sqlite3.Connection):
         self.steps = 0
 
     def lost(self) -> bool:
-        """True interrupts the statement."""
+        """Return whether a statement has run too long; True interrupts it."""
         self.steps += _STEPS
         return self.steps > 10 * _STEPS + _MOST_STEPS * self.path.stat().st_size
 
@@ -250,7 +250,7 @@ def _choose_journal(db: sqlite3.Connection, folder: Path) -> None:
 
 
 def network_of(folder: Path, mounts: str | None = None) -> str | None:
-    """The kind of network file system a folder lies on; None for a local disk, or where the system does not say.
+    """Return the kind of network file system a folder lies on; None for a local disk, or where the system does not say.
 
     `mounts` is the text of Linux's /proc/mounts.
     """
@@ -269,7 +269,7 @@ def network_of(folder: Path, mounts: str | None = None) -> str | None:
 
 
 def _refuse_corrected(folder: Path) -> None:
-    """What people did is never thrown away by an option."""
+    """Refuse to start over where people corrected: an option never throws their work away."""
     path = folder / DATABASE
     if not path.is_file() or not path.stat().st_size:
         return

@@ -44,12 +44,12 @@ class Decision:
 
 
 def select_labels(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Label, ...]:
-    """The labels of one image (or frame), by class id and falling score. Pure; candidates may come in any order."""
+    """Return the labels of one image (or frame), by class id and falling score. Pure; candidates come in any order."""
     return tuple(d.label for d in decide(candidates, concepts) if d.outcome == "label")
 
 
 def decide(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Decision, ...]:
-    """One decision for every (candidate, class that asked for it), by class id and falling score."""
+    """Return one decision for every (candidate, class that asked for it), by class id and falling score."""
     by_prompt: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_prompt.setdefault(_prompt_class(candidate) or candidate.prompt, []).append(candidate)
@@ -68,7 +68,7 @@ def _class_key(name: str) -> str:
 
 
 def _prompt_class(candidate: Candidate) -> str | None:
-    """Candidates of exemplar prompts belong to the class that their key names, `exemplar:<class>...`."""
+    """Return the class that an exemplar prompt's key names, `exemplar:<class>...`: its candidates belong to it."""
     name = None if candidate.source == "phrase" else exemplar_class(candidate.prompt)
     return None if name is None else _class_key(name)
 

@@ -21,7 +21,7 @@ _EXEMPLARS = "exemplars of "  # how format 1 named a class's exemplars in the fi
 
 
 def format_of(db: sqlite3.Connection, folder: Path) -> int:
-    """The store's format. Raises `StoreError` for one from a newer version, and for what is no run's store."""
+    """Return the store's format. Raises `StoreError` for one from a newer version, and for what is no run's store."""
     try:
         row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
         found = None if row is None else json.loads(row[0])
@@ -54,7 +54,7 @@ def in_place(folder: Path, db: sqlite3.Connection) -> None:
 
 
 def upgrade(db: sqlite3.Connection) -> None:
-    """The steps from the store's format to this one, all or none."""
+    """Take the steps from the store's format to this one, all or none."""
     db.execute("PRAGMA foreign_keys = OFF")
     db.execute("PRAGMA legacy_alter_table = ON")  # renaming a table leaves others' references to its name alone
     with db:
@@ -115,7 +115,7 @@ def _to_2(db: sqlite3.Connection) -> None:
 
 
 def _share_questions(db: sqlite3.Connection, guides: dict[str, str]) -> None:
-    """Each unit's presence without the prompts it was not asked, and a question that says which these are."""
+    """Rewrite each unit's presence without the prompts it was not asked, and give it a question that says which."""
     (prompts,) = db.execute("SELECT count(*) FROM prompts").fetchone()
     for (unit_id,) in db.execute("SELECT id FROM units WHERE error IS NULL ORDER BY id").fetchall():
         row = db.execute("SELECT frame_start, frame_stop, presence FROM units WHERE id = ?", (unit_id,))

@@ -31,7 +31,7 @@ def relocated(items: Iterable[tuple[MediaItem, Stamp | None]], photos: Path) -> 
 
 
 def moved(item: MediaItem, places: Mapping[str, str]) -> MediaItem:
-    """An item at its new place."""
+    """Return an item at its new place."""
     root = item.root or _root_of(item)
     if root not in places:
         return item
@@ -39,7 +39,7 @@ def moved(item: MediaItem, places: Mapping[str, str]) -> MediaItem:
 
 
 def _root_of(item: MediaItem) -> str:
-    """The root of an item that an earlier version stored without: its path without its id."""
+    """Return the root of an item that an earlier version stored without: its path without its id."""
     return item.path.removesuffix(f"/{item.id}") if item.path.endswith(f"/{item.id}") else str(Path(item.path).parent)
 
 

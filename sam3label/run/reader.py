@@ -71,7 +71,7 @@ class Run:
         return f"Run({str(self.folder)!r}, {len(self)} images, {len(self.concepts.concepts)} classes)"
 
     def __len__(self) -> int:
-        """Images that are done; of videos their clips."""
+        """Return how many images, and of videos how many clips, are done."""
         return sum(1 for _ in self.done_units())
 
     def __enter__(self) -> Run:
@@ -100,12 +100,12 @@ class Run:
         return self._store.totals()
 
     def failures(self) -> list[tuple[str, str]]:
-        """(item id, reason) of everything that could not be labelled, or not asked what came later."""
+        """Return (item id, reason) of everything that could not be labelled, or not asked what came later."""
         failed = ((u.item.id, u.error or (u.trouble if self._lacks(u) else None)) for u in self._store.units())
         return [(item_id, reason) for item_id, reason in failed if reason is not None]
 
     def changed_photos(self) -> list[tuple[str, str]]:
-        """(item id, what happened) of every labelled file that is gone, or has other content than was labelled.
+        """Return (item id, what happened) of every labelled file that is gone, or has other content than was labelled.
 
         Only files whose size is the same and whose time is not are read. Those that an earlier version labelled have
         no stamp: of them it is known only whether they are there.
@@ -115,7 +115,7 @@ class Run:
         return [(item.id, what) for item, stamp in stored if (what := _change(item, stamp))]
 
     def coverage(self) -> Coverage:
-        """How much of the run each of the list's prompts was put to."""
+        """Return how much of the run each of the list's prompts was put to."""
         lacking, waiting, units = Counter[str](), set[str](), 0
         for unit in (u for u in self._store.units() if u.error is None):
             units += 1
@@ -134,7 +134,7 @@ class Run:
     # ---- what was labelled
 
     def done_units(self) -> Iterator[Unit]:
-        """Labelled photos and clips of videos, in item order: those that were asked everything that the list asks."""
+        """Return labelled photos and clips of videos, in item order: those that were asked all that the list asks."""
         return (self._here(unit) for unit in self._store.units() if self._is_done(unit))
 
     def _here(self, unit: Unit) -> Unit:
@@ -144,7 +144,7 @@ class Run:
         return unit.error is None and not self._lacks(unit)
 
     def _lacks(self, unit: Unit) -> frozenset[str]:
-        """Keys of the list's prompts that a unit was not asked; none for one that failed."""
+        """Return keys of the list's prompts that a unit was not asked; none for one that failed."""
         if unit.error is not None:
             return frozenset()
         if unit.question not in self._missing:
@@ -152,32 +152,32 @@ class Run:
         return self._missing[unit.question]
 
     def items(self, kind: str | None = None) -> list[MediaItem]:
-        """Labelled photos and videos once each, in order; of one kind, if asked."""
+        """Return labelled photos and videos once each, in order; of one kind, if asked."""
         items = {unit.item.id: unit.item for unit in self.done_units()}
         return [item for item in items.values() if kind in (None, item.kind)]
 
     def unit(self, item_id: str, frame: int = 0) -> Unit | None:
-        """The labelled unit that holds a frame; None where the run has none."""
+        """Return the labelled unit that holds a frame; None where the run has none."""
         unit = self._store.unit(item_id, frame)
         return self._here(unit) if unit is not None and self._is_done(unit) else None
 
     def images(self) -> Iterator[LabeledImage]:
-        """Labelled images (and frames of videos) in item order; empty ones are among them."""
+        """Yield labelled images (and frames of videos) in item order; empty ones are among them."""
         corrected = self._store.corrected_ids()
         for unit in self.done_units():
             yield from self._images(unit, unit.item.id in corrected)
 
     def image(self, item_id: str, frame: int = 0) -> LabeledImage | None:
-        """One labelled image by its id, or None when the run does not have it or it failed."""
+        """Return one labelled image by its id, or None when the run does not have it or it failed."""
         unit = self.unit(item_id, frame)
         return None if unit is None else next(image for image in self.unit_images(unit) if image.frame == frame)
 
     def unit_images(self, unit: Unit) -> Iterator[LabeledImage]:
-        """The labelled frames of one unit; a photo has one."""
+        """Return the labelled frames of one unit; a photo has one."""
         return self._images(unit, corrected=True)
 
     def frames(self, unit: Unit) -> Iterator[SeenFrame]:
-        """The frames of one unit with all that was seen in them; a photo has one."""
+        """Yield the frames of one unit with all that was seen in them; a photo has one."""
         keys = [prompt.key for prompt in self.prompts]
         corrections = self.corrections(unit.item.id)
         for (frame, candidates), row in zip(self._by_frame(unit), self.presence(unit).tolist(), strict=True):
@@ -187,12 +187,12 @@ class Run:
             yield SeenFrame(candidates, decisions, presence, image)
 
     def candidates(self, unit: Unit) -> tuple[Candidate, ...]:
-        """Everything over the floor in all frames of a unit, for the prompts of the list."""
+        """Return everything over the floor in all frames of a unit, for the prompts of the list."""
         asked = {prompt.key for prompt in self.prompts} - self._superseded(unit)
         return tuple(c for c in self._store.candidates(unit) if c.prompt in asked)
 
     def presence(self, unit: Unit) -> npt.NDArray[np.float32]:
-        """float32 [F, P] in the order of `prompts`; NaN where a prompt was not asked."""
+        """Return float32 [F, P] in the order of `prompts`; NaN where a prompt was not asked."""
         known = self._store.presence(unit)
         values = np.full((len(known), len(self.prompts)), np.nan, np.float32)
         superseded = self._superseded(unit)
@@ -202,7 +202,7 @@ class Run:
         return values
 
     def _superseded(self, unit: Unit) -> frozenset[str]:
-        """Phrases that the unit was asked before its class had exemplars for it."""
+        """Return phrases that the unit was asked before its class had exemplars for it."""
         if not any(prompt.class_name for prompt in self.prompts):
             return frozenset()
         presence = self._store.presence(unit)
@@ -232,7 +232,7 @@ class Run:
     # ---- what people said, and what others keep in a run
 
     def corrections(self, item_id: str | None = None) -> list[Correction]:
-        """What people decided, oldest first: of one item, or of all."""
+        """Return what people decided, oldest first: of one item, or of all."""
         return self._store.corrections(item_id)
 
     def record(self, corrections: Sequence[Correction], notes: Mapping[str, Any] | None = None) -> None:
@@ -240,7 +240,7 @@ class Run:
         self._store.add_corrections(corrections, notes)
 
     def note(self, key: str) -> Any:
-        """A JSON value that was kept in the run, or None."""
+        """Return a JSON value that was kept in the run, or None."""
         return self._store.meta(key)
 
     def keep_note(self, key: str, value: Any) -> None:
@@ -258,7 +258,7 @@ def _change(item: MediaItem, stamp: Stamp | None) -> str | None:
 
 
 def count_objects(run: Run) -> dict[str, tuple[int, int]]:
-    """Per class name, in id order: (objects, images with at least one)."""
+    """Return (objects, images with at least one) per class name, in id order."""
     objects, images = Counter[int](), Counter[int]()
     for image in run.images():
         found = [label.class_id for label in image.labels]

@@ -108,7 +108,7 @@ def _note(store: Store, key: str) -> object:
 
 
 def _units(store: Store, found: Findings) -> Iterator[tuple[str, UnitResult | None]]:
-    """(item id or row, its unit if it is whole) of every unit that can be reached."""
+    """Yield (item id or row, its unit if it is whole) of every unit that can be reached."""
     numbers, complete = store.numbers("units")
     if not complete:
         found.problems.append("a part of the table of units cannot be read")
@@ -123,7 +123,7 @@ def _units(store: Store, found: Findings) -> Iterator[tuple[str, UnitResult | No
 
 
 def _whole(store: Store, unit: Unit) -> UnitResult:
-    """A unit with all that belongs to it. Raises `StoreError` where something of it is not as it was written."""
+    """Return a unit with all that belongs to it. Raises `StoreError` where something of it is not as it was written."""
     stamp = store.stamp(unit.item.id)
     if unit.error is not None:
         return UnitResult(unit.item, unit.frame_start, unit.frame_stop, None, error=unit.error, stamp=stamp)
@@ -139,7 +139,7 @@ def _whole(store: Store, unit: Unit) -> UnitResult:
 
 
 def _fits(candidate: Candidate) -> bool:
-    """Whether area and box are those of the mask: they were computed from it."""
+    """Return whether area and box are those of the mask: they were computed from it."""
     same_box = np.allclose(candidate.box_xywh, masks.box_xywh(candidate.rle), atol=1e-3)
     return candidate.area == masks.area(candidate.rle) and bool(same_box)
 

@@ -148,7 +148,7 @@ class Store:
     # ---- what the run was made with
 
     def meta(self, key: str) -> Any:
-        """A JSON value by key, or None."""
+        """Return a JSON value by key, or None."""
         with reading(self.folder):
             row = self._one("SELECT value FROM meta WHERE key = ?", (key,))
             return None if row is None else json.loads(row[0])
@@ -185,7 +185,7 @@ class Store:
             return tuple(known.values())
 
     def _number(self) -> None:
-        """Where each prompt stands in `prompts`, by its id."""
+        """Note where each prompt stands in `prompts`, by its id."""
         self._place = {self._ids[p.identity]: i for i, p in enumerate(self.prompts)}
 
     def begin(self, prompts: Sequence[Prompt], notes: Mapping[str, Any]) -> None:
@@ -332,7 +332,7 @@ class Store:
     # ---- reading
 
     def items(self) -> Iterator[tuple[MediaItem, Stamp | None]]:
-        """Every photo and video there is a unit of, in order, with its stamp where it is known."""
+        """Yield every photo and video there is a unit of, in order, with its stamp where it is known."""
         with reading(self.folder):
             for *columns, size, mtime, digest in self._rows(
                 f"SELECT {_ITEM_COLUMNS}, size, mtime_ns, digest FROM items ORDER BY id"
@@ -340,7 +340,7 @@ class Store:
                 yield _item(*columns), None if digest is None else Stamp(int(size), int(mtime), str(digest))
 
     def asked(self, unit: Unit) -> Asked:
-        """What a labelled unit was asked so far."""
+        """Return what a labelled unit was asked so far."""
         with reading(self.folder):
             return self._read_question(unit.question)[0] if unit.question is not None else Asked(frozenset(), {})
 
@@ -355,12 +355,12 @@ class Store:
         return self._asked[question]
 
     def done_ids(self) -> set[str]:
-        """Ids of images and videos that are done. Failed ones are not among them: the next run tries them again."""
+        """Return ids of images and videos that are done. Failed ones are not: the next run tries them again."""
         with reading(self.folder):
             return {row[0] for row in self._rows("SELECT item_id FROM units WHERE error IS NULL AND last")}
 
     def last_track(self, item_id: str) -> int:
-        """The highest track id of a video so far; 0 for none."""
+        """Return the highest track id of a video so far; 0 for none."""
         with reading(self.folder):
             row = self._one(
                 "SELECT max(track_id) FROM candidates JOIN units ON units.id = unit_id WHERE item_id = ?", (item_id,)
@@ -374,7 +374,7 @@ class Store:
             return Totals(done, failed, candidates)
 
     def units(self, item_id: str | None = None) -> Iterator[Unit]:
-        """All units in item order, streamed, done and failed; or those of one item."""
+        """Yield all units in item order, streamed, done and failed; or those of one item."""
         where, values = ("", ()) if item_id is None else (" WHERE item_id = ?", (item_id,))
         before: tuple[str, int] = "", -1
         with reading(self.folder):
@@ -387,7 +387,7 @@ class Store:
                 yield unit
 
     def unit(self, item_id: str, frame: int = 0) -> Unit | None:
-        """The unit that holds a frame of an item, or None."""
+        """Return the unit that holds a frame of an item, or None."""
         with reading(self.folder):
             row = self._one(
                 f"{_UNITS} WHERE item_id = ? AND frame_start <= ? AND frame_stop > ?", (item_id, frame, frame)
@@ -395,7 +395,7 @@ class Store:
             return None if row is None else _unit(row)
 
     def candidates(self, unit: Unit) -> tuple[Candidate, ...]:
-        """A unit's candidates for `prompts`, in the order in which they were written."""
+        """Return a unit's candidates for `prompts`, in the order in which they were written."""
         if unit.size_hw is None:
             return ()
         with reading(self.folder):
@@ -417,7 +417,7 @@ class Store:
                          cast(Source, _one_of(source, get_args(Source))))  # fmt: skip
 
     def presence(self, unit: Unit) -> npt.NDArray[np.float32]:
-        """float32 [F, P] in the order of `prompts`; NaN where a prompt was not asked. Empty for a failed unit."""
+        """Return float32 [F, P] in the order of `prompts`; NaN where one was not asked. Empty for a failed unit."""
         frames = 0 if unit.error is not None else unit.frame_stop - unit.frame_start
         values = np.full((frames, len(self.prompts)), np.nan, np.float32)
         if not frames:
@@ -446,7 +446,7 @@ class Store:
     # ---- one row at a time, for a look through a store that may be damaged
 
     def integrity(self) -> list[str]:
-        """What SQLite itself finds wrong with the file; empty for a sound one."""
+        """Return what SQLite itself finds wrong with the file; empty for a sound one."""
         try:
             with in_words(self.folder):
                 self._db.begin()
@@ -476,7 +476,7 @@ class Store:
         return sorted(reached), complete
 
     def unit_numbered(self, number: int) -> Unit:
-        """A unit by the number of its row. Raises `StoreError` where it cannot be read."""
+        """Return a unit by the number of its row. Raises `StoreError` where it cannot be read."""
         with reading(self.folder):
             row = self._one(f"{_UNITS} WHERE units.id = ?", (number,))
             if row is None:
@@ -484,13 +484,13 @@ class Store:
             return _unit(row)
 
     def stamp(self, item_id: str) -> Stamp | None:
-        """The stamp of a file, where it is known."""
+        """Return the stamp of a file, where it is known."""
         with reading(self.folder):
             row = self._one("SELECT size, mtime_ns, digest FROM items WHERE id = ?", (item_id,))
             return None if row is None or row[2] is None else Stamp(int(row[0]), int(row[1]), str(row[2]))
 
     def correction_numbered(self, number: int) -> tuple[Correction, str | None]:
-        """A correction by the number of its row, and the digest of the file that the person saw."""
+        """Return a correction by the number of its row, and the digest of the file that the person saw."""
         with reading(self.folder):
             row = self._one(f"SELECT {_CORRECTION_COLUMNS}, content FROM corrections WHERE id = ?", (number,))
             if row is None:
@@ -507,7 +507,7 @@ class Store:
             )
 
     def corrected_ids(self) -> set[str]:
-        """Ids of items that carry at least one correction."""
+        """Return ids of items that carry at least one correction."""
         with reading(self.folder):
             return {row[0] for row in self._rows("SELECT DISTINCT item_id FROM corrections")}
 

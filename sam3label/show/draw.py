@@ -90,7 +90,7 @@ def _resized(pixels: Pixels, max_side: int | None) -> Pixels:
 
 
 def _coverage(rle: Rle, height: int, width: int) -> tuple[npt.NDArray[np.uint8], int, int]:
-    """(uint8 [h, w] of how much of each pixel is covered, top, left) of a mask in a picture of height x width."""
+    """Return (uint8 [h, w] of how much of each pixel a mask covers, top, left) in a picture of height x width."""
     x, y, mask = masks.crop(rle)
     if not mask.size:
         return np.zeros((0, 0), np.uint8), 0, 0
@@ -141,7 +141,7 @@ def _text(label: Label, names: Sequence[str], tracks: bool) -> str:
 
 
 def _write_name(picture: Pixels, box_xywh: Rectangle, text: str, color: Rgb, taken: list[Rectangle]) -> None:
-    """A chip with the name at the box, moved away from chips that are already there."""
+    """Write a chip with the name at the box, moved away from chips that are already there."""
     height, width = picture.shape[:2]
     chip = lettering.chip(text, max(10, min(14, width // 28), height // 60), _ink(color), color)
     chip = chip[:height, :width]
@@ -173,6 +173,6 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 
 def _ink(color: Rgb) -> Rgb:
-    """Black or white, whichever reads better on the color."""
+    """Return black or white, whichever reads better on the color."""
     red, green, blue = color
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else (255, 255, 255)

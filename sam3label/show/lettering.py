@@ -34,12 +34,12 @@ _PADDING = (3, 2)  # pixels beside and under a chip's letters
 
 
 def readable(text: str) -> bool:
-    """Whether one font of this machine has every character of the text."""
+    """Return whether one font of this machine has every character of the text."""
     return font_file(text) is not None
 
 
 def notice(names: Sequence[str]) -> str | None:
-    """What a user should know before looking at pictures of these classes; None when every name can be written."""
+    """Return what a user should know before looking at pictures of these classes; None when all can be written."""
     missing = [f"{name} (class {i})" for i, name in enumerate(names) if not readable(name)]
     if not missing:
         return None
@@ -50,7 +50,7 @@ def notice(names: Sequence[str]) -> str | None:
 
 
 def written(text: str) -> str:
-    """The text with a question mark for each character that cannot be drawn: for paths, which have no number."""
+    """Return the text with a question mark for each character that cannot be drawn: for paths, which have no number."""
     if readable(text):
         return text
     return "".join(c if c.isprintable() and readable(c) else "?" for c in text)
@@ -58,7 +58,7 @@ def written(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def chip(text: str, px: int, ink: Rgb, ground: Rgb) -> Pixels:
-    """The text in `ink` on a rectangle of `ground`, letters `px` high: uint8 [h, w, 3], not to be written to."""
+    """Draw the text in `ink` on a rectangle of `ground`, letters `px` high: uint8 [h, w, 3], not to be written to."""
     font = _font(font_file(text), px)
     _, _, right, bottom = font.getbbox(text)
     beside, under = _PADDING
@@ -70,7 +70,7 @@ def chip(text: str, px: int, ink: Rgb, ground: Rgb) -> Pixels:
 
 
 def width_of(text: str, px: int) -> float:
-    """Pixels the text takes in a line."""
+    """Return how many pixels the text takes in a line."""
     return _font(font_file(text), px).getlength(text)
 
 
@@ -84,7 +84,7 @@ def _font(file: str | None, px: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=4096)
 def font_file(text: str) -> str | None:
-    """The font that has every character of the text: the package's, else one of the system's, else None."""
+    """Return the font that has every character of the text: the package's, else one of the system's, else None."""
     wanted = frozenset(ord(c) for c in text if not c.isspace() and unicodedata.category(c) != "Cf")
     if wanted <= characters(str(SHIPPED)):
         return str(SHIPPED)
@@ -95,7 +95,7 @@ def font_file(text: str) -> str | None:
 
 @cache
 def characters(path: str) -> frozenset[int]:
-    """The code points a font file has a glyph for; none for a file that is no font."""
+    """Return the code points a font file has a glyph for; none for a file that is no font."""
     from fontTools.ttLib import TTFont, TTLibError
 
     try:

@@ -128,7 +128,7 @@ def preview(
 
 
 def _refuse_continued(folder: Path) -> None:
-    """A preview starts over in its folder; what `sam3label run` went on to label there is not thrown away."""
+    """Refuse to start over in a folder in which `sam3label run` went on to label: that is not thrown away."""
     run_folder, sample = folder / "run", folder / "sample.txt"
     if not (run_folder / DATABASE).is_file() or not sample.is_file():
         return
@@ -142,7 +142,7 @@ def _refuse_continued(folder: Path) -> None:
 
 
 def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> tuple[list[MediaItem], int]:
-    """The photos that `run` would label, without earlier previews, and how many videos it would label beside them."""
+    """Return the photos that `run` would label, without earlier previews, and how many videos it would label too."""
     found = find_media(sources, options).items
     photos = [item for item in found if item.kind == "image" and not Path(item.path).is_relative_to(out)]
     videos = sum(item.kind == "video" for item in found)
@@ -164,7 +164,7 @@ def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:
 
 
 def _sample(items: Sequence[MediaItem], examples: Sequence[Examples], n: int) -> list[MediaItem]:
-    """A spread sample; half of it has partial labels, where there are some."""
+    """Return a spread sample; half of it has partial labels, where there are some."""
     labelled = {item_id for one in examples for item_id in one.photos}
     first = spread([item for item in items if item.id in labelled], (n + 1) // 2)
     taken = {item.id for item in first}
@@ -173,7 +173,7 @@ def _sample(items: Sequence[MediaItem], examples: Sequence[Examples], n: int) ->
 
 
 def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
-    """(seconds before the first image, seconds per image once warm) from the progress after each batch."""
+    """Return (seconds before the first image, seconds per image once warm) from the progress after each batch."""
     finished = [step.done + step.failed for step in steps]
     first, last = steps[min(1, len(steps) - 1)], steps[-1]
     before = finished[min(1, len(steps) - 1)]
@@ -184,7 +184,7 @@ def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
 
 
 def _decode_seconds(sample: Sequence[MediaItem]) -> float:
-    """Seconds to decode one image. A small sample hides it behind the model; for a long run it may be the limit."""
+    """Return seconds to decode one image. A small sample hides it behind the model; it may limit a long run."""
     start = time.perf_counter()
     for item in sample:
         try:
@@ -229,7 +229,7 @@ def _write_sheet(folder: Path) -> Path | None:
 def _write_exemplars(
     folder: Path, examples: Sequence[Examples], sample: Sequence[MediaItem], names: Sequence[str]
 ) -> Path | None:
-    """Every class's exemplars with their boxes, and the canvas that the first photo becomes."""
+    """Return every class's exemplars with their boxes, and the canvas that the first photo becomes."""
     cells = [cell for one in examples for cell in _example_cells(one, sample, len(names))]
     if not cells:
         return None

@@ -80,7 +80,7 @@ def _write(target: Path, first: LabeledImage, rest: Iterator[LabeledImage], name
 
 
 def _drawn(first: LabeledImage, rest: Iterator[LabeledImage], names: Sequence[str]) -> Iterator[tuple[float, Pixels]]:
-    """(seconds, picture) of the labelled frames."""
+    """Yield (seconds, picture) of the labelled frames."""
     source = media_video.ahead(_chosen(first, rest), media_video.AHEAD)
     rate = media_video.frame_rate(first.item)
     for picture, pixels, image in source:

@@ -100,7 +100,7 @@ def collect(
 
 
 def _open_cases(run: Run) -> Iterator[Case]:
-    """What the queue has of this run, less the audit: a random sample is not suspicious."""
+    """Return what the queue has of this run, less the audit: a random sample is not suspicious."""
     return cases(run, survey_run(run, audit=0))
 
 
@@ -164,7 +164,7 @@ def _class(concepts: ConceptList, tally: Tally, class_id: int) -> dict[str, Any]
 
 
 def _against_truth(mistakes: Mistakes) -> dict[str, Any]:
-    """How much of the truth was missed, made up or confused, and the matrix where there is one."""
+    """Return how much of the truth was missed, made up or confused, and the matrix where there is one."""
     confusion = mistakes.confusion
     return {
         "compared": "masks" if mistakes.compared == "segm" else "boxes",
@@ -176,7 +176,7 @@ def _against_truth(mistakes: Mistakes) -> dict[str, Any]:
 
 
 def _together(concepts: ConceptList, tally: Tally) -> dict[str, Any]:
-    """Images that show both of two classes, for the classes seen most."""
+    """Return images that show both of two classes, for the classes seen most."""
     classes = sorted(class_id for class_id, _ in tally.shown.most_common(MAX_TOGETHER))
     table = [[tally.shown[a] if a == b else tally.together[min(a, b), max(a, b)] for b in classes] for a in classes]
     return {"classes": classes, "table": table, "left_out": len(concepts.concepts) - len(classes)}

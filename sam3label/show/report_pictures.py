@@ -102,7 +102,7 @@ def _said(one: Mistake) -> str:
 
 
 def _objects(one: Mistake, image: LabeledImage, names: Sequence[str]) -> list[Label]:
-    """The truth without a score, and the answer with its own; what is only a box as an outline."""
+    """Return the truth without a score, and the answer with its own; what is only a box as an outline."""
     labels = []
     for name, instance, source in ((one.truth_class, one.truth, "human"), (one.answer_class, one.answer, "phrase")):
         if instance is not None:
@@ -141,13 +141,13 @@ def draw_all(
 
 
 def _shown_size(size_hw: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) as drawn: the page keeps the room free before a picture is there."""
+    """Return (width, height) as drawn: the page keeps the room free before a picture is there."""
     scale = PICTURE_PX / max(size_hw)
     return max(1, round(size_hw[1] * scale)), max(1, round(size_hw[0] * scale))
 
 
 def _read(item: MediaItem, frames: set[int]) -> Iterator[tuple[int, Pixels]]:
-    """(number, pixels) of the wanted frames of a video, or the one of a photo; fewer where the file has gone."""
+    """Yield (number, pixels) of the wanted frames of a video, or the one of a photo; fewer where the file has gone."""
     try:
         if item.kind == "image":
             yield 0, decode_image(item.path)

@@ -49,12 +49,12 @@ class Batch:
         return int(self.image_of.numel())
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         moved = {name: _move(getattr(self, name), device) for name in self.__slots__}
         return Batch(**moved)
 
     def present(self) -> Tensor:
-        """Whether each pair has anything to find, bool [P]."""
+        """Return whether each pair has anything to find, bool [P]."""
         return torch.tensor([bool(len(target)) for target in self.targets], device=self.pixels.device)
 
 
@@ -138,7 +138,7 @@ def forward(model: Sam3Model, batch: Batch, masked: Tensor, mask_layers: int = 1
 
 
 def look(model: Sam3Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The ViT's output as a map [B, width of the ViT, h, w] and the neck's at the same scale [B, C, h, w]."""
+    """Return the ViT's output as a map [B, width of the ViT, h, w] and the neck's at the same scale [B, C, h, w]."""
     patch = model.config.vision_config.backbone_config.patch_size
     tokens = model.vision_encoder.backbone(pixels).last_hidden_state
     rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
@@ -147,7 +147,7 @@ def look(model: Sam3Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prompt_tokens(model: Sam3Model, batch: Batch, features: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Phrase tokens, exemplar tokens and the CLS token of each pair: [P, tokens, C] and the mask of the real ones."""
+    """Return phrase, exemplar and CLS tokens of each pair: [P, tokens, C] and the mask of the real ones."""
     text = model.get_text_features(input_ids=batch.token_ids, attention_mask=batch.token_mask).pooler_output
     shown = (batch.exemplar_labels != PAD).any(1)
     # pairs without exemplars share one geometry row per image: the CLS token depends on the image alone
@@ -238,7 +238,7 @@ class Recipe:
 
 
 def pick_masked(batch: Batch, limit: int, generator: torch.Generator) -> Tensor:
-    """At most `limit` pairs that have something to find, from at most half as many images: int64 [S].
+    """Return at most `limit` pairs that have something to find, from at most half as many images: int64 [S].
 
     By chance, the more instances the likelier: to tell instances apart is what masks take longest to learn.
     """
@@ -255,7 +255,7 @@ def pick_masked(batch: Batch, limit: int, generator: torch.Generator) -> Tensor:
 
 
 def loss_parts(outputs: Outputs, batch: Batch, masked: Tensor, weights: LossWeights, copies: int) -> dict[str, Tensor]:
-    """The weighted losses by name, to be summed. Box and score losses are sums over the decoder layers."""
+    """Return the weighted losses by name, to be summed. Box and score losses are sums over the decoder layers."""
     layers, pairs, queries = outputs.logits.shape
     counts = torch.tensor([len(target) for target in batch.targets], device=outputs.logits.device)
     truth = _padded_boxes(batch, int(counts.max()) if pairs else 0)
@@ -287,7 +287,7 @@ def loss_parts(outputs: Outputs, batch: Batch, masked: Tensor, weights: LossWeig
 
 
 def _padded_boxes(batch: Batch, most: int) -> Tensor:
-    """The target boxes of each pair, [P, T, 4], filled up with a centre box that the counts leave out."""
+    """Return the target boxes of each pair, [P, T, 4], filled up with a centre box that the counts leave out."""
     truth = torch.full((len(batch), most, 4), 0.5, device=batch.pixels.device)
     for pair, target in enumerate(batch.targets):
         truth[pair, : len(target)] = batch.instance_boxes[int(batch.image_of[pair])][target]
@@ -327,12 +327,12 @@ def _mask_parts(
 
 
 def _enlarged(logits: Tensor, size: torch.Size) -> Tensor:
-    """Mask logits [M, H, W] at the size of the truth, as they are enlarged for a photo: edges may lie within cells."""
+    """Enlarge mask logits to the truth's size, [M, H, W], as for a photo: edges may lie within cells."""
     return F.interpolate(logits[None], (size[0], size[1]), mode="bilinear", align_corners=False)[0]
 
 
 def _union(batch: Batch, pair: int, size: torch.Size) -> Tensor:
-    """Where any target of the pair is, [size], in [0, 1]."""
+    """Return where any target of the pair is, [size], in [0, 1]."""
     masks = batch.instance_masks[int(batch.image_of[pair])][batch.targets[pair]]
     if not len(masks):
         return torch.zeros(size, device=batch.pixels.device)
@@ -364,7 +364,7 @@ def learning_rate_factor(step: int, warmup_steps: int, progress: float) -> float
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether this device multiplies bfloat16 in hardware: CUDA, or a CPU with AMX."""
+    """Return whether this device multiplies bfloat16 in hardware: CUDA, or a CPU with AMX."""
     return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
 
 
@@ -433,7 +433,7 @@ class Trainer:
             torch._foreach_lerp_(mine, theirs, 1 - keep)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, fit for `torch.save`."""
+        """Return all that the next step depends on, fit for `torch.save`."""
         return {
             "steps": self.steps,
             "parts": self.parts.state_dict(),

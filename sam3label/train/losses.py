@@ -37,7 +37,7 @@ def corners(cxcywh: Tensor) -> Tensor:
 
 
 def box_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU of corner boxes [..., 4], shapes broadcast: two tensors [...]."""
+    """Return IoU and generalised IoU of corner boxes [..., 4], shapes broadcast: two tensors [...]."""
     inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     intersection = inner[..., 0] * inner[..., 1]
@@ -53,7 +53,7 @@ def _area(xyxy: Tensor) -> Tensor:
 
 
 def matching_cost(logits: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:
-    """What it costs to let query q answer for target t, [R, Q, T]: class 2, box L1 5, generalised IoU 2.
+    """Return what it costs to let query q answer for target t, [R, Q, T]: class 2, box L1 5, generalised IoU 2.
 
     Args: logits [R, Q], boxes cxcywh [R, Q, 4], targets cxcywh [R, T, 4].
     """
@@ -63,7 +63,7 @@ def matching_cost(logits: Tensor, boxes: Tensor, targets: Tensor) -> Tensor:
 
 
 def hungarian(cost: Tensor, counts: Tensor, copies: int = 1) -> Matches:
-    """The cheapest one-to-one matching of each row; with `copies` > 1 each target is claimed by up to so many queries.
+    """Return the cheapest one-to-one matching of each row; with `copies` > 1 up to so many queries claim a target.
 
     Args: cost [R, Q, T]; counts [R], how many of the T columns are real.
     """

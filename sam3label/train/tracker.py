@@ -53,7 +53,7 @@ class Tracked:
 
 
 def trained_parts(video: Any) -> Iterator[nn.Parameter]:
-    """The tracker's weights and its neck's; all others are frozen."""
+    """Yield the tracker's weights and its neck's; all others are frozen."""
     video.requires_grad_(False)
     for part in (video.tracker_model, video.tracker_neck):
         part.requires_grad_(True)
@@ -127,7 +127,7 @@ class _LongVideo:
 
 
 def _session() -> Any:
-    """A session of a long video with one object, which stands for all."""
+    """Return a session of a long video with one object, which stands for all."""
     from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
 
     session = Sam3VideoInferenceSession(dtype=torch.float32)
@@ -137,7 +137,7 @@ def _session() -> Any:
 
 
 def _track(tracker: Any, session: Any, frame: int, given: Tensor | None) -> dict[str, Tensor]:
-    """All objects in one frame, kept in the session as tracking keeps them. `given` [R, 1, X, X]: they begin here."""
+    """Track all objects into one frame, kept in the session as tracking does. `given` [R, 1, X, X]: they begin here."""
     output: dict[str, Tensor] = tracker._run_single_frame_inference(
         inference_session=session,
         frame_idx=frame,
@@ -154,7 +154,7 @@ def _track(tracker: Any, session: Any, frame: int, given: Tensor | None) -> dict
 
 
 def _remember(tracker: Any, session: Any, frame: int, features: Tensor, known: Tensor) -> None:
-    """Spatial memories of the masks `known`, logits [R, h, w], as the video model makes them."""
+    """Keep spatial memories of the masks `known`, logits [R, h, w], as the video model makes them."""
     logits = known[:, None]
     seen = torch.where((logits > 0).any(dim=(-1, -2)), FULL, NONE)
     memories, places = tracker._encode_new_memory(features, logits, seen[..., None], is_mask_from_pts=frame == 0)
@@ -164,7 +164,7 @@ def _remember(tracker: Any, session: Any, frame: int, features: Tensor, known: T
 
 
 def _corrected(own: Tensor, drawn: Tensor) -> Tensor:
-    """What is remembered where a detection covers `drawn` of each cell: logits of 0 and 1, as the library has it."""
+    """Return what is remembered where a detection covers `drawn` of each cell: logits of 0 and 1, as the library's."""
     mask = (drawn >= 0.5).float()
     return torch.where(mask.flatten(1).any(1)[:, None, None], mask, own)
 
@@ -175,7 +175,7 @@ def _move_to_conditioning(session: Any, frame: int) -> None:
 
 
 def _cover(masks: Tensor, size_hw: tuple[int, ...]) -> Tensor:
-    """The share of each mask cell that the masks [R, X, X] cover, [R, h, w]."""
+    """Return the share of each mask cell that the masks [R, X, X] cover, [R, h, w]."""
     return F.interpolate(masks[None].float(), size_hw, mode="area")[0]
 
 
@@ -198,7 +198,7 @@ def loss(clips: Sequence[Clip], found: list[Tracked]) -> Tensor:
 
 @torch.no_grad()
 def begin(video: Any, pixels: Tensor) -> None:
-    """Fresh weights from which a small tracker learns; the library's, made for a width of 1,024, stall it.
+    """Draw fresh weights from which a small tracker learns; the library's, made for a width of 1,024, stall it.
 
     The neck is the detector's, scaled by its answer to some `pixels` [B, 3, X, X]. Memory attention begins by looking
     at each cell's own place in the frames before, so that what is remembered of a mask arrives at all.
@@ -241,7 +241,7 @@ class TrackerTrainer:
         self.coin = torch.Generator().manual_seed(seed)
 
     def step(self, clips: Sequence[Clip], rate: float, own: float = 0.5, corrected: float = 0.0) -> float:
-        """One update by some clips, whose loss is returned.
+        """Take one step with some clips, and return their loss.
 
         `own`: share of masks remembered as they were tracked; `corrected`: of frames that a detection corrects.
         """

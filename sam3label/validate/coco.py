@@ -69,7 +69,7 @@ class Checked:
 
 
 def find(dataset: Path) -> list[tuple[str, Path]]:
-    """(split, JSON) of a JSON path or of a dataset folder; [] if there are none."""
+    """Return (split, JSON) of a JSON path or of a dataset folder; [] if there are none."""
     if dataset.is_file():
         return [(dataset.stem.removeprefix("instances_"), dataset)] if dataset.suffix == ".json" else []
     beside = sorted(p for p in dataset.glob("*/_annotations.coco.json") if p.is_file())
@@ -94,7 +94,7 @@ def read(split: str, path: Path) -> CocoFile:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file. Raises `InputError` when there is none, or it is nested too deeply to be a dataset."""
+    """Return the JSON in a file. Raises `InputError` when there is none, or it is nested too deeply to be a dataset."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -129,7 +129,7 @@ def any_segmentation(annotations: list[Any]) -> bool:
 
 
 def instances(file: CocoFile) -> dict[str, list[tuple[str, Rle | Box]]]:
-    """Readable masks by file name: (class name, mask)."""
+    """Return readable masks by file name: (class name, mask)."""
     names = file.names
     images = {i["id"]: i for i in file.images}
     found: dict[str, list[tuple[str, Rle | Box]]] = {i["file_name"]: [] for i in images.values()}
@@ -144,7 +144,7 @@ def instances(file: CocoFile) -> dict[str, list[tuple[str, Rle | Box]]]:
 
 
 def read_mask(segmentation: Any, size_hw: Size) -> Rle | None:
-    """A `segmentation` of any of COCO's three kinds, as pycocotools reads it; None if it cannot."""
+    """Return a `segmentation` of any of COCO's three kinds, as pycocotools reads it; None if it cannot."""
     try:
         if isinstance(segmentation, dict):
             size = (int(segmentation["size"][0]), int(segmentation["size"][1]))
@@ -163,7 +163,7 @@ def read_mask(segmentation: Any, size_hw: Size) -> Rle | None:
 
 
 def size_of(image: Mapping[str, Any]) -> Size | None:
-    """The size an image's record states, None where it is missing or no photo's."""
+    """Return the size an image's record states, None where it is missing or no photo's."""
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width > _MOST_PIXELS:
         return None
@@ -174,7 +174,7 @@ def size_of(image: Mapping[str, Any]) -> Size | None:
 
 
 def _image_root(path: Path, split: str, images: list[dict[str, Any]]) -> Path | None:
-    """The place where most of the photos are."""
+    """Return the place where most of the photos are."""
     above = path.parent.parent
     places = [path.parent, above / "images", above / split, above / "images" / split, above, path.parent / "images"]
     step = max(1, len(images) // _LOOKED_UP)
@@ -199,7 +199,7 @@ def _rings(segmentation: Any) -> list[Any]:
 
 
 def _border_px(rings: Any) -> float:
-    """The length of all rings' borders in pixels; infinite where a point is no number."""
+    """Return the length of all rings' borders in pixels; infinite where a point is no number."""
     total = 0.0
     for ring in rings:
         flat = np.asarray(ring, dtype=np.float64).reshape(-1)
@@ -209,7 +209,7 @@ def _border_px(rings: Any) -> float:
 
 
 def _key(value: Any) -> Hashable:
-    """A value as it looks ids up; what can be no id finds nothing."""
+    """Return a value that can be an id, else None, which finds nothing."""
     return value if isinstance(value, int | str | float) else None
 
 
@@ -240,7 +240,7 @@ def _fault_of_image(image: Any) -> str | None:
 
 
 def _check_images(file: CocoFile, findings: Findings) -> dict[Hashable, dict[str, Any]]:
-    """The images by id."""
+    """Return the images by id."""
     images: dict[Hashable, dict[str, Any]] = {}
     for image in file.document["images"]:
         if fault := _fault_of_image(image):
@@ -330,7 +330,7 @@ class _Rules:
     seen: set[int] = field(default_factory=set)
 
     def check(self, annotation: dict[str, Any]) -> bool:
-        """Whether consumers can be given it."""
+        """Return whether consumers can be given it."""
         where = f"annotation {str(annotation.get('id', '?'))[:40]}"
         image = self.images.get(_key(annotation.get("image_id")))
         if image is None:
@@ -410,7 +410,7 @@ class _Rules:
 
 
 def _contradict(box: Box, drawn: Box) -> bool:
-    """A box with less than half in common with its mask's, by more than pixels cut off or rounded."""
+    """Return whether a box shares less than half with its mask's, by more than pixels cut off or rounded."""
     x, y, w, h = box
     a, b, c, d = drawn
     inside = max(0.0, min(x + w, a + c) - max(x, a)) * max(0.0, min(y + h, b + d) - max(y, b))

@@ -59,7 +59,7 @@ class _Collected:
             self.held |= {name: (found, root and root / name) for name, found in coco.instances(file).items()}
 
     def finish(self, path: Path) -> None:
-        """What only all files together show."""
+        """Add what only all files together show."""
         findings = self.findings
         names = {split.name for split in self.splits}
         if self.roboflow and "valid" not in names:

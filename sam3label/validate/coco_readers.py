@@ -61,7 +61,7 @@ def _pycocotools(file: CocoFile, checked: Checked, findings: Findings) -> Consum
 
 
 def _self_score(file: CocoFile, truth: list[dict[str, Any]], kind: str) -> float:
-    """The mean of AP over the first images, some at a time."""
+    """Return the mean of AP over the first images, some at a time."""
     by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in truth:
         by_image[annotation["image_id"]].append(annotation)
@@ -128,7 +128,7 @@ def _hugging_face(file: CocoFile, checked: Checked, findings: Findings) -> Consu
 def _processed(
     processor: Any, file: CocoFile, image: dict[str, Any], annotations: list[dict[str, Any]], findings: Findings
 ) -> int | None:
-    """How many instances of one photo come out; None if it could not be tried."""
+    """Return how many instances of one photo come out; None if it could not be tried."""
     from PIL import Image
 
     path = (file.image_root or file.path) / image["file_name"]

@@ -23,7 +23,7 @@ _OTHER = ("polyline", "points", "ellipse", "cuboid", "skeleton")
 
 
 def find(path: Path) -> Opened | None:
-    """The dataset of an annotations.xml, of the folder that holds one, or of a folder of such; None if it is none."""
+    """Return the dataset of an annotations.xml, of its folder, or of a folder of such; None if it is none."""
     if path.is_file():
         files = [path] if path.suffix == ".xml" else []
     else:
@@ -39,7 +39,7 @@ def find(path: Path) -> Opened | None:
 
 
 def _classes(file: Path) -> Iterator[str]:
-    """Names of the labels in <meta>, which stands first."""
+    """Yield names of the labels in <meta>, which stands first."""
     for element in _elements(file, ("label", "image")):
         if element.tag == "image":
             return
@@ -48,7 +48,7 @@ def _classes(file: Path) -> Iterator[str]:
 
 
 def _elements(file: Path, tags: tuple[str, ...]) -> Iterator[ElementTree.Element]:
-    """Elements of a kind as they end, one at a time. Raises `InputError` where the XML is broken."""
+    """Yield elements of a kind as they end, one at a time. Raises `InputError` where the XML is broken."""
     try:
         root: ElementTree.Element | None = None
         for event, element in ElementTree.iterparse(file, events=("start", "end")):

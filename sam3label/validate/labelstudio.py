@@ -23,7 +23,7 @@ _CHANNELS = 4
 
 
 def find(path: Path) -> Opened | None:
-    """The dataset of a folder with tasks.json, or of a JSON that is a list; None if it is none."""
+    """Return the dataset of a folder with tasks.json, or of a JSON that is a list; None if it is none."""
     file = path / "tasks.json" if path.is_dir() else path
     if file.suffix != ".json" or not is_file(file) or not _is_list(file):
         return None
@@ -44,7 +44,7 @@ def _is_list(file: Path) -> bool:
 
 
 def _classes(config: Path, tasks: list[dict[str, Any]], findings: Findings) -> list[str]:
-    """Names in the labelling interface; where that is missing, those that are used."""
+    """Return names in the labelling interface; where that is missing, those that are used."""
     try:
         found = [label.get("value", "") for label in ElementTree.parse(config).getroot().iter("Label")]
         return [name for name in found if name]
@@ -77,7 +77,7 @@ def _own_size(photo: Path | None) -> tuple[int, int]:
 
 
 def _photo(root: Path, url: Any) -> Path | None:
-    """Where a local-files address leads."""
+    """Return where a local-files address leads."""
     if not isinstance(url, str):
         return None
     try:
@@ -89,7 +89,7 @@ def _photo(root: Path, url: Any) -> Path | None:
 
 
 def _regions(task: dict[str, Any]) -> list[dict[str, Any]]:
-    """What people annotated, else what was predicted; choices and other things without a place are left out."""
+    """Return what people annotated, else what was predicted; choices and other things without a place are left out."""
     for key in ("annotations", "predictions"):
         found = task.get(key)
         if isinstance(found, list) and found:
@@ -129,7 +129,7 @@ def _brush(code: Any, size_hw: tuple[int, int]) -> Rle | None:
 
 
 def _chunks(code: bytes, expected: int) -> tuple[list[int], list[int]]:
-    """Values and how often each stands there. Raises ValueError where they do not add up to `expected`."""
+    """Return values and how often each stands there. Raises ValueError where they do not add up to `expected`."""
     bits = _Bits(code)
     total, word = bits.take(32), bits.take(5) + 1
     lengths = [bits.take(4) + 1 for _ in range(4)]

@@ -27,7 +27,7 @@ Lines = dict[str, list[tuple[int, str]]]  # (number, class name) by map
 
 
 def _on_top(labels: Sequence[Label]) -> list[Label]:
-    """What is left to see of each: the smaller lies on top, and of equals the later."""
+    """Return what is left to see of each: the smaller lies on top, and of equals the later."""
     return list(uncovered(sorted(labels, key=lambda label: -label.area)[::-1]))
 
 
@@ -35,7 +35,7 @@ KIND = Kind("PNG maps", "segment", lambda asked: label_stem(asked.image.item.id)
 
 
 def find(path: Path) -> Opened | None:
-    """The dataset of a folder with legend.json and instance/; None if it is none."""
+    """Return the dataset of a folder with legend.json and instance/; None if it is none."""
     if not (is_file(path / "legend.json") and (path / "instance").is_dir()):
         return None
     findings = Findings()
@@ -105,7 +105,7 @@ def _picture(
 
 
 def _opened(path: Path) -> Map | None:
-    """A map's numbers [H, W]; None if it is no map."""
+    """Return a map's numbers [H, W]; None if it is no map."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image)

@@ -24,7 +24,7 @@ _LONGEST = 1_000_000  # frames of a video
 
 
 def _key(asked: Asked) -> tuple[str, int]:
-    """Frames are numbered anew there, in the order of what was labelled."""
+    """Return the key of a frame. Frames are numbered anew there, in the order of what was labelled."""
     return asked.video, asked.place + 1
 
 
@@ -50,7 +50,7 @@ class _Video:
 
 
 def find(path: Path) -> Opened | None:
-    """The dataset of a folder with SPLIT/VIDEO/gt/gt.txt; None if it is none."""
+    """Return the dataset of a folder with SPLIT/VIDEO/gt/gt.txt; None if it is none."""
     files = sorted(p for p in path.glob("*/**/gt/gt.txt") if is_file(p)) if path.is_dir() else []
     if not files:
         return None
@@ -64,7 +64,7 @@ def find(path: Path) -> Opened | None:
 
 
 def _kind(path: Path, files: list[Path]) -> Kind:
-    """By the first line there is: commas, or blanks; by the marker where all are empty."""
+    """Tell the kind by the first line there is: commas, or blanks; by the marker where all are empty."""
     for file in files:
         if lines := _lines(file):
             return MOT if "," in lines[0] else MOTS
@@ -157,7 +157,7 @@ def _picture(
 
 
 def _box_row(line: str) -> tuple[int, str, int, Box] | None:
-    """frame, id, left, top, width, height, confidence, class, visibility; pixels count from 1."""
+    """Read a row: frame, id, left, top, width, height, confidence, class, visibility; pixels count from 1."""
     try:
         frame, identity, *numbers = line.split(",")
         x, y, w, h, _, class_id = (float(v) for v in numbers[:6])
@@ -169,7 +169,7 @@ def _box_row(line: str) -> tuple[int, str, int, Box] | None:
 
 
 def _mask_row(line: str, video: _Video) -> tuple[int, str, int, Rle] | None:
-    """frame id class height width rle."""
+    """Read a row: frame id class height width rle."""
     try:
         frame, identity, class_id, height, width, counts = line.split()
         size = usable_size(height, width)

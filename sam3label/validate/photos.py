@@ -46,7 +46,7 @@ def is_file(path: Path) -> bool:
 
 
 def read_photo(path: Path) -> Photo | None:
-    """The photo's header, or None if there is none to read."""
+    """Return the photo's header, or None if there is none to read."""
     if not is_file(path):
         return None
     try:
@@ -62,7 +62,7 @@ def read_photo(path: Path) -> Photo | None:
 def check_photo(
     path: Path, name: str, stated_hw: tuple[int, int] | None, findings: Findings, turned: Effect = "note"
 ) -> Photo | None:
-    """The photo is there, is whole, has the stated size (if any is stated) and looks the same to every reader.
+    """Check that the photo is there, whole, of the stated size (if any) and looks the same to every reader.
 
     `turned` is the effect of an EXIF orientation on the format's readers. The end of a JPEG or PNG is looked at and
     only a strange one decoded; other kinds are decoded whole.
@@ -122,7 +122,7 @@ def _report_turned(turned: Effect, name: str, findings: Findings) -> None:
 
 
 def _damage(path: Path, photo: Photo) -> str | None:
-    """Why decoders stop before the photo's end; None for a whole one."""
+    """Return why decoders stop before the photo's end; None for a whole one."""
     end = _ENDS.get(photo.format)
     try:
         if end is not None:

@@ -92,7 +92,7 @@ def class_table(names: Iterable[str], first: int = 0) -> dict[int, str]:
 
 
 def usable_size(height: object, width: object) -> tuple[int, int] | None:
-    """(height, width) out of a file's numbers or digits; None where they are no photo's."""
+    """Return (height, width) out of a file's numbers or digits; None where they are no photo's."""
     try:
         size = int(str(height)), int(str(width))
     except ValueError:

@@ -14,7 +14,7 @@ _LONGEST = 200  # letters of an example: a broken file may hold a name of a mega
 
 
 def shown(text: str) -> str:
-    """A text out of somebody's file, ready to print: what is no visible character becomes its escape."""
+    """Return a text out of somebody's file, ready to print: what is no visible character becomes its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -56,7 +56,7 @@ class Findings:
             finding.examples.append(shown(cut))
 
     def sorted(self) -> tuple[Finding, ...]:
-        """What drops first, the most frequent first."""
+        """Return what drops first, the most frequent first."""
         return tuple(sorted(self._found.values(), key=lambda f: (_ORDER.index(f.effect), -f.count)))
 
 
@@ -128,7 +128,7 @@ class Report:
         return all(f.effect == "note" for f in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything in the report, for machines."""
+        """Return everything in the report, for machines."""
         splits = [
             {"name": s.name, "images": s.images, "empty": s.empty, "instances": dict(s.instances)} for s in self.splits
         ]

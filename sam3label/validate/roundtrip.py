@@ -95,14 +95,14 @@ def compare(run: Run, options: Mapping[str, Any], reading: Reading, findings: Fi
 
 
 def export_options(path: Path) -> dict[str, Any]:
-    """The options a dataset was exported with; none where it is not one of ours."""
+    """Return the options a dataset was exported with; none where it is not one of ours."""
     folder = path if path.is_dir() else path.parent
     marker = read_marker(folder) or read_marker(folder.parent) or {}
     return dict(marker.get("options", {}))
 
 
 def _asked(run: Run, options: Options, names: Sequence[str], videos_only: bool) -> Iterator[Asked]:
-    """What an export with these options puts into a dataset; class ids are places in `names`."""
+    """Yield what an export with these options puts into a dataset; class ids are places in `names`."""
     selected = selection(run.concepts, options, {name: i for i, name in enumerate(names)}, videos_only)
     places = Counter[str]()
     for sample in selected.samples(run.images(), FrameChoice(options.every, options.fps), Tally(["train"])):
@@ -132,7 +132,7 @@ def _match(
 
 
 def _table(labels: Sequence[Label], shapes: Sequence[Rle | Box], task: str) -> npt.NDArray[np.float64]:
-    """[labels, shapes] in the task's measure."""
+    """Return [labels, shapes] in the task's measure."""
     if task == "detect":
         boxes = [shape for shape in shapes if not isinstance(shape, Rle)]
         if not boxes:
@@ -147,7 +147,7 @@ def _table(labels: Sequence[Label], shapes: Sequence[Rle | Box], task: str) -> n
 
 
 def uncovered(order: Sequence[Label]) -> Iterator[Label]:
-    """Each label with the pixels that none before it has; what has none left is dropped."""
+    """Yield each label with the pixels that none before it has; what has none left is dropped."""
     taken: Rle | None = None
     for label in order:
         rle = label.rle if taken is None else masks.difference(label.rle, taken)

@@ -18,7 +18,7 @@ _TOGETHER = ("trainval",)  # a list that repeats others
 
 
 def find(path: Path) -> Opened | None:
-    """The dataset of a folder with Annotations/; None if it is none."""
+    """Return the dataset of a folder with Annotations/; None if it is none."""
     if not (path / "Annotations").is_dir():
         return None
     findings = Findings()
@@ -28,7 +28,7 @@ def find(path: Path) -> Opened | None:
 
 
 def _lists(root: Path, findings: Findings) -> dict[str, list[str]]:
-    """Stems by split."""
+    """Return stems by split."""
     found = {p.stem: _lines(p) for p in sorted((root / "ImageSets" / "Main").glob("*.txt")) if p.is_file()}
     found = {split: stems for split, stems in found.items() if split not in _TOGETHER and "_" not in split}
     own = sorted(_stems(root / "Annotations"))
@@ -48,13 +48,13 @@ def _stems(folder: Path) -> Iterator[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """A line may hold a second column, of the lists by class."""
+    """Return the lines of a list, blank ones left out; in the lists by class a line has a second column."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _classes(root: Path, findings: Findings) -> list[str]:
-    """Names of labelmap.txt; where there is none, those that are used."""
+    """Return names of labelmap.txt; where there is none, those that are used."""
     if is_file(root / "labelmap.txt"):
         lines = [line for line in _lines(root / "labelmap.txt") if not line.startswith("#")]
         return [name for name in (line.rsplit(":", 3)[0] for line in lines) if name != "background"]
@@ -98,7 +98,7 @@ def _parsed(path: Path) -> ElementTree.Element | None:
 
 
 def _box(thing: ElementTree.Element) -> Box | None:
-    """Pixels count from 1 there, and the last one is inside."""
+    """Return a box in pixels. Pixels count from 1 there, and the last one is inside."""
     try:
         x1, y1, x2, y2 = (float(thing.findtext(f"bndbox/{k}") or "") for k in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:

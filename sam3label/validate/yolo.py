@@ -104,7 +104,7 @@ def read_rows(path: Path, n_classes: int) -> Rows | None:
 
 
 def instances(split: YoloSplit, image: Path, size_hw: tuple[int, int], task: str) -> list[tuple[str, Rle | Box]]:
-    """(class name, mask or box in pixels) of one photo, as Ultralytics draws them for a task."""
+    """Return (class name, mask or box in pixels) of one photo, as Ultralytics draws them for a task."""
     rows = read_rows(split.label_path(image), len(split.names))
     if rows is None or rows.fault:
         return []
@@ -188,7 +188,7 @@ def _box(shape: Points) -> Box:
 
 
 def _resampled(rings: list[Points]) -> list[Points]:
-    """Rings as the training code draws them: brought to one number of points along their border, in 32 bits."""
+    """Return rings as the training code draws them: brought to one number of points along their border, in 32 bits."""
     longest = max((len(ring) for ring in rings), default=0)
     count = longest + 1 if longest > RESAMPLED_POINTS else RESAMPLED_POINTS
     return [_with_points(ring, count) for ring in rings]
@@ -261,7 +261,7 @@ def _report_unlabelled(image: Path, place: Path, title: str, findings: Findings)
 
 
 def _label_root(split: YoloSplit) -> Path:
-    """The folder under which all label files of a split lie."""
+    """Return the folder under which all label files of a split lie."""
     probe = str(split.image_root / "x.jpg")
     before, found, _ = probe.rpartition(f"{os.sep}images{os.sep}")
     return Path(before) / "labels" if found else split.image_root
@@ -273,7 +273,7 @@ def _label_files(root: Path) -> Iterator[Path]:
 
 
 def _has_rows(path: Path) -> bool:
-    """Its first line is a label row; lists of photos and notes are none."""
+    """Return whether the first line is a label row; lists of photos and notes have none."""
     if not is_file(path):
         return False
     try:
@@ -285,7 +285,7 @@ def _has_rows(path: Path) -> bool:
 
 
 def _unlisted_photo(path: Path) -> Path | None:
-    """The photo a label file is for, where one lies at the mirrored place."""
+    """Return the photo a label file is for, where one lies at the mirrored place."""
     before, found, after = str(path.with_suffix("")).rpartition(f"{os.sep}labels{os.sep}")
     if not found or path.suffix != ".txt":
         return None
@@ -343,7 +343,7 @@ def _shadow(split: YoloSplit, images: Sequence[Path], folder: Path) -> dict[str,
 
 
 def _would_be_repaired(path: Path) -> bool:
-    """A JPEG without its end marker is rewritten by the verifier, whatever it is called."""
+    """Return whether the verifier would rewrite the file: a JPEG without its end marker, whatever it is called."""
     photo = read_photo(path)
     if photo is None or photo.format not in ("JPEG", "MPO"):
         return False

@@ -41,7 +41,7 @@ class YoloSplit:
     source: str  # what the data file says, for messages
 
     def label_path(self, image: Path) -> Path:
-        """The last `images` folder in the path becomes `labels`, the extension .txt."""
+        """Return a photo's label file: the last `images` folder in the path becomes `labels`, the extension .txt."""
         before, found, after = str(image).rpartition(f"{os.sep}images{os.sep}")
         where = f"{before}{os.sep}labels{os.sep}{after}" if found else str(image)
         return Path(where.rpartition(".")[0] + ".txt")
@@ -51,7 +51,7 @@ class YoloSplit:
 
 
 def find(dataset: Path, findings: Findings) -> list[YoloSplit]:
-    """The splits of a data.yaml or of a folder that holds one (or images/ and labels/); [] if there are none.
+    """Return the splits of a data.yaml or of a folder that holds one (or images/ and labels/); [] if there are none.
 
     Raises `InputError` when the file cannot be read as one, or leads nowhere.
     """
@@ -80,7 +80,7 @@ def find(dataset: Path, findings: Findings) -> list[YoloSplit]:
 
 
 def skipped(split: YoloSplit) -> Iterator[Path]:
-    """Photos under the split's folder that Ultralytics passes over: their name, or a folder's, begins with a dot."""
+    """Return photos below the split that Ultralytics passes over: their name, or a folder's, begins with a dot."""
     if split.image_root.is_dir():
         for folder, _, names in os.walk(split.image_root):
             inside = Path(folder).relative_to(split.image_root).parts
@@ -102,7 +102,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _classes(path: Path, data: Mapping[str, Any], findings: Findings) -> dict[int, str]:
-    """Names by number. Where the file contradicts itself its own names count."""
+    """Return names by number. Where the file contradicts itself its own names count."""
     names, count = data.get("names"), _whole(data.get("nc"))
     if "nc" in data and count is None:
         findings.drops(WHO, f"{_REFUSED}nc: is not a whole number", str(path))
@@ -140,7 +140,7 @@ def _check_keys(path: Path, data: Mapping[str, Any], findings: Findings) -> None
 
 
 def _root(path: Path, data: Mapping[str, Any], findings: Findings) -> Path:
-    """The folder from which the splits are counted; the file's own where `path:` leads nowhere."""
+    """Return the folder from which the splits are counted; the file's own where `path:` leads nowhere."""
     own, stated = path.parent.absolute(), data.get("path")
     if not stated or not isinstance(stated, str):
         return own
@@ -155,7 +155,7 @@ def _root(path: Path, data: Mapping[str, Any], findings: Findings) -> Path:
 
 
 def _split(name: str, place: str, root: Path, classes: Mapping[int, str], in_list: bool) -> YoloSplit | Path:
-    """The split at `place`, or the path at which nothing is."""
+    """Return the split at `place`, or the path at which nothing is."""
     where = (root / place).resolve()
     if not where.exists() and place.startswith("../") and not in_list:
         where = (root / place[3:]).resolve()

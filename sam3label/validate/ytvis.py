@@ -17,7 +17,7 @@ KIND = Kind("YouTube-VIS", "segment", lambda asked: asked.image.item.id, videos_
 
 
 def find(path: Path) -> Opened | None:
-    """The dataset of an instances.json, or of a folder of splits; None if it is none."""
+    """Return the dataset of an instances.json, or of a folder of splits; None if it is none."""
     if path.is_file():
         files = [path] if path.suffix == ".json" else []
     else:
@@ -83,7 +83,7 @@ def _video(
 
 
 def _is_whole(one: dict[str, Any], length: int, findings: Findings) -> bool:
-    """An object has an entry, if only null, for each frame of its video."""
+    """Return whether an object has an entry, if only null, for each frame of its video."""
     where = f"annotation {str(one.get('id'))[:40]}"
     if one.get("iscrowd"):
         findings.drops("every reader", "iscrowd is 1: left out", where)

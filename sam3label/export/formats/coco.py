@@ -58,7 +58,7 @@ def write_coco(target: Target, samples: Iterable[Sample], profile: Profile = COC
 
 
 def read_classes(folder: Path, profile: Profile = COCO) -> dict[int, str]:
-    """Class ids and names of the dataset in `folder`; its splits must agree on them. Raises `OutputError`."""
+    """Return class ids and names of the dataset in `folder`; its splits must agree on them. Raises `OutputError`."""
     found: dict[Path, dict[int, str]] = {}
     for split in ("train", "val", "test"):
         path = profile.json_path(folder, split)
@@ -168,14 +168,14 @@ class _Part:
 
 
 def segmentation(label: Label, kind: Segmentation | None, outline: Outline) -> Any:
-    """The `segmentation` value: compressed run-length code, or one closed ring per part."""
+    """Return the `segmentation` value: compressed run-length code, or one closed ring per part."""
     if kind == "polygon":
         return [flat(ring) for ring in outline.polygons(label.rle)]
     return {"size": list(label.rle.size_hw), "counts": label.rle.counts.decode("ascii")}
 
 
 def supercategory(names: Iterable[str]) -> str:
-    """A parent name no class has, and never "none": RF-DETR leaves out classes that are a parent, or have no parent."""
+    """Return a parent name no class has, never "none": RF-DETR leaves out classes that are a parent, or have none."""
     taken = {n.lower() for n in names}
     return next(p for p in ("object", "sam3label", "_" * (1 + max(map(len, taken), default=0))) if p not in taken)
 
@@ -185,7 +185,7 @@ def _line(record: Any) -> str:
 
 
 def _copy_records(records: IO[str], file: IO[str]) -> None:
-    """One record a line, with commas between: readable by people and by line tools."""
+    """Copy one record a line, with commas between: readable by people and by line tools."""
     records.flush()
     size = records.tell()
     records.seek(0)

@@ -77,7 +77,7 @@ def _region(label: Label, image: LabeledImage, name: str) -> dict[str, Any]:
 
 
 def brush_rle(rle: Rle) -> bytes:
-    """A mask in Label Studio's run-length code: 255 in all four channels inside, 0 outside."""
+    """Return a mask in Label Studio's run-length code: 255 in all four channels inside, 0 outside."""
     runs = masks.row_runs(rle) * 4
     chunks = -(-runs // _LONGEST)  # of each run, the last one shorter than the longest
     lengths = np.full(int(chunks.sum()), _LONGEST)
@@ -94,7 +94,7 @@ def brush_rle(rle: Rle) -> bytes:
 
 
 def _packed(words: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> bytes:
-    """Words of `sizes` bits in a row, most significant bit first, zeros at the end."""
+    """Return words of `sizes` bits in a row, most significant bit first, zeros at the end."""
     places = np.arange(32)[::-1]
     digits = (words[:, None] >> places) & 1
     return np.packbits(digits[places < sizes[:, None]].astype(np.uint8)).tobytes()

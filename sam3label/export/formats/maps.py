@@ -44,7 +44,7 @@ def write_maps(target: Target, samples: Iterable[Sample]) -> None:
 def _maps(
     drawn: list[Label], size_hw: tuple[int, int], n_classes: int
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[Any]]:
-    """(instance numbers uint16 [H, W], class ids + 1 [H, W]), painted in order."""
+    """Return (instance numbers uint16 [H, W], class ids + 1 [H, W]), painted in order."""
     if len(drawn) > _MOST_INSTANCES:
         raise OutputError(f"a 16-bit map holds {_MOST_INSTANCES} instances, got {len(drawn)}. Use another format.")
     instance = np.zeros(size_hw, np.uint16)

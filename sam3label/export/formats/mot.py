@@ -14,7 +14,7 @@ from sam3label.export.tracks import Numbers, by_video, frame_suffix, write_seqma
 
 
 def write_mot(target: Target, samples: Iterable[Sample]) -> None:
-    """Streams: holds one line at a time."""
+    """Write the sequences, one line held at a time."""
     names: dict[str, list[str]] = {split: [] for split in target.splits}
     for item, split, frames in by_video(samples):
         folder, numbers = target.folder / split / item.id, Numbers(item)

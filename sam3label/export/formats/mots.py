@@ -19,7 +19,7 @@ MOST = 999  # objects of one class in a video
 
 
 def write_mots(target: Target, samples: Iterable[Sample]) -> None:
-    """Streams: holds one frame at a time."""
+    """Write the sequences, one frame held at a time."""
     names: dict[str, list[str]] = {split: [] for split in target.splits}
     for item, split, frames in by_video(samples):
         folder, numbers, suffix = target.folder / split / item.id, Numbers(item), frame_suffix(item)

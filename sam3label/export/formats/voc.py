@@ -51,7 +51,7 @@ def _photo_name(item_id: str) -> str:
 
 
 def _write_labelmap(target: Target) -> None:
-    """Names with colors, as the VOC devkit spreads them over its palette: the bits of a class's number, dealt out."""
+    """Write class names with colors as the VOC devkit chooses them: the bits of a class's number, dealt out."""
     lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
     for number, name in enumerate(target.classes.values(), 1):
         color = [sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3)]

@@ -47,7 +47,7 @@ def write_yolo(target: Target, samples: Iterable[Sample], task: Task) -> None:
 
 
 def _row(label: Label, task: Task, outline: Outline) -> list[float]:
-    """The mask as one ring, its box by its centre, or the corners of the smallest rectangle at any angle around it."""
+    """Return a label's row: a ring, a box by its centre, or the corners of the smallest rectangle at any angle."""
     if task == "segment":
         return _shares(outline.contour(label.rle), label)
     if task == "obb":
@@ -57,7 +57,7 @@ def _row(label: Label, task: Task, outline: Outline) -> list[float]:
 
 
 def read_classes(folder: Path, task: Task) -> dict[int, str]:
-    """Class ids and names of the dataset in `folder`.
+    """Return class ids and names of the dataset in `folder`.
 
     Raises `OutputError` when it is not laid out as this one is, or its rows are those of another task.
     """
@@ -154,7 +154,7 @@ def _write_yaml(target: Target) -> None:
 
 
 def _updated(text: str, places: Mapping[str, str], classes: Mapping[int, str]) -> str:
-    """The data file with new classes and splits: other keys, and comments outside what changes, stay as they are."""
+    """Return the data file with new classes and splits: other keys, and comments elsewhere, stay as they are."""
     old = yaml.safe_load(text)
     names = old["names"]
     listed = dict(enumerate(names)) if isinstance(names, list) else {int(k): v for k, v in names.items()}

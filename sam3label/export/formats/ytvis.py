@@ -24,7 +24,7 @@ from sam3label.media import video
 
 
 def write_ytvis(target: Target, samples: Iterable[Sample]) -> None:
-    """Holds the masks of one video at a time."""
+    """Write the splits, the masks of one video held at a time."""
     with ExitStack() as stack:
         parts = {split: stack.enter_context(_Part(target, target.folder / split)) for split in target.splits}
         for item, split, frames in by_video(samples):

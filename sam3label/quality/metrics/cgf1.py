@@ -53,12 +53,12 @@ class PairScore:
         return len(self.found_iou) > 0
 
     def true_positives(self) -> Counts:
-        """[T]; an IoU of exactly the threshold counts."""
+        """Return [T]; an IoU of exactly the threshold counts."""
         hits: Counts = (self.found_iou[:, None] >= IOU_THRESHOLDS).sum(axis=0)
         return hits
 
     def f1(self) -> Floats:
-        """The pair's own F1, [T]; 0 where truth or predictions are missing."""
+        """Return the pair's own F1, [T]; 0 where truth or predictions are missing."""
         tp = self.true_positives()
         return _f1(tp / (len(self.found_iou) + 1e-4), tp / (len(self.truth_iou) + 1e-4))
 
@@ -73,7 +73,7 @@ def match(iou: Floats) -> PairScore:
 
 
 def best(scores: Sequence[PairScore]) -> int:
-    """Which annotator's truth a pair is judged by: the kindest. An empty answer to an empty truth is perfect."""
+    """Return which annotator's truth a pair is judged by: the kindest. An empty answer to an empty truth is perfect."""
     chosen = 0
     for index, score in enumerate(scores[1:], start=1):
         perfect = not score.positive and not score.answered
@@ -85,7 +85,7 @@ def best(scores: Sequence[PairScore]) -> int:
 
 
 def curves(scores: Iterable[PairScore]) -> dict[str, Floats]:
-    """Every figure by name: [T] for those that depend on the IoU threshold, [] for the image-level ones."""
+    """Return every figure by name: [T] for those that depend on the IoU threshold, [] for the image-level ones."""
     tp, fp, fn, positive_fp = np.zeros((4, len(IOU_THRESHOLDS)), dtype=np.int64)
     macro = np.zeros(len(IOU_THRESHOLDS))
     level = np.zeros((2, 2), dtype=np.int64)  # [truth or not, predictions or not]
@@ -114,7 +114,7 @@ def curves(scores: Iterable[PairScore]) -> dict[str, Floats]:
 
 
 def summarize(scores: Iterable[PairScore]) -> dict[str, float | int]:
-    """Every figure by name, averaged over thresholds, and `@0.5` and `@0.75`. -1 stands for undefined."""
+    """Return every figure by name, averaged over thresholds, and `@0.5` and `@0.75`. -1 stands for undefined."""
     values = curves(scores)
     summary: dict[str, float | int] = {}
     for name in _PER_THRESHOLD:

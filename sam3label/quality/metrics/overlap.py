@@ -14,7 +14,7 @@ from sam3label.quality.metrics.average_precision import Kind
 
 
 def overlap(kind: Kind, found: Sequence[Instance], truth: Sequence[Instance]) -> npt.NDArray[np.float64]:
-    """IoU of predictions with truth objects, [D, G], by pycocotools' arithmetic, which decides exact ties."""
+    """Return IoU of predictions with truth objects, [D, G], by pycocotools' arithmetic, which decides exact ties."""
     if not found or not truth:
         return np.zeros((len(found), len(truth)))
     if kind == "segm":

@@ -33,7 +33,7 @@ class ReviewUnavailableError(ExtraMissingError):
 
 
 def fiftyone() -> Any:
-    """The `fiftyone` module, connected to its database. Raises `ReviewUnavailableError`."""
+    """Return the `fiftyone` module, connected to its database. Raises `ReviewUnavailableError`."""
     os.environ.setdefault("FIFTYONE_DO_NOT_TRACK", "true")  # what is labelled here is nobody's business
     os.environ.setdefault("FIFTYONE_LOGGING_LEVEL", "ERROR")  # its banner and hints would drown our few lines
     try:
@@ -82,5 +82,5 @@ def load_dataset(fo: Any, run: Run, name: str | None) -> Any:
 
 
 def owner(dataset: Any) -> str | None:
-    """The run a dataset was made from."""
+    """Return the run a dataset was made from."""
     return (dataset.info.get("sam3label") or {}).get("run")

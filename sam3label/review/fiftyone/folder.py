@@ -85,7 +85,7 @@ def _write_json(path: Path, value: Json) -> None:
 
 
 def _stream(file: Any, key: str, documents: Iterable[Json]) -> None:
-    """One document a line; the run is never held in memory."""
+    """Write one document a line; the run is never held in memory."""
     file.write(f'{{"{key}": [\n')
     for i, document in enumerate(documents):
         file.write((",\n" if i else "") + json.dumps(document, ensure_ascii=False))
@@ -96,7 +96,7 @@ def _stream(file: Any, key: str, documents: Iterable[Json]) -> None:
 
 
 def _video_documents(values: Iterable[SampleValues], folder: Path, placer: Placer, frames: Any) -> Iterator[Json]:
-    """The videos' samples, while their frames go to a file of their own."""
+    """Yield the videos' samples, while their frames go to a file of their own."""
     frames.write('{"frames": [\n')
     first = True
     for value in values:
@@ -164,7 +164,7 @@ def _detection(item: MediaItem, detection: Detection) -> Json:
 
 
 def _packed(mask: npt.NDArray[Any]) -> Json:
-    """An array as FiftyOne keeps it in the database: an .npy file, deflated, in extended JSON."""
+    """Return an array as FiftyOne keeps it in the database: an .npy file, deflated, in extended JSON."""
     file = io.BytesIO()
     np.save(file, mask, allow_pickle=False)
     return {"$binary": {"base64": base64.b64encode(zlib.compress(file.getvalue())).decode(), "subType": "00"}}
@@ -292,7 +292,7 @@ def _field(
 
 
 def _saved_view(name: str, words: str, path: str) -> Json:
-    """The same stages as `schema.declare` makes through FiftyOne's API."""
+    """Return the same stages as `schema.declare` makes through FiftyOne's API."""
     stages = [
         ("Match", [["filter", {"$expr": {"$ne": [f"${schema.STATUS}", schema.REVIEWED]}}]]),
         ("Match", [["filter", {"$expr": {"$gt": [f"${path}", 0]}}]]),

@@ -13,7 +13,7 @@ FOLDER = "review"  # in the run folder
 
 
 def playable(item: MediaItem, run_folder: Path) -> str:
-    """The path of a file that shows the item: its own, or for a folder of frames an H.264 video made from it once.
+    """Return a file that shows the item: its own, or for a folder of frames an H.264 video made from it once.
 
     Raises `InputError` when it is gone, `OutputError` when the video cannot be made.
     """
@@ -28,7 +28,7 @@ def playable(item: MediaItem, run_folder: Path) -> str:
 
 
 def frame_rate(item: MediaItem) -> float:
-    """Frames per second. Raises `InputError` when the file is no longer a video."""
+    """Return frames per second. Raises `InputError` when the file is no longer a video."""
     try:
         return video.frame_rate(item)
     except UndecodableError as error:
@@ -36,7 +36,7 @@ def frame_rate(item: MediaItem) -> float:
 
 
 def _write_video(item: MediaItem, target: Path) -> None:
-    """Every frame once, in order."""
+    """Write every frame once, in order."""
     try:
         with VideoWriter(target, video.frame_rate(item)) as written:
             for picture in video.pictures(item):

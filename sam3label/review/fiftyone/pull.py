@@ -99,7 +99,7 @@ def login_name() -> str:
 
 
 def _pushed_names(fo: Any, run: Run) -> list[str | None]:
-    """The run's datasets as far as they are there; None lets `load_dataset` explain that there is none."""
+    """Return the run's datasets as far as they are there; None lets `load_dataset` explain that there is none."""
     state = run.note(connect.META)
     if state is None:
         return [None]
@@ -165,7 +165,7 @@ def _slim(dataset: Any) -> Any:
 
 
 def _views(sample: Any) -> Iterator[_View]:
-    """A photo, or each frame of a video. FiftyOne counts frames from 1."""
+    """Yield a photo, or each frame of a video. FiftyOne counts frames from 1."""
     if sample.media_type != "video":
         yield _view(sample, sample, 0)
         return
@@ -196,7 +196,7 @@ class _Book:
     frames: dict[int, _Known] = field(default_factory=dict)
 
     def known(self, item_id: str, frame: int) -> _Known | None:
-        """None when the run does not have the image (any more)."""
+        """Return the image as the run has it; None when the run does not have it (any more)."""
         unit = self.run.unit(item_id, frame)
         if unit is None:
             return None
@@ -291,7 +291,7 @@ class _Reader:
         return Mark(now.class_name, self.held[id_], shape, approved)
 
     def take(self, id_: str) -> None:
-        """A left-out candidate that a person wants: approving it makes it a label."""
+        """Record a left-out candidate that a person wants: approving it makes it a label."""
         detection = self.view.maybe[id_]
         base = self.known.base.get(self.known.ids.get(id_, id_))
         if base is None or not detection.label:
@@ -347,6 +347,6 @@ class _Reader:
 
 
 def _said(who: str, corrections: Sequence[Correction]) -> str:
-    """The gist of one person's last decisions on one label."""
+    """Return the gist of one person's last decisions on one label."""
     last = [e for e in corrections if e.pull == corrections[-1].pull]
     return f"{who} " + " and ".join(f"{e.action} it" + (f" as {e.class_name}" if e.class_name else "") for e in last)

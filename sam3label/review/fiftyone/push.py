@@ -82,7 +82,7 @@ def _tell(on_progress: Callable[[int, int], None], before: int, total: int, done
 
 
 def remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any]:
-    """The run's own note of where it was pushed. The random id ties datasets to it, whatever they are called."""
+    """Return the run's own note of where it was pushed. The random id ties datasets to it, whatever they are called."""
     state = run.note(connect.META) or {"run": uuid.uuid4().hex, "dataset": None, "audit": AUDIT}
     name = dataset or state["dataset"] or run.folder.resolve().name
     changed = {**state, "dataset": name, "audit": state["audit"] if audit is None else audit}
@@ -97,7 +97,7 @@ def dataset_info(run: Run, run_id: str) -> dict[str, Any]:
 
 
 def _target(fo: Any, run: Run, name: str, run_id: str, *, video: bool) -> Any:
-    """The dataset to push to: this run's, or a new one. An empty one of nobody's is a push that was cut off."""
+    """Return the dataset to push to: this run's, or a new one. An empty one of nobody's is a push that was cut off."""
     if fo.dataset_exists(name):
         dataset = fo.load_dataset(name)
         owner = connect.owner(dataset)
@@ -180,7 +180,7 @@ def _detection(fo: Any, item: MediaItem, detection: Detection) -> Any:
 
 
 def track_object_id(item_id: str, track: int) -> str:
-    """One object of one video, the same in every frame and every push."""
+    """Return the id of one object of one video, the same in every frame and every push."""
     return hashlib.blake2b(f"{item_id}\0{track}".encode(), digest_size=12).hexdigest()
 
 

@@ -89,7 +89,7 @@ def done_items(run: Run) -> Iterator[tuple[MediaItem, list[Unit]]]:
 def sample_values(
     run: Run, item: MediaItem, units: Sequence[Unit], whole: survey.Survey, frames_done: Iterable[int] = ()
 ) -> SampleValues:
-    """Everything there is to say about one item, less the frames in `frames_done`. Its path is one that plays."""
+    """Return all there is to say about one item, less the frames in `frames_done`. Its path is one that plays."""
     skip = set(frames_done)
     frames: list[FrameValues] = []
     found: list[reasons.Reason] = []
@@ -150,7 +150,7 @@ def _detections(
 
 
 def attributes(detection: Detection) -> dict[str, Any]:
-    """What a detection says beside its class, box and mask."""
+    """Return what a detection says beside its class, box and mask."""
     label = detection.label
     return {
         "confidence": label.score,

@@ -43,7 +43,7 @@ _VIEWS: dict[str, str] = {
 
 
 def views() -> list[tuple[str, str, str]]:
-    """(name, description, gain field) of each saved view: one per kind, and the whole queue."""
+    """Return (name, description, gain field) of each saved view: one per kind, and the whole queue."""
     return [
         (f"review: {kind}", words, f"gain.{gain_field('total' if kind == 'all' else kind)}")
         for kind, words in _VIEWS.items()
@@ -51,7 +51,7 @@ def views() -> list[tuple[str, str, str]]:
 
 
 def slug(view: str) -> str:
-    """What addresses call a saved view."""
+    """Return what addresses call a saved view."""
     return view.replace(": ", "-").replace(" ", "-")
 
 
@@ -76,7 +76,7 @@ def label_schemas(classes: Sequence[str], prefix: str) -> dict[str, Any]:
 
 
 def sidebar(prefix: str) -> list[dict[str, Any]]:
-    """What a reviewer needs, in the order in which it is needed; the rest stays out of the way."""
+    """Return what a reviewer needs, in the order in which it is needed; the rest stays out of the way."""
     return [
         {"name": "tags", "paths": []},
         {"name": "labels", "paths": [prefix + name for name in (TRUTH, PREDICTIONS, MAYBE)]},
@@ -92,7 +92,7 @@ def shown(prefix: str) -> list[str]:
 
 
 def colors(classes: Sequence[str], prefix: str) -> list[dict[str, Any]]:
-    """The color of each class in every field of labels: the one it has in reports and sheets."""
+    """Return the color of each class in every field of labels: the one it has in reports and sheets."""
     by_class = [{"value": name, "color": as_hex(class_color(i))} for i, name in enumerate(classes)]
     return [{"path": prefix + name, "colorByAttribute": "label", "valueColors": by_class} for name in LABEL_FIELDS]
 
@@ -101,7 +101,7 @@ def colors(classes: Sequence[str], prefix: str) -> list[dict[str, Any]]:
 
 
 def create(fo: Any, name: str, video: bool, classes: Sequence[str], info: dict[str, Any]) -> Any:
-    """A new, empty dataset with every field. It says whose it is last, so that one without that is not finished."""
+    """Make an empty dataset with every field. Says whose it is last: one without that is not finished."""
     dataset = fo.Dataset(name, persistent=True)
     dataset.media_type = "video" if video else "image"
     _declare(fo, dataset, video, classes)
