@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sam3label.core.records import Concept, ConceptList
+from sam3label.core.text import count
 from sam3label.export.dataset import SplitCount, Summary
 from sam3label.export.options import Options
 
@@ -27,7 +28,7 @@ def part(concepts: ConceptList, run_info: Mapping[str, Any], options: Options, s
         **{key: run_info.get(key) for key in ("model", "checkpoint", "version", "created")},
         "concepts": [_rules(c, options.map.get(c.name, c.name)) for c in kept],
         "min_score": options.min_score,
-        "splits": {name: _counts(count, summary.classes) for name, count in summary.splits.items()},
+        "splits": {name: _counts(held, summary.classes) for name, held in summary.splits.items()},
         "failed": len(summary.failed),
         "polygon_iou": list(summary.polygon_iou) if summary.polygon_iou else None,
     }
@@ -44,13 +45,13 @@ def _rules(concept: Concept, name: str) -> Json:
     }
 
 
-def _counts(count: SplitCount, classes: Mapping[int, str]) -> Json:
-    instances = {classes[i]: n for i, n in sorted(count.instances.items())}
+def _counts(held: SplitCount, classes: Mapping[int, str]) -> Json:
+    instances = {classes[i]: n for i, n in sorted(held.instances.items())}
     return {
-        "images": count.images,
-        "empty": count.empty,
-        "reviewed": count.reviewed,
-        "by_people": count.by_people,
+        "images": held.images,
+        "empty": held.empty,
+        "reviewed": held.reviewed,
+        "by_people": held.by_people,
         "instances": instances,
     }
 
@@ -61,7 +62,8 @@ def text(marker: Mapping[str, Any]) -> str:
 
 
 def _lines(marker: Mapping[str, Any], parts: Sequence[Json]) -> Iterator[str]:
-    yield f"# {marker['format']} dataset, {marker['images']} images, {marker['instances']} labels"
+    images, labels = count(marker["images"], "image"), count(marker["instances"], "label")
+    yield f"# {marker['format']} dataset, {images}, {labels}"
     yield ""
     yield f"Written by {marker['info']['version']} (`sam3label export`), labels by a model, corrected where people did."
     yield ""
@@ -95,16 +97,16 @@ def _table_of_classes(names: Sequence[str], splits: Mapping[str, Json]) -> Itera
 
 
 def _review(parts: Sequence[Json]) -> Iterator[str]:
-    counts = [counts for one in parts for counts in one["splits"].values()]
+    counts = [counted for one in parts for counted in one["splits"].values()]
     images, reviewed = sum(c["images"] for c in counts), sum(c["reviewed"] for c in counts)
-    people = sum(c["by_people"] for c in counts)
+    people = count(sum(c["by_people"] for c in counts), "label")
     yield "## Review"
     yield ""
-    yield f"People have gone through {reviewed} of {images} images, and drew or changed {people} labels."
+    yield f"People have gone through {reviewed} of {count(images, 'image')}, and drew or changed {people}."
     if reviewed < images:
         yield "The rest is as the model left it: look at a sample before you trust figures measured on it."
     if failed := sum(one["failed"] for one in parts):
-        yield f"{failed} files could not be labelled and are not in it."
+        yield f"Not in it: {count(failed, 'file')} that could not be labelled."
     yield ""
 
 

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from sam3label.core.records import Label, LabeledImage
+from sam3label.core.text import count
 from sam3label.export.dataset import Sample, Target
 from sam3label.export.photos import label_stem
 
@@ -41,7 +42,8 @@ def write_voc(target: Target, samples: Iterable[Sample]) -> None:
         (target.folder / folder).mkdir(exist_ok=True)
     if others:
         target.notes.append(
-            f"{others} photos are no JPEGs: torchvision's VOCDetection finds .jpg only. The coco formats take them all."
+            f"{count(others, 'photo is no JPEG', 'photos are no JPEGs')}: torchvision's VOCDetection finds .jpg only. "
+            "The coco formats take them all."
         )
 
 
