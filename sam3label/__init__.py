@@ -1,1 +1,60 @@
-"""sam3label: folders of images and videos in, a training set that survives the trainer out. See `sam3label.api`."""
+"""sam3label: folders of images and videos in, a training set that survives the trainer out.
+
+    import sam3label as sl
+
+    run = sl.label("photos", {"helmet": ["hard hat"]}, out="runs/site-a")
+    run.export("yolo", "datasets/site-a", split={"train": 0.8, "val": 0.2})
+
+These names are all that is promised. They are imported when they are first used, so `import sam3label` is instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sam3label.errors import Sam3LabelError as Sam3LabelError
+    from sam3label.face import Concepts as Concepts
+    from sam3label.face import LabeledRun as Run
+    from sam3label.face import PictureDetector as Detector
+    from sam3label.face import label as label
+    from sam3label.face import open_run as open_run
+    from sam3label.labelling.options import LabelOptions as LabelOptions
+
+__all__ = [
+    "Concepts",
+    "Detector",
+    "LabelOptions",
+    "Run",
+    "Sam3LabelError",
+    "__version__",
+    "label",
+    "open_run",
+]
+
+_PLACES = {
+    "Concepts": ("sam3label.face", "Concepts"),
+    "Detector": ("sam3label.face", "PictureDetector"),
+    "LabelOptions": ("sam3label.labelling.options", "LabelOptions"),
+    "Run": ("sam3label.face", "LabeledRun"),
+    "Sam3LabelError": ("sam3label.errors", "Sam3LabelError"),
+    "label": ("sam3label.face", "label"),
+    "open_run": ("sam3label.face", "open_run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sam3label")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sam3label' has no attribute {name!r}")
+    module, own_name = _PLACES[name]
+    return getattr(importlib.import_module(module), own_name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -31,6 +31,9 @@ class Rle:
         if len(self.size_hw) != 2 or min(self.size_hw) < 1:
             raise ValueError(f"size_hw must be two positive integers, got {self.size_hw}")
 
+    def __repr__(self) -> str:
+        return f"Rle({self.size_hw[0]}x{self.size_hw[1]}, {len(self.counts)} bytes)"
+
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
@@ -225,7 +228,10 @@ class ConceptList:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One instance of the training set: a candidate that was selected, or a human's."""
+    """One instance of the training set: a candidate that was selected, or a human's.
+
+    `class_name` is what the class of `class_id` is called in the concept list that the label was decided by.
+    """
 
     id: str
     class_id: int
@@ -238,6 +244,19 @@ class Label:
     source: Source = "phrase"
     frame: int = 0
     track_id: int | None = None
+    class_name: str = field(default="", compare=False)
+
+    @property
+    def box_xyxy(self) -> Box:
+        """(left, top, right, bottom) in pixels, edges not centres."""
+        x, y, width, height = self.box_xywh
+        return x, y, x + width, y + height
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """The mask in the image's pixels, bool [H, W]."""
+        from sam3label.core import masks  # which needs these records
+
+        return masks.decode(self.rle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +268,20 @@ class LabeledImage:
     labels: tuple[Label, ...] = field(default=())
     reviewed: bool = False
     frame: int = 0
+
+    def __repr__(self) -> str:
+        at = f", frame {self.frame}" if self.item.kind == "video" else ""
+        return f"LabeledImage({self.item.id!r}{at}, {len(self.labels)} labels{', reviewed' if self.reviewed else ''})"
+
+    @property
+    def path(self) -> str:
+        """Where the photo or video was when it was labelled."""
+        return self.item.path
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, as Pillow has it."""
+        return self.size_hw[1], self.size_hw[0]
 
 
 def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:

@@ -12,13 +12,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -28,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable
-from sam3label.errors import Sam3LabelError, UndecodableError
+from sam3label.errors import UndecodableError
 from sam3label.media.image import Photo, read_photo
 
 Pixels = npt.NDArray[np.uint8]
@@ -40,6 +43,10 @@ _AHEAD = 2  # images each worker decodes ahead
 _ROOM = 64 << 20  # bytes of shared memory to leave per worker
 _SHARED_MEMORY = "/dev/shm"
 CRASHED = "the decoder crashed on this file"
+
+
+class _CannotStartError(Exception):
+    """No process for decoding can be had here."""
 
 
 def default_workers(count: int) -> int:
@@ -57,8 +64,8 @@ def batches(
 ) -> Iterator[list[Frame | Undecodable]]:
     """Yield the items in order, `batch_size` at a time, decoded; Undecodable, with the reason, where that fails.
 
-    With `workers` 0 this process decodes, and a decoder that crashes takes it along. `pin` puts pixels in page-locked
-    memory where there is CUDA. Raises Sam3LabelError if worker processes cannot start.
+    With `workers` 0 this process decodes, and a decoder that crashes takes it along. So it does, and
+    warns, where worker processes cannot start. `pin` puts pixels in page-locked memory where there is CUDA.
     """
     decoded = entries(items, workers, pin, decode)
     while batch := list(islice(decoded, batch_size)):
@@ -89,15 +96,24 @@ def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: D
                 yield _entry(items[done], value, pin)
                 done += 1
             for item in items[done : done + workers * _AHEAD]:
-                yield _entry(item, _decode_alone(task, item.path), pin)
+                try:
+                    value = _decode_alone(task, item.path)
+                except _CannotStartError as error:
+                    warnings.warn(
+                        f"{error}: decoding goes on in this process, more slowly", RuntimeWarning, stacklevel=2
+                    )
+                    yield from _decode_here(items[done:], pin, decode)
+                    return
+                yield _entry(item, value, pin)
                 done += 1
 
 
 def _until_death(task: _Task, items: Sequence[MediaItem], workers: int, pin: bool) -> Iterator[Value]:
     """Yield the values of `items` in order, ending early when a worker dies."""
-    stream = _start_workers(task, items, workers, pin)
+    stream: Iterator[Value] | None = None
     while True:
         try:
+            stream = stream or _start_workers(task, items, workers, pin)
             value = next(stream)
         except (StopIteration, RuntimeError, OSError, EOFError):  # the task raises nothing: what comes is the transport
             return
@@ -118,7 +134,22 @@ def _start_workers(task: _Task, items: Sequence[MediaItem], workers: int, pin: b
             multiprocessing_context=_context(),
             generator=torch.Generator(),  # its own: the caller's random state stays as it was
         )
-        return iter(loader)
+        with _not_the_script():
+            return iter(loader)
+
+
+@contextmanager
+def _not_the_script() -> Iterator[None]:
+    """Start processes that do not run the user's script again: they need this room only, and it may have no guard.
+
+    A child imports the main module of its parent so that it can unpickle what is defined there. Nothing of ours is.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _context() -> Any:
@@ -207,17 +238,17 @@ def _decode_alone(task: _Task, path: str) -> Value:
 
 
 def _one_process(task: _Task, path: str) -> Value | None:
-    """Decode in one process; None if it died on the file. Raises Sam3LabelError if it did not even start."""
+    """Decode in one process; None if it died on the file. Raises _CannotStartError if it did not even start."""
     receiver, sender = _context().Pipe(duplex=False)
     process = _context().Process(target=_work_alone, args=(task, path, sender), daemon=True)
     try:
-        process.start()
+        with _not_the_script():
+            process.start()
         sender.close()
         receiver.recv()  # it lives
     except (EOFError, OSError, RuntimeError) as error:
-        raise Sam3LabelError(
-            "the processes that decode photos cannot start. Try --workers 0; in a Python script, make sure that the "
-            'calls are under `if __name__ == "__main__":`'
+        raise _CannotStartError(
+            f"the processes that decode photos cannot start ({error or 'they end at once'})"
         ) from error
     try:
         value: Value = receiver.recv()

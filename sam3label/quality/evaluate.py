@@ -49,6 +49,11 @@ class Evaluation:
     notes: tuple[str, ...]
     mistakes: Mistakes | None = None  # by masks where there are some; None for videos
 
+    @property
+    def cgf1(self) -> float:
+        """SA-Co's figure, of masks where there are any, else of boxes; at most 1."""
+        return float((self.figures["segm"] or self.figures["bbox"] or {})["cgF1"])
+
     def to_json(self) -> dict[str, Any]:
         figures: dict[str, Any] = {kind: self.figures[kind] for kind in KINDS}
         mistakes = None if self.mistakes is None else self.mistakes.to_json()

@@ -46,7 +46,7 @@ def _apply(label: Label | None, one: Correction, names: Sequence[str]) -> Label 
     source: Source = label.source if one.action == "approved" else "human"
     label = replace(label, source=source)
     if one.class_name is not None:
-        label = replace(label, class_id=names.index(one.class_name))
+        label = replace(label, class_id=names.index(one.class_name), class_name=one.class_name)
     if one.rle is not None:
         label = replace(label, rle=one.rle, area=masks.area(one.rle), box_xywh=masks.box_xywh(one.rle))
     return label
@@ -55,4 +55,6 @@ def _apply(label: Label | None, one: Correction, names: Sequence[str]) -> Label 
 def _human_label(label_id: str, class_id: int, one: Correction) -> Label:
     assert one.rle is not None  # Correction checks it
     box, area = masks.box_xywh(one.rle), masks.area(one.rle)
-    return Label(label_id, class_id, 1.0, 1.0, box, area, one.rle, "", "human", one.frame, one.track_id)
+    return Label(
+        label_id, class_id, 1.0, 1.0, box, area, one.rle, "", "human", one.frame, one.track_id, one.class_name or ""
+    )

@@ -92,6 +92,7 @@ def _labels(candidates: Iterable[Candidate], concept: Concept, claimed: set[str]
                 c.source,
                 c.frame,
                 c.track_id,
+                concept.name,
             )
         )
     return sorted(labels, key=best_first)

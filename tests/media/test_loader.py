@@ -20,7 +20,6 @@ import torch
 from support import oddfiles
 
 from sam3label.core.records import Frame, MediaItem, Undecodable
-from sam3label.errors import Sam3LabelError
 from sam3label.media import loader
 from sam3label.media.discovery import discover
 from sam3label.media.image import Photo, read_photo
@@ -268,26 +267,29 @@ def test_ctrl_c_reaches_the_parent_only(
 
 UNGUARDED = """
     import sys
-    from sam3label.errors import Sam3LabelError
     from sam3label.media.loader import batches
     from sam3label.media.discovery import discover
 
-    try:
-        for batch in batches(discover([sys.argv[1]]), 4, 1):
-            print(len(batch))
-    except Sam3LabelError as error:
-        print(error)
+    for batch in batches(discover([sys.argv[1]]), 4, 1):
+        print(len(batch))
 """
 
 
-def test_workers_that_cannot_start_are_an_error_with_the_way_out(
+def test_a_script_without_a_main_guard_is_run_once(
     photos: Callable[..., list[MediaItem]], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A script without a main guard: each worker would run it again, and start workers of its own."""
     photos(6)
     result = run_script(tmp_path_factory.mktemp("script"), UNGUARDED, tmp_path)
-    assert result.stdout.splitlines()[-1:] == [
-        "the processes that decode photos cannot start. Try --workers 0; in a Python script, make sure that the "
-        'calls are under `if __name__ == "__main__":`'
-    ]
-    assert issubclass(Sam3LabelError, Exception) and result.returncode == 0
+    assert (result.stdout, result.stderr, result.returncode) == ("4\n2\n", "", 0)
+
+
+def test_where_no_process_can_start_this_one_decodes_and_says_so(
+    photos: Callable[..., list[MediaItem]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(type(loader._context().Process()), "start", refuse)
+    with pytest.warns(RuntimeWarning, match=r"cannot start \(no more processes\): decoding goes on in this process"):
+        decoded = [entry for batch in batches(photos(6), 4, 2) for entry in batch]
+    assert len(decoded) == 6 and all(isinstance(entry, Frame) for entry in decoded)

@@ -68,7 +68,7 @@ LAYERS = [
     ),
     _room("core", "frozen values, the mask codec, whole files and folders"),
 ]
-TOP = {"api", "__init__", "__main__", "errors"}  # modules beside the rooms
+TOP = {"face", "__init__", "__main__", "errors"}  # modules beside the rooms
 NEVER_IMPORTED = {"cli", "demo"}  # by any room but themselves and `cli`
 
 
