@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,15 @@ def test_each_forbidden_import_is_noticed(room: str, other: str, tmp_path: Path)
         f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sam3label.{other} import anything\n"
     )
     assert violations(copy) == [f"{room}.guest imports {other}"]
+
+
+def test_a_public_type_name_is_defined_once() -> None:
+    places = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_every_folder_is_a_room_and_every_room_a_folder() -> None:

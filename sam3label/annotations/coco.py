@@ -27,7 +27,7 @@ _LARGEST = 1e6  # pixels of a side
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class JudgedObject:
     """A truth object or a prediction; `rle` None means that it is only a box.
 
     `area` sorts it into small, medium and large when masks are compared, `box_area` when boxes are. In truth both are
@@ -58,7 +58,7 @@ class Truth:
     path: str
     images: Mapping[int, TruthImage]
     categories: Mapping[int, str]
-    objects: Mapping[Pair, Sequence[Instance]]
+    objects: Mapping[Pair, Sequence[JudgedObject]]
     pairs: tuple[Pair, ...]
     unsure: frozenset[Pair]  # not labelled to the end: no other annotator may be judged on them either
     by_phrase: bool  # an SA-Co file
@@ -87,7 +87,7 @@ def read_coco(path: str | Path) -> Truth:
     images = {field_of(image, "id", path, "image"): _image(image, path) for image in data["images"]}
     by_phrase = any(image.phrase is not None for image in images.values())
     categories = {PHRASE_CATEGORY: "phrase"} if by_phrase else _categories(data, path)
-    objects: dict[Pair, list[Instance]] = {}
+    objects: dict[Pair, list[JudgedObject]] = {}
     for annotation in data["annotations"]:
         image_id = field_of(annotation, "image_id", path, "annotation")
         category_id = PHRASE_CATEGORY if by_phrase else field_of(annotation, "category_id", path, "annotation")
@@ -103,12 +103,12 @@ def read_coco(path: str | Path) -> Truth:
     return Truth(str(path), images, categories, objects, pairs, unsure, by_phrase)
 
 
-def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[Instance]], int]:
+def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[JudgedObject]], int]:
     """Return (predictions by pair in file order, how many name an image or category that `truth` does not have)."""
     data = load_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a results file: a JSON list with image_id, category_id, segmentation, score.")
-    found: dict[Pair, list[Instance]] = {}
+    found: dict[Pair, list[JudgedObject]] = {}
     unknown = 0
     for position, result in enumerate(data):
         where = f"{path}: result {position}"
@@ -220,7 +220,7 @@ def judged_pairs(
     return tuple(pairs), frozenset(unsure)
 
 
-def _instance(record: Mapping[str, Any], image: TruthImage, where: str) -> Instance:
+def _instance(record: Mapping[str, Any], image: TruthImage, where: str) -> JudgedObject:
     """Return a result, or an annotation before its own area is taken over. A box that is not given is the mask's."""
     try:
         rle = read_rle(record.get("segmentation"), image.size_hw)
@@ -238,7 +238,7 @@ def _instance(record: Mapping[str, Any], image: TruthImage, where: str) -> Insta
             f"{where} has a mask of {rle.size_hw[0]} x {rle.size_hw[1]} pixels (height x width), its image "
             f"{image.file_name} has {image.size_hw[0]} x {image.size_hw[1]}. They do not belong together."
         )
-    return Instance((x, y, width, height), area, box_area, rle, score)
+    return JudgedObject((x, y, width, height), area, box_area, rle, score)
 
 
 def _mask(rle: Rle | None) -> Rle:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sam3label.annotations.coco import Instance, Pair, Truth, TruthImage
+from sam3label.annotations.coco import JudgedObject, Pair, Truth, TruthImage
 from sam3label.annotations.marks import Corners, Labelled, Mark, some
 from sam3label.annotations.reading import load_yaml, read_lines
 from sam3label.core import masks
@@ -114,7 +114,7 @@ def read_yolo_truth(path: str | Path, split: str | None = None) -> Truth:
     chosen = _images_of(dataset, split)
     names = _image_names(dataset, chosen)
     images: dict[int, TruthImage] = {}
-    objects: dict[Pair, list[Instance]] = {}
+    objects: dict[Pair, list[JudgedObject]] = {}
     unlabelled = 0
     for number, image in enumerate(chosen):
         label_file = label_path(image)
@@ -233,7 +233,7 @@ def _size(image: Path) -> tuple[int, int]:
         raise InputError(f"{image} cannot be read: {error}. Its size is needed to place its labels.") from error
 
 
-def _instance(row: Row, size_hw: tuple[int, int]) -> Instance:
+def _instance(row: Row, size_hw: tuple[int, int]) -> JudgedObject:
     x1, y1, x2, y2 = row.corners()
     if not (x2 > x1 and y2 > y1):  # so that NaN counts too
         raise InputError(f"{row.where}: the shape has no area: draw it again or remove it.")
@@ -243,8 +243,8 @@ def _instance(row: Row, size_hw: tuple[int, int]) -> Instance:
     if row.is_box:
         left, top, right, bottom = np.clip((x1, y1, x2, y2), 0, 1) * (width, height, width, height)
         box: Box = (float(left), float(top), float(right - left), float(bottom - top))
-        return Instance(box, box[2] * box[3], box[2] * box[3], None)
+        return JudgedObject(box, box[2] * box[3], box[2] * box[3], None)
     ring = np.clip(np.array(row.shape).reshape(-1, 2), 0, 1) * (width, height)
     rle = masks.from_contour(ring, size_hw)  # as Ultralytics fills it
     area = float(masks.area(rle))
-    return Instance(masks.box_xywh(rle), area, area, rle)
+    return JudgedObject(masks.box_xywh(rle), area, area, rle)

@@ -10,7 +10,7 @@ import typer
 from sam3label.cli.options import PhotosNow, RunFolder
 
 if TYPE_CHECKING:
-    from sam3label.run.repair import Findings
+    from sam3label.run.repair import StoreFindings
 
 SHOWN = 20
 
@@ -46,7 +46,7 @@ def check(
         raise typer.Exit(3)
 
 
-def _show(found: Findings) -> None:
+def _show(found: StoreFindings) -> None:
     from sam3label.core.text import one_line
 
     for problem in found.problems[:SHOWN]:

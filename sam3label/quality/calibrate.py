@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.annotations.coco import Instance, Truth
+from sam3label.annotations.coco import JudgedObject, Truth
 from sam3label.annotations.truth import read_truth
 from sam3label.core import masks
 from sam3label.core.matching import greedy
@@ -206,7 +206,9 @@ def read_examples(run: Run, truth: Truth, notes: list[str], compared: Kind = "se
     return examples
 
 
-def _example(concept: Concept, candidates: Sequence[Candidate], objects: Sequence[Instance], compared: Kind) -> Example:
+def _example(
+    concept: Concept, candidates: Sequence[Candidate], objects: Sequence[JudgedObject], compared: Kind
+) -> Example:
     own = [c for c in candidates if c.prompt in concept.prompts or _is_exemplar_of(concept, c)]
     own = sorted((c for c in own if c.area >= concept.min_area), key=lambda c: (-c.score, c.id))
     against = [c for c in candidates if c.prompt in concept.negatives]

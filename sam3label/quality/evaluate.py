@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.annotations.coco import Instance, Pair, Truth, align, read_results
+from sam3label.annotations.coco import JudgedObject, Pair, Truth, align, read_results
 from sam3label.annotations.truth import read_truth
 from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList
@@ -209,7 +209,9 @@ def _figures(
     return figures
 
 
-def _judge(kind: Kind, truths: Sequence[Truth], answers: Mapping[Pair, Sequence[Instance]]) -> dict[Pair, JudgedPair]:
+def _judge(
+    kind: Kind, truths: Sequence[Truth], answers: Mapping[Pair, Sequence[JudgedObject]]
+) -> dict[Pair, JudgedPair]:
     """Return every pair with the annotator's truth that it is judged by."""
     judged: dict[Pair, JudgedPair] = {}
     for pair in truths[0].pairs:
@@ -236,7 +238,7 @@ def _flat(kind: Kind, judged: Mapping[Pair, JudgedPair]) -> _Objects:
     return flat
 
 
-def _area(kind: Kind, instance: Instance) -> float:
+def _area(kind: Kind, instance: JudgedObject) -> float:
     return instance.area if kind == "segm" else instance.box_area
 
 

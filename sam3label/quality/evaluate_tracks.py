@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.annotations.coco import Instance, Pair, Truth, TruthImage
+from sam3label.annotations.coco import JudgedObject, Pair, Truth, TruthImage
 from sam3label.annotations.youtube_vis import Track, VideoTruth, read_track_results, read_video_truth, video_name
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, Rle
@@ -151,7 +151,7 @@ class _Overlap:
     """Of one pair: `iou` of whole tracks [D, G] (crowds: share of the prediction inside), and frame by frame."""
 
     iou: Floats
-    frames: list[hota.SeenFrame]
+    frames: list[hota.ComparedFrame]
 
 
 def _overlap(kind: Kind, found: Sequence[Track], truth: Sequence[Track]) -> _Overlap:
@@ -167,7 +167,7 @@ def _overlap(kind: Kind, found: Sequence[Track], truth: Sequence[Track]) -> _Ove
         shared[np.ix_(d, g)] += both
         found_size[d] += d_size
         truth_size[g] += g_size
-        frames.append(hota.SeenFrame(g, d, (both / (d_size[:, None] + g_size[None, :] - both)).T))
+        frames.append(hota.ComparedFrame(g, d, (both / (d_size[:, None] + g_size[None, :] - both)).T))
     union = found_size[:, None] + truth_size[None, :] - shared
     crowd = np.array([track.crowd for track in truth], dtype=bool)
     whole = np.where(crowd[None, :], found_size[:, None], union)
@@ -235,14 +235,14 @@ def _ranked_iou(kind: Kind, truth: VideoTruth, predictions: TrackPredictions) ->
     }
 
 
-def _as_instances(truth: VideoTruth, ranked: Tracks) -> tuple[Truth, dict[Pair, list[Instance]]]:
+def _as_instances(truth: VideoTruth, ranked: Tracks) -> tuple[Truth, dict[Pair, list[JudgedObject]]]:
     """Tracks as average precision sees them: a score, a crowd flag, and the mean area where they are seen."""
 
-    def instance(track: Track) -> Instance:
+    def instance(track: Track) -> JudgedObject:
         areas = [float(masks.area(rle)) for rle in track.masks.values()]
         areas = areas or [w * h for _, _, w, h in track.boxes.values()]
         area = float(np.mean(areas)) if areas else 0.0
-        return Instance((0.0, 0.0, 0.0, 0.0), area, area, None, track.score, track.crowd)
+        return JudgedObject((0.0, 0.0, 0.0, 0.0), area, area, None, track.score, track.crowd)
 
     objects, found = (
         {pair: [instance(track) for track in tracks] for pair, tracks in by_pair.items()}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.annotations.coco import Instance, Pair, Truth
+from sam3label.annotations.coco import JudgedObject, Pair, Truth
 from sam3label.core.matching import optimal
 from sam3label.quality.metrics.average_precision import Kind
 from sam3label.quality.metrics.cgf1 import PairScore
@@ -29,8 +29,8 @@ BACKGROUND = "background"
 class JudgedPair:
     """The answers to a pair of (image, concept), the truth it was judged by, and how they were matched."""
 
-    found: Sequence[Instance]
-    truth: Sequence[Instance]
+    found: Sequence[JudgedObject]
+    truth: Sequence[JudgedObject]
     score: PairScore
 
 
@@ -46,9 +46,9 @@ class Mistake:
 
     item_id: str
     truth_class: str | None
-    truth: Instance | None
+    truth: JudgedObject | None
     answer_class: str | None
-    answer: Instance | None
+    answer: JudgedObject | None
 
     def __post_init__(self) -> None:
         if self.truth is None and self.answer is None:
@@ -119,8 +119,8 @@ class Mistakes:
 class _Left:
     """What the first round left of an image: (class, object)."""
 
-    found: list[tuple[str, Instance]]
-    truth: list[tuple[str, Instance]]
+    found: list[tuple[str, JudgedObject]]
+    truth: list[tuple[str, JudgedObject]]
 
 
 def find_mistakes(kind: Kind, truth: Truth, judged: Mapping[Pair, JudgedPair], item_ids: Mapping[int, str]) -> Mistakes:

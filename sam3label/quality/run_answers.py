@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from sam3label.annotations.coco import Instance, Pair, Truth
+from sam3label.annotations.coco import JudgedObject, Pair, Truth
 from sam3label.core.records import Candidate, ConceptList, Label
 from sam3label.core.text import count
 from sam3label.errors import InputError
@@ -20,8 +20,8 @@ from sam3label.run.store import Unit
 class Predictions:
     """`answers` are what counts as found; `ranked` is everything with its score, for average precision."""
 
-    answers: Mapping[Pair, Sequence[Instance]]
-    ranked: Mapping[Pair, Sequence[Instance]]
+    answers: Mapping[Pair, Sequence[JudgedObject]]
+    ranked: Mapping[Pair, Sequence[JudgedObject]]
     item_ids: Mapping[int, str] = field(default_factory=dict)  # image id of the truth -> the run's
 
 
@@ -97,8 +97,8 @@ def _class_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: lis
     """Answer a COCO truth by class: labels, and for average precision labels without score thresholds."""
     categories = categories_of_classes(run.concepts, truth.categories, truth.path, notes)
     everything = run.without_thresholds()
-    answers: dict[Pair, list[Instance]] = defaultdict(list)
-    ranked: dict[Pair, list[Instance]] = defaultdict(list)
+    answers: dict[Pair, list[JudgedObject]] = defaultdict(list)
+    ranked: dict[Pair, list[JudgedObject]] = defaultdict(list)
     for image_id, unit in known.items():
         for source, target in ((run, answers), (everything, ranked)):
             (image,) = source.unit_images(unit)
@@ -134,8 +134,8 @@ def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: li
     """Answer an SA-Co truth by phrase: that phrase's candidates, or the labels of a class of that name."""
     prompts = {p.text.casefold().strip(): p.key for p in run.prompts if p.text is not None}
     classes = {c.name.casefold().strip(): c.id for c in run.concepts.concepts}
-    answers: dict[Pair, list[Instance]] = {}
-    ranked: dict[Pair, list[Instance]] = {}
+    answers: dict[Pair, list[JudgedObject]] = {}
+    ranked: dict[Pair, list[JudgedObject]] = {}
     for pair in truth.pairs:
         phrase = truth.name(pair).casefold().strip()
         if pair[0] not in known or (phrase not in prompts and phrase not in classes):
@@ -156,9 +156,9 @@ def _phrase_answers(run: Run, truth: Truth, known: Mapping[int, Unit], notes: li
     return truth.only(answers), Predictions(answers, ranked)
 
 
-def instance_of(found: Label | Candidate) -> Instance:
+def instance_of(found: Label | Candidate) -> JudgedObject:
     """Return a label or a candidate as the figures compare it."""
-    return Instance(found.box_xywh, found.area, found.area, found.rle, found.score)
+    return JudgedObject(found.box_xywh, found.area, found.area, found.rle, found.score)
 
 
 def _same_size(truth: Truth, image_id: int, unit: Unit) -> None:

@@ -1,7 +1,7 @@
 """A label of a run <-> a FiftyOne detection. Plain values on both sides: FiftyOne itself is not imported here.
 
 Coordinates: a FiftyOne box is (x, y, w, h) in parts of the image, and its mask covers that box whatever the mask's own
-resolution is. `Mark` is what a label looked like when run and dataset last agreed; marks are kept on the sample, so
+resolution is. `AgreedLabel` is how a label looked when run and dataset last agreed. Marks are kept on the sample, so
 they travel with the dataset wherever it is copied, and tell what a person changed since.
 """
 
@@ -32,7 +32,7 @@ def object_id(label_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class AgreedLabel:
     """How a label looked when both sides agreed: class, mask as FiftyOne held it, mask as run-length code, tag."""
 
     class_name: str
@@ -50,7 +50,7 @@ class Sync:
     taken over as reviewed, and which left-out candidates were taken over as labels."""
 
     reviewed: bool
-    marks: Mapping[str, Mark]
+    marks: Mapping[str, AgreedLabel]
     taken: frozenset[str]
 
     def packed(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def unpack(values: Mapping[str, Any] | None) -> Sync:
     """Return the inverse of `Sync.packed`; a frame without one has agreed on nothing yet."""
     if not values:
         return Sync(False, {}, frozenset())
-    marks = {key: Mark(*value) for key, value in values["marks"].items()}
+    marks = {key: AgreedLabel(*value) for key, value in values["marks"].items()}
     return Sync(values["reviewed"], marks, frozenset(values["taken"]))
 
 
@@ -99,9 +99,9 @@ def boxed(rle: Rle) -> Box:
     return Box((x / width, y / height, w / width, h / height), mask)
 
 
-def mark(label: Label, name: str, detection: Box, approved: bool = False) -> Mark:
+def mark(label: Label, name: str, detection: Box, approved: bool = False) -> AgreedLabel:
     """Return the mark of a label that is being pushed."""
-    return Mark(name, held_digest(detection.box, detection.mask), shape_digest(label.rle), approved)
+    return AgreedLabel(name, held_digest(detection.box, detection.mask), shape_digest(label.rle), approved)
 
 
 def rle_of(box: Iterable[float], mask: npt.NDArray[Any] | None, size_hw: tuple[int, int]) -> Rle:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label, MediaItem
-from sam3label.review.survey import NEIGHBORS, Seen, Survey, UsualSize, look
+from sam3label.review.survey import NEIGHBORS, SeenImage, Survey, UsualSize, look
 from sam3label.run.decide import SAME_OBJECT_IOU
 from sam3label.run.reader import Run
 from sam3label.run.saturation import is_full
@@ -161,7 +161,7 @@ def sentence(found: Iterable[Reason]) -> str | None:
 # ---- one image
 
 
-def reasons(seen: Seen, concepts: ConceptList, whole: Survey) -> tuple[Reason, ...]:
+def reasons(seen: SeenImage, concepts: ConceptList, whole: Survey) -> tuple[Reason, ...]:
     """Return every reason to look at one image, by kind in the order of `KINDS`; none once a person reviewed it."""
     if seen.reviewed:
         return ()
@@ -182,19 +182,19 @@ def reasons(seen: Seen, concepts: ConceptList, whole: Survey) -> tuple[Reason, .
     return tuple(sorted(open_, key=lambda r: (KINDS.index(r.kind), -r.gain)))
 
 
-def _empty_among_similar(seen: Seen, whole: Survey) -> Iterator[Reason]:
+def _empty_among_similar(seen: SeenImage, whole: Survey) -> Iterator[Reason]:
     if (part := whole.empty.get(seen.item_id)) is not None and not seen.labels:
         words = f"empty, though {part:.0%} of the {NEIGHBORS} images most like it have labels"
         yield Reason("empty among similar", words, part)
 
 
-def _audit(seen: Seen, whole: Survey) -> Iterator[Reason]:
+def _audit(seen: SeenImage, whole: Survey) -> Iterator[Reason]:
     if (rank := whole.audit.get(seen.item_id)) is not None:
         words = f"random audit sample: number {rank + 1} of {len(whole.audit)}"
         yield Reason("audit", words, 1 - rank / len(whole.audit))
 
 
-def _near_threshold(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _near_threshold(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     """Labels just over their threshold, and candidates just under it: of those on one object the best."""
     known = {concept.id: [x for x in seen.labels if x.class_id == concept.id] for concept in concepts.concepts}
     for decision in seen.decisions:  # best first within a class
@@ -217,7 +217,7 @@ def _covered(label: Label, others: Sequence[Label]) -> bool:
     return bool((overlap >= SAME_OBJECT_IOU).any())
 
 
-def _presence_disagrees(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _presence_disagrees(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     """Classes said to be there of which nothing is labelled, and labels of phrases said to be absent.
 
     An object that convinces under a low presence and is no label is left alone: presence is right then nine times in
@@ -237,7 +237,7 @@ def _presence_disagrees(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
                 yield Reason("presence disagrees", words, 1 - asked[label.prompt], (label.id,))
 
 
-def _two_classes(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _two_classes(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     labels = seen.labels
     overlap = masks.iou_matrix([x.rle for x in labels], [x.rle for x in labels])
     for i, j in combinations(range(len(labels)), 2):
@@ -257,7 +257,7 @@ def _rivals(a: Label, b: Label, concepts: ConceptList) -> Reason:
     return Reason("two classes", words, low.score / high.score if high.score > 0 else 1.0, (high.id, low.id))
 
 
-def _twins(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _twins(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     """Yield pairs of labels of one class that the class's `iou` let stand."""
     for concept in concepts.concepts:
         own = [label for label in seen.labels if label.class_id == concept.id]
@@ -268,7 +268,7 @@ def _twins(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
                 yield Reason("twins", words, min(1.0, float(overlap[i, j])), (own[i].id, own[j].id))
 
 
-def _synonyms_disagree(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _synonyms_disagree(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     for concept in concepts.concepts:
         if len(concept.prompts) > 1:
             own = [d.label for d in seen.decisions if d.label.class_id == concept.id]
@@ -288,7 +288,7 @@ def _lone_synonym(label: Label, own: Sequence[Label], concept: Concept) -> Itera
         yield Reason("synonyms disagree", words, len(silent) / len(others), (label.id,))
 
 
-def _hard_negative(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _hard_negative(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     for decision in seen.decisions:
         if decision.outcome == "hard negative":
             label = decision.label
@@ -296,7 +296,7 @@ def _hard_negative(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
             yield Reason("hard negative", words, label.score, (label.id,))
 
 
-def _unusual_size(seen: Seen, concepts: ConceptList, sizes: Mapping[int, UsualSize]) -> Iterator[Reason]:
+def _unusual_size(seen: SeenImage, concepts: ConceptList, sizes: Mapping[int, UsualSize]) -> Iterator[Reason]:
     for label in seen.labels:
         found = _unusual(seen.share(label), sizes.get(label.class_id)) or _extreme(label, seen.share(label))
         if found is not None:
@@ -326,7 +326,7 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
     return (f"covers {_percent(share)} of the image", share) if share > WHOLE else None
 
 
-def _saturated(seen: Seen, concepts: ConceptList, queries: int) -> Iterator[Reason]:
+def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator[Reason]:
     """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
     for concept in concepts.concepts:
         own = [decision.label for decision in seen.decisions if decision.label.class_id == concept.id]
@@ -337,7 +337,7 @@ def _saturated(seen: Seen, concepts: ConceptList, queries: int) -> Iterator[Reas
                 yield Reason("saturated", words, min(1.0, answers / queries))
 
 
-def _cut_short(seen: Seen, concepts: ConceptList) -> Iterator[Reason]:
+def _cut_short(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     """Classes whose list of labels ends at `max_instances`."""
     cut = Counter(d.label.class_id for d in seen.decisions if d.outcome == "max_instances")
     for class_id, left_out in cut.items():

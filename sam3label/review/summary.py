@@ -59,7 +59,7 @@ class ClassQuality:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ReviewSummary:
     """`audit` is the unbiased figure, `reviewed` that of every reviewed image; by class, "" being all together."""
 
     images: int
@@ -74,7 +74,7 @@ class Summary:
     conflicts: Sequence[str]
 
 
-def summarise(run: Run) -> Summary:
+def summarise(run: Run) -> ReviewSummary:
     """Walk the reviewed images of a run."""
     state = run.note(connect.META) or {"audit": 0}
     corrections = run.corrections()
@@ -91,7 +91,7 @@ def summarise(run: Run) -> Summary:
                     per_class += compare(seen.labels, final.labels, run.concepts.names, confused)
             counts[unit.item.id] = counts.get(unit.item.id, 0) + per_class
     audited = [id_ for id_ in counts if id_ in sample]
-    return Summary(
+    return ReviewSummary(
         images=len(ids),
         reviewed_images=len(counts),
         audit_images=len(sample),
@@ -190,7 +190,7 @@ def minutes_per_image(corrections: Iterable[Correction]) -> float | None:
 # ---- words
 
 
-def to_text(summary: Summary) -> str:
+def to_text(summary: ReviewSummary) -> str:
     """Return what `sam3label review summary` prints."""
     lines = [f"{summary.reviewed_images} of {summary.images} images reviewed"]
     if not summary.reviewed_images:
@@ -210,7 +210,7 @@ def to_text(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _audit_lines(summary: Summary) -> list[str]:
+def _audit_lines(summary: ReviewSummary) -> list[str]:
     done, total = summary.audit_reviewed, summary.audit_images
     if not done:
         return [

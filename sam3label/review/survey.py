@@ -26,7 +26,7 @@ QUERIES = 200  # answers that SAM 3 can give to one phrase in one image, where t
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenImage:
     """One image (frame) as the run holds it: every candidate's fate, and the presence by prompt key."""
 
     item_id: str
@@ -70,12 +70,12 @@ class Survey:
 # ---- reading the run
 
 
-def look(run: Run, unit: Unit) -> Iterator[Seen]:
+def look(run: Run, unit: Unit) -> Iterator[SeenImage]:
     """Yield the frames of one done unit; a photo has one."""
     corrections = run.corrections(unit.item.id)
     for seen in run.frames(unit):
         image = seen.image
-        yield Seen(
+        yield SeenImage(
             unit.item.id, image.frame, image.size_hw, seen.decisions, seen.presence,
             unit.item.kind == "video", image.reviewed, _corrected(corrections, image.frame),
         )  # fmt: skip
@@ -85,7 +85,7 @@ def _corrected(corrections: Sequence[Correction], frame: int) -> frozenset[str]:
     return frozenset(c.label_id for c in corrections if c.frame == frame and c.label_id is not None)
 
 
-def look_at_all(run: Run) -> Iterator[Seen]:
+def look_at_all(run: Run) -> Iterator[SeenImage]:
     """Yield every done image and frame, in item order."""
     for unit in run.done_units():
         yield from look(run, unit)
@@ -99,7 +99,7 @@ def survey_run(run: Run, audit: int) -> Survey:
     return survey(look_at_all(run), audit, int(run.info.get("queries", QUERIES)))
 
 
-def survey(seen: Iterable[Seen], audit: int, queries: int = QUERIES) -> Survey:
+def survey(seen: Iterable[SeenImage], audit: int, queries: int = QUERIES) -> Survey:
     """Walk images once. Keeps eight bytes per label and one presence vector per image."""
     shares: dict[int, array[float]] = {}
     ids: dict[str, None] = {}

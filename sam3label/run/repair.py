@@ -21,7 +21,7 @@ _NOTES = ("concepts", "info", "exemplars", "trust", "settings", "pace", "review"
 
 
 @dataclass(slots=True)
-class Findings:
+class StoreFindings:
     """What a look through a run came to. `problems` are sentences, `changed` photos that are not what was labelled."""
 
     units: int = 0
@@ -36,12 +36,12 @@ class Findings:
         return not self.problems and not self.lost
 
 
-def examine(folder: str | Path, photos: str | Path | None = None) -> Findings:
+def examine(folder: str | Path, photos: str | Path | None = None) -> StoreFindings:
     """Go through a run: the database's own checks, every unit, mask, correction and note, and the photos.
 
     Raises `StoreError` only where there is no run at all.
     """
-    found = Findings()
+    found = StoreFindings()
     try:
         store = Store.open(folder)
     except DamagedStoreError as error:
@@ -60,14 +60,14 @@ def examine(folder: str | Path, photos: str | Path | None = None) -> Findings:
     return found
 
 
-def repair(folder: str | Path, out: str | Path) -> Findings:
+def repair(folder: str | Path, out: str | Path) -> StoreFindings:
     """Write a new run with what is whole of a damaged one: first what people did, then what the model saw.
 
     Raises `StoreError` when there is a run in `out`, or when not even the old one's notes can be read.
     """
     if (Path(out) / DATABASE).exists():
         raise StoreError(f"{out} holds a run already. Choose a new folder for what can be saved.")
-    found = Findings()
+    found = StoreFindings()
     with Store.open(folder) as old:
         notes = {key: value for key in _NOTES if (value := _note(old, key)) is not None}
         with Store.writer(out, old.prompts, old.meta("fingerprint") or {}, notes=notes) as new:
@@ -107,7 +107,7 @@ def _note(store: Store, key: str) -> object:
         return None
 
 
-def _units(store: Store, found: Findings) -> Iterator[tuple[str, UnitResult | None]]:
+def _units(store: Store, found: StoreFindings) -> Iterator[tuple[str, UnitResult | None]]:
     """Yield (item id or row, its unit if it is whole) of every unit that can be reached."""
     numbers, complete = store.numbers("units")
     if not complete:
@@ -144,7 +144,7 @@ def _fits(candidate: Candidate) -> bool:
     return candidate.area == masks.area(candidate.rle) and bool(same_box)
 
 
-def _corrections(store: Store, found: Findings) -> Iterator[tuple[Correction, str | None]]:
+def _corrections(store: Store, found: StoreFindings) -> Iterator[tuple[Correction, str | None]]:
     numbers, complete = store.numbers("corrections")
     if not complete:
         found.problems.append("a part of the table of corrections cannot be read")

@@ -26,7 +26,7 @@ from sam3label.review.reasons import EXPLAINED, Case, cases, worst_first
 from sam3label.review.survey import survey_run
 from sam3label.run.reader import Run, open_run
 from sam3label.show import lettering, report_pictures
-from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, Tally, tally_run
+from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, ReportCounts, tally_run
 
 if TYPE_CHECKING:
     from sam3label.quality.mistakes import Mistakes
@@ -131,7 +131,7 @@ def _info(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _totals(run: Run, tally: Tally) -> dict[str, int]:
+def _totals(run: Run, tally: ReportCounts) -> dict[str, int]:
     totals = run.totals()
     return {
         "images": tally.images,
@@ -143,7 +143,7 @@ def _totals(run: Run, tally: Tally) -> dict[str, int]:
     }
 
 
-def _class(concepts: ConceptList, tally: Tally, class_id: int) -> dict[str, Any]:
+def _class(concepts: ConceptList, tally: ReportCounts, class_id: int) -> dict[str, Any]:
     concept = concepts.concepts[class_id]
     nothing = np.zeros((2, PRESENCE_BINS), np.int64)
     return {
@@ -175,7 +175,7 @@ def _against_truth(mistakes: Mistakes) -> dict[str, Any]:
     }
 
 
-def _together(concepts: ConceptList, tally: Tally) -> dict[str, Any]:
+def _together(concepts: ConceptList, tally: ReportCounts) -> dict[str, Any]:
     """Return images that show both of two classes, for the classes seen most."""
     classes = sorted(class_id for class_id, _ in tally.shown.most_common(MAX_TOGETHER))
     table = [[tally.shown[a] if a == b else tally.together[min(a, b), max(a, b)] for b in classes] for a in classes]

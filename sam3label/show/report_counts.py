@@ -47,7 +47,7 @@ def _base64(values: npt.NDArray[Any]) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
+class ReportCounts:
     """What the pass over all images adds up."""
 
     embedded: _Embedded
@@ -63,10 +63,10 @@ class Tally:
     presence: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)  # images and those labelled, [2, bins]
 
 
-def tally_run(run: Run, on_unit: Callable[[], None] = lambda: None) -> Tally:
+def tally_run(run: Run, on_unit: Callable[[], None] = lambda: None) -> ReportCounts:
     """Add up a whole run; `on_unit` is called after each photo and clip."""
     totals = run.totals()
-    tally = Tally(_Embedded(max(1, -(-totals.candidates // MAX_EMBEDDED))))
+    tally = ReportCounts(_Embedded(max(1, -(-totals.candidates // MAX_EMBEDDED))))
     everything = run.without_thresholds().concepts
     for unit in run.done_units():
         for seen in run.frames(unit):
@@ -75,7 +75,7 @@ def tally_run(run: Run, on_unit: Callable[[], None] = lambda: None) -> Tally:
     return tally
 
 
-def _add(tally: Tally, concepts: ConceptList, seen: SeenFrame, everything: ConceptList) -> None:
+def _add(tally: ReportCounts, concepts: ConceptList, seen: SeenFrame, everything: ConceptList) -> None:
     standing = select_labels(seen.candidates, everything)
     _add_counts(tally, seen.image)
     _add_histograms(tally, concepts, seen.image, standing, seen.presence)
@@ -87,7 +87,7 @@ def _add(tally: Tally, concepts: ConceptList, seen: SeenFrame, everything: Conce
     tally.photos += seen.image.item.kind == "image"
 
 
-def _add_counts(tally: Tally, image: LabeledImage) -> None:
+def _add_counts(tally: ReportCounts, image: LabeledImage) -> None:
     found = Counter(label.class_id for label in image.labels)
     tally.objects += found
     tally.shown.update(found.keys())
@@ -97,7 +97,11 @@ def _add_counts(tally: Tally, image: LabeledImage) -> None:
 
 
 def _add_histograms(
-    tally: Tally, concepts: ConceptList, image: LabeledImage, standing: Sequence[Label], presence: Mapping[str, float]
+    tally: ReportCounts,
+    concepts: ConceptList,
+    image: LabeledImage,
+    standing: Sequence[Label],
+    presence: Mapping[str, float],
 ) -> None:
     labelled = {label.class_id for label in image.labels}
     for concept in concepts.concepts:

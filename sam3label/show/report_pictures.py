@@ -31,7 +31,7 @@ MISTAKES = 12  # of each kind
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedPicture:
     """A picture to be: the image, what is drawn on it, and what the page says of it."""
 
     image: LabeledImage
@@ -44,14 +44,14 @@ class Wanted:
         return item.id if item.kind == "image" else f"{item.id}, frame {self.image.frame}"
 
 
-def of_cases(run: Run, worst: Mapping[Kind, Sequence[Case]]) -> Iterator[Wanted]:
+def of_cases(run: Run, worst: Mapping[Kind, Sequence[Case]]) -> Iterator[WantedPicture]:
     """Yield one picture a case, of the labels that its reasons name: kind by kind, in the queue's order."""
     for kind, cases in worst.items():
         for case in cases:
             found = case.of(kind)
             frame = max(found, key=lambda reason: reason.gain).frame
             image, labels = _named(run, case.item, frame, found)
-            yield Wanted(image, labels, {"kind": kind, "reason": sentence(found)})
+            yield WantedPicture(image, labels, {"kind": kind, "reason": sentence(found)})
 
 
 def _named(run: Run, item: MediaItem, frame: int, found: Sequence[Reason]) -> tuple[LabeledImage, list[Label]]:
@@ -63,7 +63,7 @@ def _named(run: Run, item: MediaItem, frame: int, found: Sequence[Reason]) -> tu
     return seen.image, [d.label for d in seen.decisions if d.label.id in ids] or list(seen.image.labels)
 
 
-def gallery(run: Run, photos: int, frames: int) -> Iterator[Wanted]:
+def gallery(run: Run, photos: int, frames: int) -> Iterator[WantedPicture]:
     """Yield photos, then frames, each spread evenly over those of the run, whose numbers are given."""
     shown_frames = min(frames, max(GALLERY_FRAMES, GALLERY - photos))
     spread = {
@@ -80,17 +80,19 @@ def gallery(run: Run, photos: int, frames: int) -> Iterator[Wanted]:
             chosen[kind] += [image for number, image in images if number in spread[kind]]
     for image in (*chosen["image"], *chosen["video"]):
         classes = sorted({label.class_id for label in image.labels})
-        yield Wanted(image, image.labels, {"classes": classes, "objects": len(image.labels)})
+        yield WantedPicture(image, image.labels, {"classes": classes, "objects": len(image.labels)})
 
 
-def of_mistakes(run: Run, mistakes: Mistakes) -> Iterator[Wanted]:
+def of_mistakes(run: Run, mistakes: Mistakes) -> Iterator[WantedPicture]:
     """Yield the first `MISTAKES` pictures of each kind: largest misses, surest false alarms and confusions."""
     kinds = {"missed": mistakes.missed, "false alarm": mistakes.false_alarms, "confused": mistakes.confused}
     for kind, found in kinds.items():
         for one in found[:MISTAKES]:
             image = run.image(one.item_id)
             if image is not None:
-                yield Wanted(image, _objects(one, image, run.concepts.names), {"kind": kind, "reason": _said(one)})
+                yield WantedPicture(
+                    image, _objects(one, image, run.concepts.names), {"kind": kind, "reason": _said(one)}
+                )
 
 
 def _said(one: Mistake) -> str:
@@ -121,7 +123,7 @@ def _spread(total: int, n: int) -> set[int]:
 
 
 def draw_all(
-    wanted: Sequence[Wanted], names: Sequence[str], on_picture: Callable[[], None] = lambda: None
+    wanted: Sequence[WantedPicture], names: Sequence[str], on_picture: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
     """Return what the page needs of each: a small JPEG as a data URI (None where the photo is not what it was), its
     size, and what is said of it. All are drawn in one go, so a video is read once."""

@@ -60,7 +60,7 @@ class CocoFile:
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedFile:
     """What a file states, and the annotations that its readers can be given."""
 
     split: Split
@@ -103,12 +103,12 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not a COCO instances file: {error}") from error
 
 
-def check(file: CocoFile, findings: Findings) -> Checked:
+def check(file: CocoFile, findings: Findings) -> CheckedFile:
     """Go through every record once."""
     names, images = file.names, _check_images(file, findings)
     _check_ids(file.document, findings)
     _check_categories(file, findings)
-    checked = Checked(Split(file.split, images=len(file.document["images"])))
+    checked = CheckedFile(Split(file.split, images=len(file.document["images"])))
     rules = _Rules(images, names, any_segmentation(file.document["annotations"]), findings)
     checked.segmented = rules.segmented
     with_labels: set[Any] = set()

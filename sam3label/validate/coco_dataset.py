@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sam3label.validate import coco, coco_readers
 from sam3label.validate.photos import check_shared
 from sam3label.validate.report import Consumer, Findings, Report, Split, in_order
-from sam3label.validate.roundtrip import Asked, Held, Instances, Reading, compare, export_options
+from sam3label.validate.roundtrip import ExportedImage, Held, Instances, Reading, compare, export_options
 
 if TYPE_CHECKING:
     from sam3label.run.reader import Run
@@ -73,7 +73,7 @@ class _Collected:
         check_shared(self.photos, findings)
 
     def reading(self) -> Reading:
-        def held(asked: Asked) -> Held | None:
+        def held(asked: ExportedImage) -> Held | None:
             found = self.held.get(asked.image.item.id)
             return found and Held(*found)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3label.validate.coco import Checked, CocoFile
+from sam3label.validate.coco import CheckedFile, CocoFile
 from sam3label.validate.photos import read_photo
 from sam3label.validate.report import Consumer, Findings
 
@@ -19,7 +19,7 @@ SCORED_AT_ONCE = 250  # images; COCOeval keeps every pair it has compared
 PROCESSED_IMAGES = 100
 
 
-def consume(file: CocoFile, checked: Checked, findings: Findings) -> Iterator[Consumer]:
+def consume(file: CocoFile, checked: CheckedFile, findings: Findings) -> Iterator[Consumer]:
     """Load the file with each consumer."""
     yield _pycocotools(file, checked, findings)
     ids = list(file.names)
@@ -40,7 +40,7 @@ def _range(ids: list[Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- pycocotools
 
 
-def _pycocotools(file: CocoFile, checked: Checked, findings: Findings) -> Consumer:
+def _pycocotools(file: CocoFile, checked: CheckedFile, findings: Findings) -> Consumer:
     """Load, then score the labels against themselves: anything under 1.0 was lost on the way."""
     name = f"pycocotools ({file.split})"
     truth = [a for a in checked.readable if not a.get("iscrowd")]
@@ -99,7 +99,7 @@ def _score(document: dict[str, Any], kind: str) -> float:
 # -------------------------------------------------------------------------------------------------------- Hugging Face
 
 
-def _hugging_face(file: CocoFile, checked: Checked, findings: Findings) -> Consumer:
+def _hugging_face(file: CocoFile, checked: CheckedFile, findings: Findings) -> Consumer:
     """Put photos and annotations through RTDetrImageProcessor, and count what comes out."""
     name = f"Hugging Face RTDetrImageProcessor ({file.split})"
     if file.image_root is None:

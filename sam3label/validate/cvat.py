@@ -13,7 +13,7 @@ from sam3label.core.records import Box, Rle
 from sam3label.errors import InputError
 from sam3label.validate.coco import read_mask
 from sam3label.validate.photos import is_file
-from sam3label.validate.pictures import Kind, Opened, Picture, class_table, usable_size
+from sam3label.validate.pictures import DatasetImage, Kind, OpenedDataset, class_table, usable_size
 from sam3label.validate.report import Findings
 
 KIND = Kind("CVAT for images 1.1", "segment", lambda asked: asked.image.item.id)
@@ -22,7 +22,7 @@ _SHAPES = ("mask", "polygon", "box")
 _OTHER = ("polyline", "points", "ellipse", "cuboid", "skeleton")
 
 
-def find(path: Path) -> Opened | None:
+def find(path: Path) -> OpenedDataset | None:
     """Return the dataset of an annotations.xml, of its folder, or of a folder of such; None if it is none."""
     if path.is_file():
         files = [path] if path.suffix == ".xml" else []
@@ -35,7 +35,7 @@ def find(path: Path) -> Opened | None:
     findings = Findings()
     names = list(dict.fromkeys(name for file in files for name in _classes(file)))
     pictures = (picture for file in files for picture in _pictures(file, findings))
-    return Opened(KIND, class_table(names), pictures, findings)
+    return OpenedDataset(KIND, class_table(names), pictures, findings)
 
 
 def _classes(file: Path) -> Iterator[str]:
@@ -61,7 +61,7 @@ def _elements(file: Path, tags: tuple[str, ...]) -> Iterator[ElementTree.Element
         raise InputError(f"{file} is not CVAT's XML, or was cut off: {error}") from error
 
 
-def _pictures(file: Path, findings: Findings) -> Iterator[Picture]:
+def _pictures(file: Path, findings: Findings) -> Iterator[DatasetImage]:
     for element in _elements(file, ("image",)):
         values, subset = element.attrib, element.get("subset", "")
         name = values.get("name", "")
@@ -69,7 +69,7 @@ def _pictures(file: Path, findings: Findings) -> Iterator[Picture]:
         photo = place if is_file(place) else file.parent / "images" / name
         size = usable_size(values.get("height"), values.get("width"))
         split = _SPLITS.get(subset, subset) or file.parent.name
-        picture = Picture(split, name, name, size, photo)
+        picture = DatasetImage(split, name, name, size, photo)
         picture.instances.extend(_instances(element, size, name, findings))
         yield picture
 

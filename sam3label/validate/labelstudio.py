@@ -15,14 +15,14 @@ from sam3label.core.records import Box, Rle
 from sam3label.errors import InputError
 from sam3label.validate.coco import read_json
 from sam3label.validate.photos import is_file, read_photo
-from sam3label.validate.pictures import Kind, Opened, Picture, class_table, usable_size
+from sam3label.validate.pictures import DatasetImage, Kind, OpenedDataset, class_table, usable_size
 from sam3label.validate.report import Findings
 
 KIND = Kind("Label Studio", "segment", lambda asked: asked.image.item.id)
 _CHANNELS = 4
 
 
-def find(path: Path) -> Opened | None:
+def find(path: Path) -> OpenedDataset | None:
     """Return the dataset of a folder with tasks.json, or of a JSON that is a list; None if it is none."""
     file = path / "tasks.json" if path.is_dir() else path
     if file.suffix != ".json" or not is_file(file) or not _is_list(file):
@@ -32,7 +32,7 @@ def find(path: Path) -> Opened | None:
         raise InputError(f"{file} is no list of Label Studio's tasks: each needs its data.")
     findings = Findings()
     names = _classes(file.parent / "label_config.xml", tasks, findings)
-    return Opened(KIND, class_table(names), _pictures(file.parent, tasks, findings), findings)
+    return OpenedDataset(KIND, class_table(names), _pictures(file.parent, tasks, findings), findings)
 
 
 def _is_list(file: Path) -> bool:
@@ -54,7 +54,7 @@ def _classes(config: Path, tasks: list[dict[str, Any]], findings: Findings) -> l
         return sorted(used)
 
 
-def _pictures(root: Path, tasks: list[dict[str, Any]], findings: Findings) -> Iterator[Picture]:
+def _pictures(root: Path, tasks: list[dict[str, Any]], findings: Findings) -> Iterator[DatasetImage]:
     for task in tasks:
         data, regions = task["data"], _regions(task)
         photo = _photo(root, data.get("image"))
@@ -65,7 +65,7 @@ def _pictures(root: Path, tasks: list[dict[str, Any]], findings: Findings) -> It
         if len(sizes) > 1:
             findings.drops("Label Studio", "the regions of a photo state different sizes", name)
         size = next(iter(sizes)) if len(sizes) == 1 else _own_size(photo)
-        picture = Picture(str(data.get("split") or "all"), name, name, size, photo)
+        picture = DatasetImage(str(data.get("split") or "all"), name, name, size, photo)
         picture.instances.extend(_instances(regions, name, findings))
         yield picture
 

@@ -18,7 +18,7 @@ from sam3label.errors import InputError
 from sam3label.export.photos import label_stem
 from sam3label.validate.coco import read_json
 from sam3label.validate.photos import is_file
-from sam3label.validate.pictures import Kind, Opened, Picture
+from sam3label.validate.pictures import DatasetImage, Kind, OpenedDataset
 from sam3label.validate.report import Findings
 from sam3label.validate.roundtrip import uncovered
 
@@ -34,7 +34,7 @@ def _on_top(labels: Sequence[Label]) -> list[Label]:
 KIND = Kind("PNG maps", "segment", lambda asked: label_stem(asked.image.item.id), shown=_on_top)
 
 
-def find(path: Path) -> Opened | None:
+def find(path: Path) -> OpenedDataset | None:
     """Return the dataset of a folder with legend.json and instance/; None if it is none."""
     if not (is_file(path / "legend.json") and (path / "instance").is_dir()):
         return None
@@ -44,17 +44,17 @@ def find(path: Path) -> Opened | None:
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path / 'legend.json'} is no legend: it needs `semantic`, names by number.") from error
     classes = {value - 1: name for value, name in sorted(legend.items()) if value}
-    return Opened(KIND, classes, _pictures(path, legend, findings), findings)
+    return OpenedDataset(KIND, classes, _pictures(path, legend, findings), findings)
 
 
-def _pictures(root: Path, legend: dict[int, str], findings: Findings) -> Iterator[Picture]:
+def _pictures(root: Path, legend: dict[int, str], findings: Findings) -> Iterator[DatasetImage]:
     lines = _lines(root / "instances.jsonl", findings)
     photos = {p.relative_to(root / "images").with_suffix("").as_posix(): p for p in _files(root / "images")}
     for file in sorted(p for p in _files(root / "instance") if p.suffix == ".png"):
         name = file.relative_to(root / "instance").as_posix()
         split, _, stem = name.removesuffix(".png").partition("/")
         photo = photos.get(name.removesuffix(".png"), root / "images" / name)
-        yield _picture(root, name, Picture(split, name, stem, None, photo), lines.pop(name, []), legend, findings)
+        yield _picture(root, name, DatasetImage(split, name, stem, None, photo), lines.pop(name, []), legend, findings)
     for name in lines:
         findings.drops("every reader", "a line of instances.jsonl names a map that is not there", name)
 
@@ -79,8 +79,13 @@ def _lines(path: Path, findings: Findings) -> Lines:
 
 
 def _picture(
-    root: Path, name: str, picture: Picture, lines: list[tuple[int, str]], legend: dict[int, str], findings: Findings
-) -> Picture:
+    root: Path,
+    name: str,
+    picture: DatasetImage,
+    lines: list[tuple[int, str]],
+    legend: dict[int, str],
+    findings: Findings,
+) -> DatasetImage:
     instance, semantic = _opened(root / "instance" / name), _opened(root / "semantic" / name)
     if instance is None or semantic is None or instance.shape != semantic.shape:
         findings.drops("every reader", "a map cannot be read, or the two maps of a photo differ in size", name)

@@ -15,15 +15,15 @@ from sam3label.core.records import Box, Label, Rle
 from sam3label.core.whole_folder import read_marker
 from sam3label.validate.coco import read_mask
 from sam3label.validate.photos import is_file, read_photo
-from sam3label.validate.pictures import Kind, Opened, Picture, class_table, usable_size
+from sam3label.validate.pictures import DatasetImage, Kind, OpenedDataset, class_table, usable_size
 from sam3label.validate.report import Findings
-from sam3label.validate.roundtrip import Asked, uncovered
+from sam3label.validate.roundtrip import ExportedImage, uncovered
 
 WHO = "TrackEval"
 _LONGEST = 1_000_000  # frames of a video
 
 
-def _key(asked: Asked) -> tuple[str, int]:
+def _key(asked: ExportedImage) -> tuple[str, int]:
     """Return the key of a frame. Frames are numbered anew there, in the order of what was labelled."""
     return asked.video, asked.place + 1
 
@@ -49,7 +49,7 @@ class _Video:
     suffix: str
 
 
-def find(path: Path) -> Opened | None:
+def find(path: Path) -> OpenedDataset | None:
     """Return the dataset of a folder with SPLIT/VIDEO/gt/gt.txt; None if it is none."""
     files = sorted(p for p in path.glob("*/**/gt/gt.txt") if is_file(p)) if path.is_dir() else []
     if not files:
@@ -60,7 +60,7 @@ def find(path: Path) -> Opened | None:
     kind = _kind(path, files)
     classes = {i: name for video in videos for i, name in video.names.items()}
     pictures = (picture for video in videos for picture in _pictures(video, kind, findings))
-    return Opened(kind, classes, pictures, findings)
+    return OpenedDataset(kind, classes, pictures, findings)
 
 
 def _kind(path: Path, files: list[Path]) -> Kind:
@@ -123,7 +123,7 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.split("\n") if line.strip()]
 
 
-def _pictures(video: _Video, kind: Kind, findings: Findings) -> Iterator[Picture]:
+def _pictures(video: _Video, kind: Kind, findings: Findings) -> Iterator[DatasetImage]:
     held: defaultdict[int, list[tuple[str, Rle | Box]]] = defaultdict(list)
     seen = Counter[tuple[int, str]]()
     for number, line in enumerate(_lines(video.folder / "gt" / "gt.txt"), 1):
@@ -148,12 +148,12 @@ def _pictures(video: _Video, kind: Kind, findings: Findings) -> Iterator[Picture
 
 def _picture(
     video: _Video, frame: int, photo: Path, instances: list[tuple[str, Rle | Box]], findings: Findings
-) -> Picture:
+) -> DatasetImage:
     rles = [shape for _, shape in instances if isinstance(shape, Rle)]
     if len(rles) > 1 and masks.area(masks.union(rles)) < sum(masks.area(rle) for rle in rles):
         findings.drops(WHO, "masks of one frame overlap: the video is refused", f"{video.name}, frame {frame}")
     key = video.name, frame
-    return Picture(video.split, f"{video.name}/{photo.name}", key, video.size_hw, photo, instances)
+    return DatasetImage(video.split, f"{video.name}/{photo.name}", key, video.size_hw, photo, instances)
 
 
 def _box_row(line: str) -> tuple[int, str, int, Box] | None:

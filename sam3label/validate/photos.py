@@ -24,7 +24,7 @@ _PIL = "RF-DETR, torchvision, Hugging Face (PIL)"
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class PhotoHeader:
     """Size as stored in the file, whether EXIF asks for turning or mirroring it, and what PIL calls its format."""
 
     stored_hw: tuple[int, int]
@@ -45,7 +45,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_photo(path: Path) -> Photo | None:
+def read_photo(path: Path) -> PhotoHeader | None:
     """Return the photo's header, or None if there is none to read."""
     if not is_file(path):
         return None
@@ -54,14 +54,14 @@ def read_photo(path: Path) -> Photo | None:
             warnings.simplefilter("ignore")  # of large photos and damaged metadata
             with Image.open(path) as image:
                 orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-                return Photo((image.height, image.width), orientation, image.format or "")
+                return PhotoHeader((image.height, image.width), orientation, image.format or "")
     except Exception:  # decoders answer damaged bytes with any exception there is
         return None
 
 
 def check_photo(
     path: Path, name: str, stated_hw: tuple[int, int] | None, findings: Findings, turned: Effect = "note"
-) -> Photo | None:
+) -> PhotoHeader | None:
     """Check that the photo is there, whole, of the stated size (if any) and looks the same to every reader.
 
     `turned` is the effect of an EXIF orientation on the format's readers. The end of a JPEG or PNG is looked at and
@@ -121,7 +121,7 @@ def _report_turned(turned: Effect, name: str, findings: Findings) -> None:
     (findings.turns if turned == "turns" else findings.note)(_PIL, what, name)
 
 
-def _damage(path: Path, photo: Photo) -> str | None:
+def _damage(path: Path, photo: PhotoHeader) -> str | None:
     """Return why decoders stop before the photo's end; None for a whole one."""
     end = _ENDS.get(photo.format)
     try:

@@ -1,6 +1,6 @@
 """What every format of the smaller kind is brought to, so that the same rules go over all: pictures with instances.
 
-A format's module reads its files into `Picture`s, one after the other, and says what only it can know.
+A format's module reads its files into `DatasetImage`s, one after the other, and says what only it can know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sam3label.core import masks
 from sam3label.core.records import Box, Label, Rle
 from sam3label.validate.photos import check_photo, check_shared
 from sam3label.validate.report import Effect, Findings, Report, Split, in_order
-from sam3label.validate.roundtrip import Asked, Held, Instances, Reading, compare, export_options
+from sam3label.validate.roundtrip import ExportedImage, Held, Instances, Reading, compare, export_options
 
 if TYPE_CHECKING:
     from sam3label.run.reader import Run
@@ -24,7 +24,7 @@ MOST_PIXELS = 1 << 28  # of a mask that is drawn here; PIL refuses photos of two
 
 
 @dataclass(slots=True)
-class Picture:
+class DatasetImage:
     """One image or frame as a dataset holds it. `key` is what the run's image is found by."""
 
     split: str
@@ -41,23 +41,23 @@ class Kind:
 
     name: str
     task: str  # one of roundtrip.MEASURES
-    key: Callable[[Asked], Hashable]
+    key: Callable[[ExportedImage], Hashable]
     turned: Effect = "note"
     videos_only: bool = False
     shown: Callable[[Sequence[Label]], Sequence[Label]] = list
 
 
 @dataclass(slots=True)
-class Opened:
+class OpenedDataset:
     """A dataset that was found: its kind, its classes, its pictures, and what was noticed on the way."""
 
     kind: Kind
     classes: Mapping[int, str]
-    pictures: Iterable[Picture]
+    pictures: Iterable[DatasetImage]
     findings: Findings
 
 
-def check(path: Path, opened: Opened, run: Run | None) -> Report:
+def check(path: Path, opened: OpenedDataset, run: Run | None) -> Report:
     """Go through every picture once; with the run, compare it afterwards."""
     findings, kind = opened.findings, opened.kind
     splits: dict[str, Split] = {}
@@ -77,7 +77,7 @@ def check(path: Path, opened: Opened, run: Run | None) -> Report:
     _check_whole(path, splits, findings)
     check_shared(photos, findings)
 
-    def find(asked: Asked) -> Held | None:
+    def find(asked: ExportedImage) -> Held | None:
         found = held.get(kind.key(asked))
         return found and Held(*found)
 
@@ -100,7 +100,7 @@ def usable_size(height: object, width: object) -> tuple[int, int] | None:
     return size if min(size) > 0 and size[0] * size[1] <= MOST_PIXELS else None
 
 
-def _check_picture(picture: Picture, kind: Kind, names: set[str], findings: Findings) -> None:
+def _check_picture(picture: DatasetImage, kind: Kind, names: set[str], findings: Findings) -> None:
     where = picture.name
     if picture.size_hw is None:
         findings.drops("every reader", "width and height are missing, or not those of a photo", where)

@@ -46,7 +46,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExportedImage:
     """One image or frame of the run. `place` counts the labelled frames of its video from 0."""
 
     image: LabeledImage  # frames of videos under the id that formats of photos give them
@@ -63,7 +63,7 @@ class Reading:
     """
 
     task: str
-    held: Callable[[Asked], Held | None]
+    held: Callable[[ExportedImage], Held | None]
     videos_only: bool = False
     shown: Callable[[Sequence[Label]], Sequence[Label]] = list
 
@@ -101,13 +101,13 @@ def export_options(path: Path) -> dict[str, Any]:
     return dict(marker.get("options", {}))
 
 
-def _asked(run: Run, options: Options, names: Sequence[str], videos_only: bool) -> Iterator[Asked]:
+def _asked(run: Run, options: Options, names: Sequence[str], videos_only: bool) -> Iterator[ExportedImage]:
     """Yield what an export with these options puts into a dataset; class ids are places in `names`."""
     selected = selection(run.concepts, options, {name: i for i, name in enumerate(names)}, videos_only)
     places = Counter[str]()
     for sample in selected.samples(run.images(), FrameChoice(options.every, options.fps), Tally(["train"])):
         video = sample.image.item.id
-        yield Asked(as_photo(sample.image) if videos_only else sample.image, video, places[video])
+        yield ExportedImage(as_photo(sample.image) if videos_only else sample.image, video, places[video])
         places[video] += 1
 
 

@@ -15,7 +15,7 @@ _NOTHING = "No valid images found"  # what it says when every photo of a folder 
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class LoadedFolder:
     """What the trainer's loader makes of a folder. `failure` is its own error, None if it loads."""
 
     version: str
@@ -38,7 +38,7 @@ def datasets_folder() -> Path | None:
     return Path(DATASETS_DIR)
 
 
-def read(images: Path, names: Mapping[int, str], task: str) -> Reading:
+def read(images: Path, names: Mapping[int, str], task: str) -> LoadedFolder:
     """Load a folder of photos with labels beside. Writes a cache there and repairs JPEGs: give it a copy."""
     with _quiet():
         import ultralytics
@@ -51,10 +51,12 @@ def read(images: Path, names: Mapping[int, str], task: str) -> Reading:
             loaded = YOLODataset(img_path=str(images), data=data, task=task, augment=False, imgsz=64)
         except Exception as error:  # the trainer's own failure, in its own words, is the finding
             if _NOTHING in str(error):
-                return Reading(ultralytics.__version__)
-            return Reading(ultralytics.__version__, failure=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                return LoadedFolder(ultralytics.__version__)
+            return LoadedFolder(
+                ultralytics.__version__, failure=f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            )
         instances = sum(len(x["cls"]) for x in loaded.labels)
-    return Reading(ultralytics.__version__, frozenset(Path(p).name for p in loaded.im_files), instances)
+    return LoadedFolder(ultralytics.__version__, frozenset(Path(p).name for p in loaded.im_files), instances)
 
 
 @contextlib.contextmanager

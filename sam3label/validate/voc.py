@@ -10,21 +10,21 @@ from xml.etree import ElementTree
 from sam3label.core.records import Box
 from sam3label.export.photos import label_stem
 from sam3label.validate.photos import is_file
-from sam3label.validate.pictures import Kind, Opened, Picture, class_table, usable_size
+from sam3label.validate.pictures import DatasetImage, Kind, OpenedDataset, class_table, usable_size
 from sam3label.validate.report import Findings
 
 KIND = Kind("Pascal VOC", "detect", lambda asked: label_stem(asked.image.item.id), turned="turns")
 _TOGETHER = ("trainval",)  # a list that repeats others
 
 
-def find(path: Path) -> Opened | None:
+def find(path: Path) -> OpenedDataset | None:
     """Return the dataset of a folder with Annotations/; None if it is none."""
     if not (path / "Annotations").is_dir():
         return None
     findings = Findings()
     lists = _lists(path, findings)
     pictures = _pictures(path, lists, findings)
-    return Opened(KIND, class_table(_classes(path, findings)), pictures, findings)
+    return OpenedDataset(KIND, class_table(_classes(path, findings)), pictures, findings)
 
 
 def _lists(root: Path, findings: Findings) -> dict[str, list[str]]:
@@ -66,22 +66,22 @@ def _classes(root: Path, findings: Findings) -> list[str]:
     return sorted(names)
 
 
-def _pictures(root: Path, lists: dict[str, list[str]], findings: Findings) -> Iterator[Picture]:
+def _pictures(root: Path, lists: dict[str, list[str]], findings: Findings) -> Iterator[DatasetImage]:
     for split, stems in lists.items():
         for stem in stems:
             yield _picture(root, split, stem, findings)
 
 
-def _picture(root: Path, split: str, stem: str, findings: Findings) -> Picture:
+def _picture(root: Path, split: str, stem: str, findings: Findings) -> DatasetImage:
     tree = _parsed(root / "Annotations" / f"{stem}.xml")
     if tree is None:
         findings.drops("every reader", "a listed photo has no XML, or one that cannot be read", stem)
-        return Picture(split, stem, stem, (1, 1), None)
+        return DatasetImage(split, stem, stem, (1, 1), None)
     photo = root / "JPEGImages" / (tree.findtext("filename") or f"{stem}.jpg")
     if photo != root / "JPEGImages" / f"{stem}.jpg":
         findings.drops("torchvision", "the photo is not called as its XML, with .jpg: it is not found", photo.name)
     size = usable_size(tree.findtext("size/height"), tree.findtext("size/width"))
-    picture = Picture(split, stem, stem, size, photo)
+    picture = DatasetImage(split, stem, stem, size, photo)
     for thing in tree.iter("object"):
         if (box := _box(thing)) is None:
             findings.drops("every reader", "a box is not four numbers", stem)

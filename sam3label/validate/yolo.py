@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.core.records import Box, Rle
 from sam3label.validate import ultralytics_reader
-from sam3label.validate.photos import Photo, check_photo, is_file, read_photo
+from sam3label.validate.photos import PhotoHeader, check_photo, is_file, read_photo
 from sam3label.validate.report import Consumer, Findings, Split
 from sam3label.validate.yolo_data import IMAGE_SUFFIXES, WHO, YoloSplit, skipped
 
@@ -39,7 +39,7 @@ class Rows:
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedSplit:
     """What a split states: counts, photos by the task of their rows, and how many photos have a label file."""
 
     facts: Split
@@ -47,9 +47,9 @@ class Checked:
     labelled: int = 0
 
 
-def check(split: YoloSplit, findings: Findings) -> Checked:
+def check(split: YoloSplit, findings: Findings) -> CheckedSplit:
     """Go through every photo and row once."""
-    checked = Checked(Split(split.name, images=len(split.images)))
+    checked = CheckedSplit(Split(split.name, images=len(split.images)))
     _check_names(split, findings)
     _check_shared_labels(split, findings)
     for image in split.images:
@@ -63,7 +63,7 @@ def check(split: YoloSplit, findings: Findings) -> Checked:
     return checked
 
 
-def _check_image(split: YoloSplit, image: Path, checked: Checked, findings: Findings) -> None:
+def _check_image(split: YoloSplit, image: Path, checked: CheckedSplit, findings: Findings) -> None:
     title = split.title(image)
     if photo := check_photo(image, title, None, findings):
         _check_taken(photo, title, findings)
@@ -221,14 +221,14 @@ def _check_shared_labels(split: YoloSplit, findings: Findings) -> None:
             findings.drops(WHO, "photos that differ in extension alone share one label file", split.title(image))
 
 
-def _check_any_labels(split: YoloSplit, checked: Checked, findings: Findings) -> None:
+def _check_any_labels(split: YoloSplit, checked: CheckedSplit, findings: Findings) -> None:
     if not checked.labelled:
         findings.drops(WHO, "no photo of the split has a label file: training stops, or learns nothing", split.source)
     elif not checked.facts.instances and split.name != "val":
         findings.drops(WHO, "no label file of the split has a row: there is nothing to learn", split.source)
 
 
-def _check_taken(photo: Photo, title: str, findings: Findings) -> None:
+def _check_taken(photo: PhotoHeader, title: str, findings: Findings) -> None:
     if min(photo.seen_hw) < _FEWEST_PX:
         findings.drops(WHO, "photos under 10 pixels are refused", title)
     if photo.format.lower() not in IMAGE_SUFFIXES | {"jpeg2000"}:

@@ -11,7 +11,7 @@ from sam3label.export.photos import image_name
 from sam3label.validate import yolo, yolo_data
 from sam3label.validate.photos import check_shared
 from sam3label.validate.report import Findings, Report, in_order
-from sam3label.validate.roundtrip import Asked, Held, Reading, compare, export_options
+from sam3label.validate.roundtrip import ExportedImage, Held, Reading, compare, export_options
 from sam3label.validate.yolo_data import WHO, YoloSplit
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _task(path: Path, tasks: Counter[str]) -> str:
 def _reading(splits: list[YoloSplit], task: str) -> Reading:
     places = {split.title(image): (split, image) for split in splits for image in split.images}
 
-    def held(asked: Asked) -> Held | None:
+    def held(asked: ExportedImage) -> Held | None:
         if (place := places.get(image_name(asked.image.item.id))) is None:
             return None
         return Held(yolo.instances(*place, asked.image.size_hw, task), place[1])

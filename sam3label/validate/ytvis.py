@@ -10,13 +10,13 @@ from typing import Any
 from sam3label.errors import InputError
 from sam3label.validate.coco import read_json, read_mask
 from sam3label.validate.photos import is_file
-from sam3label.validate.pictures import Kind, Opened, Picture, usable_size
+from sam3label.validate.pictures import DatasetImage, Kind, OpenedDataset, usable_size
 from sam3label.validate.report import Findings
 
 KIND = Kind("YouTube-VIS", "segment", lambda asked: asked.image.item.id, videos_only=True)
 
 
-def find(path: Path) -> Opened | None:
+def find(path: Path) -> OpenedDataset | None:
     """Return the dataset of an instances.json, or of a folder of splits; None if it is none."""
     if path.is_file():
         files = [path] if path.suffix == ".json" else []
@@ -29,7 +29,7 @@ def find(path: Path) -> Opened | None:
     findings = Findings()
     classes = {i: name for file, document in documents for i, name in _classes(file, document).items()}
     pictures = (picture for file, d in documents for picture in _pictures(file, d, findings))
-    return Opened(KIND, classes, pictures, findings)
+    return OpenedDataset(KIND, classes, pictures, findings)
 
 
 def _classes(file: Path, document: dict[str, Any]) -> dict[int, str]:
@@ -39,7 +39,7 @@ def _classes(file: Path, document: dict[str, Any]) -> dict[int, str]:
         raise InputError(f"{file} is no YouTube-VIS file: its categories need an id and a name.") from error
 
 
-def _pictures(file: Path, document: dict[str, Any], findings: Findings) -> Iterator[Picture]:
+def _pictures(file: Path, document: dict[str, Any], findings: Findings) -> Iterator[DatasetImage]:
     names, split = _classes(file, document), file.parent.name
     objects: defaultdict[Hashable, list[dict[str, Any]]] = defaultdict(list)
     listed = document.get("annotations")
@@ -65,12 +65,12 @@ def _video(
     objects: list[dict[str, Any]],
     names: dict[int, str],
     findings: Findings,
-) -> Iterator[Picture]:
+) -> Iterator[DatasetImage]:
     frames = [str(name) for name in video["file_names"]]
     size = usable_size(video.get("height"), video.get("width"))
     whole = [one for one in objects if _is_whole(one, len(frames), findings)]
     for place, name in enumerate(frames):
-        picture = Picture(split, name, name, size, file.parent / "JPEGImages" / name)
+        picture = DatasetImage(split, name, name, size, file.parent / "JPEGImages" / name)
         for one in whole:
             segmentation = one["segmentations"][place]
             if segmentation is None or size is None:

@@ -25,12 +25,12 @@ from sam3label.run.store import Store
 HEIGHT, WIDTH = SIZE_HW
 
 
-def frame(truth: list[int], found: list[int], iou: Any) -> hota.SeenFrame:
+def frame(truth: list[int], found: list[int], iou: Any) -> hota.ComparedFrame:
     shape = len(truth), len(found)
-    return hota.SeenFrame(np.array(truth, int), np.array(found, int), np.array(iou, float).reshape(shape))
+    return hota.ComparedFrame(np.array(truth, int), np.array(found, int), np.array(iou, float).reshape(shape))
 
 
-def random_sequence(seed: int) -> tuple[list[hota.SeenFrame], int, int]:
+def random_sequence(seed: int) -> tuple[list[hota.ComparedFrame], int, int]:
     rng = np.random.default_rng(seed)
     truth, found, length = int(rng.integers(0, 6)), int(rng.integers(0, 6)), int(rng.integers(1, 15))
     frames = []
@@ -39,7 +39,7 @@ def random_sequence(seed: int) -> tuple[list[hota.SeenFrame], int, int]:
         d = np.array(sorted(rng.permutation(found)[: rng.integers(0, found + 1)]), int)
         iou = np.round(rng.random((len(t), len(d))), 2)
         iou[rng.random(iou.shape) < 0.4] = 0
-        frames.append(hota.SeenFrame(t, d, iou))
+        frames.append(hota.ComparedFrame(t, d, iou))
     return frames, truth, found
 
 

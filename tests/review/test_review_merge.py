@@ -16,8 +16,16 @@ from sam3label.core import masks
 from sam3label.core.records import Correction, Label, Rle
 from sam3label.review import labels
 from sam3label.review.merge import Merged, State, merge, stored_state
-from sam3label.review.summary import Summary as ReviewSummary
-from sam3label.review.summary import compare, effective_size, minutes_per_image, quality, ratio, to_text, wilson
+from sam3label.review.summary import (
+    ReviewSummary,
+    compare,
+    effective_size,
+    minutes_per_image,
+    quality,
+    ratio,
+    to_text,
+    wilson,
+)
 
 SHAPES = {name: rectangle(3 * i, 2, 9, 7) for i, name in enumerate("xyz")}
 DIGEST = {name: labels.shape_digest(rle) for name, rle in SHAPES.items()}

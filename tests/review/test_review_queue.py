@@ -15,7 +15,7 @@ from support.reviewing import make_run, three_shapes
 from sam3label.core.records import Candidate, Concept, ConceptList, Correction, MediaItem
 from sam3label.review.reasons import EXPLAINED, KINDS, Case, Reason, case, gains, reasons, sentence, worst_first
 from sam3label.review.survey import (
-    Seen,
+    SeenImage,
     Survey,
     audit_sample,
     empty_among_similar,
@@ -36,12 +36,12 @@ NOTHING = Survey({}, {}, {})
 LEFT, RIGHT = rectangle(0, 0, 20, 20), rectangle(40, 0, 20, 20)
 
 
-def seen(*candidates: Candidate, of: ConceptList = HELMETS, presence: dict[str, float] | None = None) -> Seen:
+def seen(*candidates: Candidate, of: ConceptList = HELMETS, presence: dict[str, float] | None = None) -> SeenImage:
     quiet = {phrase: 0.9 if any(c.prompt == phrase for c in candidates) else 0.1 for phrase in of.phrases}
-    return Seen("a.jpg", 0, SIZE_HW, decide(candidates, of), quiet | (presence or {}))
+    return SeenImage("a.jpg", 0, SIZE_HW, decide(candidates, of), quiet | (presence or {}))
 
 
-def found(image: Seen, of: ConceptList = HELMETS, whole: Survey = NOTHING) -> dict[str, Reason]:
+def found(image: SeenImage, of: ConceptList = HELMETS, whole: Survey = NOTHING) -> dict[str, Reason]:
     return {r.kind: r for r in reasons(image, of, whole)}
 
 
@@ -229,9 +229,9 @@ def test_audit_sample_does_not_depend_on_order_and_keeps_most_of_itself_when_med
 
 
 def test_audit_sample_of_everything_is_everything() -> None:
-    whole = survey((Seen(f"{i}", 0, SIZE_HW, (), {}) for i in range(3)), 50)
+    whole = survey((SeenImage(f"{i}", 0, SIZE_HW, (), {}) for i in range(3)), 50)
     assert sorted(whole.audit.values()) == [0, 1, 2]
-    assert found(Seen("0", 0, SIZE_HW, (), {}), whole=whole)["audit"].words.endswith("of 3")
+    assert found(SeenImage("0", 0, SIZE_HW, (), {}), whole=whole)["audit"].words.endswith("of 3")
 
 
 def test_what_a_person_has_settled_gives_no_reason() -> None:

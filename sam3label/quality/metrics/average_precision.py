@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sam3label.annotations.coco import Instance, Pair, Truth
+from sam3label.annotations.coco import JudgedObject, Pair, Truth
 from sam3label.core import masks
 
 Floats = npt.NDArray[np.float64]
@@ -35,7 +35,7 @@ class AveragePrecision:
 
 
 def average_precision(
-    truth: Truth, ranked: Mapping[Pair, Sequence[Instance]], kind: Kind, iou: Mapping[Pair, Floats] | None = None
+    truth: Truth, ranked: Mapping[Pair, Sequence[JudgedObject]], kind: Kind, iou: Mapping[Pair, Floats] | None = None
 ) -> AveragePrecision:
     """COCO AP over the pairs of `truth`. `ranked` holds every prediction with its score, whatever the thresholds.
 
@@ -99,7 +99,7 @@ def _coco(images: Sequence[Any], categories: Sequence[Any], annotations: list[di
 
 
 def _annotations(
-    pairs: Iterable[Pair], instances: Mapping[Pair, Sequence[Instance]], kind: Kind
+    pairs: Iterable[Pair], instances: Mapping[Pair, Sequence[JudgedObject]], kind: Kind
 ) -> list[dict[str, Any]]:
     annotations: list[dict[str, Any]] = []
     for pair in pairs:

@@ -22,7 +22,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)
-class SeenFrame:
+class ComparedFrame:
     """One frame: which tracks are to be seen (positions in the sequence's lists), and the IoU of each with each."""
 
     truth: Ids  # [g]
@@ -41,7 +41,7 @@ class TrackCounts:
     overlap: Floats
 
 
-def count(frames: Sequence[SeenFrame], truth: int, found: int) -> TrackCounts:
+def count(frames: Sequence[ComparedFrame], truth: int, found: int) -> TrackCounts:
     """Count one sequence with `truth` and `found` tracks."""
     length = np.zeros(truth), np.zeros(found)  # frames in which each track is seen
     together = np.zeros((truth, found))

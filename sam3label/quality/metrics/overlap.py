@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from sam3label.annotations.coco import Instance
+from sam3label.annotations.coco import JudgedObject
 from sam3label.core import masks
 from sam3label.quality.metrics.average_precision import Kind
 
 
-def overlap(kind: Kind, found: Sequence[Instance], truth: Sequence[Instance]) -> npt.NDArray[np.float64]:
+def overlap(kind: Kind, found: Sequence[JudgedObject], truth: Sequence[JudgedObject]) -> npt.NDArray[np.float64]:
     """Return IoU of predictions with truth objects, [D, G], by pycocotools' arithmetic, which decides exact ties."""
     if not found or not truth:
         return np.zeros((len(found), len(truth)))

@@ -33,8 +33,8 @@ from sam3label.review import reasons
 from sam3label.review.fiftyone import schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX, dataset_info, remember, track_object_id
 from sam3label.review.fiftyone.samples import (
-    Detection,
     FrameValues,
+    ReviewDetection,
     SampleValues,
     attributes,
     done_items,
@@ -147,7 +147,7 @@ def _frame_fields(item: MediaItem, frame: FrameValues) -> Json:
     return {**made, schema.SYNC: frame.sync.packed()}
 
 
-def _detection(item: MediaItem, detection: Detection) -> Json:
+def _detection(item: MediaItem, detection: ReviewDetection) -> Json:
     track = detection.label.track_id
     instance = None if track is None else {"_id": {"$oid": track_object_id(item.id, track)}, "_cls": "Instance"}
     return {

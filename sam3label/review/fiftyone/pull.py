@@ -18,7 +18,7 @@ from sam3label.core.records import Correction, CorrectionAction, Rle
 from sam3label.review import labels, survey
 from sam3label.review.fiftyone import connect, schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX
-from sam3label.review.labels import Mark, Sync
+from sam3label.review.labels import AgreedLabel, Sync
 from sam3label.review.merge import Merged, State, merge, stored_state
 from sam3label.run.reader import Run
 
@@ -209,7 +209,7 @@ class _Book:
         return self.frames[frame]
 
 
-def _known(seen: survey.Seen, names: Sequence[str], own: Sequence[Correction]) -> _Known:
+def _known(seen: survey.SeenImage, names: Sequence[str], own: Sequence[Correction]) -> _Known:
     base = {
         d.label.id: State(names[d.label.class_id], labels.shape_digest(d.label.rle))
         for d in seen.decisions
@@ -265,7 +265,7 @@ class _Reader:
     held: Mapping[str, str]
     names: Sequence[str]
 
-    def label(self, id_: str, vouches: bool) -> Mark | None:
+    def label(self, id_: str, vouches: bool) -> AgreedLabel | None:
         """Decide on one label; its mark from now on, or None when there is no such label any more."""
         old = self.view.sync.marks.get(id_)
         then = State(old.class_name, old.shape) if old else None
@@ -288,7 +288,7 @@ class _Reader:
         now = State(detection.label, shape)
         vouched = vouches or (approved and not (old is not None and old.approved))
         self.decide(id_, then, now, rle, vouched=vouched, track=detection.index)
-        return Mark(now.class_name, self.held[id_], shape, approved)
+        return AgreedLabel(now.class_name, self.held[id_], shape, approved)
 
     def take(self, id_: str) -> None:
         """Record a left-out candidate that a person wants: approving it makes it a label."""

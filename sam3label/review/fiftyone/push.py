@@ -19,8 +19,8 @@ from sam3label.errors import InputError, StoreError
 from sam3label.review import reasons
 from sam3label.review.fiftyone import connect, schema
 from sam3label.review.fiftyone.samples import (
-    Detection,
     FrameValues,
+    ReviewDetection,
     SampleValues,
     attributes,
     done_items,
@@ -166,7 +166,7 @@ def _frame_fields(fo: Any, item: MediaItem, frame: FrameValues) -> dict[str, Any
     return {**made, schema.SYNC: frame.sync.packed()}
 
 
-def _detection(fo: Any, item: MediaItem, detection: Detection) -> Any:
+def _detection(fo: Any, item: MediaItem, detection: ReviewDetection) -> Any:
     track = detection.label.track_id
     return fo.Detection(
         id=detection.id,

@@ -15,7 +15,7 @@ from sam3label.run.store import Unit
 
 
 @dataclass(frozen=True, slots=True)
-class Detection:
+class ReviewDetection:
     """One detection: everything FiftyOne will hold, `mask` cropped to `box` (parts of the image)."""
 
     id: str
@@ -34,9 +34,9 @@ class FrameValues:
     """
 
     frame: int
-    predictions: tuple[Detection, ...]
-    ground_truth: tuple[Detection, ...]
-    maybe: tuple[Detection, ...]
+    predictions: tuple[ReviewDetection, ...]
+    ground_truth: tuple[ReviewDetection, ...]
+    maybe: tuple[ReviewDetection, ...]
     sync: labels.Sync
 
     @property
@@ -117,7 +117,7 @@ def _metadata(item: MediaItem, size_hw: tuple[int, int], n_frames: int) -> dict[
 
 
 def _frame_values(
-    image: LabeledImage, seen: survey.Seen, found: Sequence[reasons.Reason], names: Sequence[str]
+    image: LabeledImage, seen: survey.SeenImage, found: Sequence[reasons.Reason], names: Sequence[str]
 ) -> FrameValues:
     tags: dict[str, list[str]] = {}
     for reason in found:
@@ -138,9 +138,9 @@ def _frame_values(
 
 def _detections(
     chosen: Iterable[Label], names: Sequence[str], tags: Mapping[str, Sequence[str]]
-) -> tuple[Detection, ...]:
+) -> tuple[ReviewDetection, ...]:
     return tuple(
-        Detection(
+        ReviewDetection(
             labels.object_id(label.id), names[label.class_id], labels.boxed(label.rle), label,
             tuple(tags.get(label.id, ())),
         )
@@ -149,7 +149,7 @@ def _detections(
     )  # fmt: skip
 
 
-def attributes(detection: Detection) -> dict[str, Any]:
+def attributes(detection: ReviewDetection) -> dict[str, Any]:
     """Return what a detection says beside its class, box and mask."""
     label = detection.label
     return {
