@@ -69,7 +69,7 @@ def concepts_from(source: object, overrides: Sequence[str] = ()) -> ConceptList:
 
 
 def from_phrases(phrases: Sequence[str], overrides: Sequence[str] = ()) -> ConceptList:
-    """A class for each phrase, of that name, in this order: what `-p person -p helmet` says. Raises ConfigError."""
+    """Return a class of that name for each phrase, in this order, as `-p person -p helmet` asks. Raises ConfigError."""
     nodes = [Node(phrase, f"-p {phrase}", phrase) for phrase in phrases]
     return _checked(Node(nodes, "-p"), "-p", overrides, Path())
 

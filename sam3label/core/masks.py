@@ -238,7 +238,7 @@ def polygons(rle: Rle, simplify_px: float = 0.0) -> list[Ring]:
 
 
 def from_polygons(rings: Sequence[npt.ArrayLike], size_hw: tuple[int, int]) -> Rle:
-    """The union of rings in edge coordinates, [V, 2] or flat x1 y1 x2 y2 ..., V >= 3, as pycocotools fills them."""
+    """Return the union of rings in edge coordinates, [V, 2] or x1 y1 x2 y2 ..., V >= 3, filled as by pycocotools."""
     flat = [np.asarray(ring, dtype=np.float64).reshape(-1) for ring in rings]
     if not flat:
         return from_runs([size_hw[0] * size_hw[1]], size_hw)

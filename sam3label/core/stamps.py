@@ -66,7 +66,7 @@ def looks_unchanged(item: MediaItem, stamp: Stamp) -> bool:
 
 
 def is_unchanged(item: MediaItem, stamp: Stamp) -> bool:
-    """Whether a file has the content that was stamped. It is read only where its size is the same and its time is not.
+    """Return whether a file has the content that was stamped. It is read only if its size is the same and its time not.
 
     Raises OSError where the file is gone.
     """

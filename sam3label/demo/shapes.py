@@ -1,4 +1,4 @@
-"""Synthetic photos with exact truth: coloured shapes on plain or busy grounds, deterministic from a seed.
+"""Draws synthetic photos with exact truth: coloured shapes on plain or busy grounds, deterministic from a seed.
 
 Shape legend: H x W pixels of the photo, N objects, k = 1..N an object's number in the index map (0 is background).
 Masks are modal: every pixel belongs to at most one object, so one index map holds all of them. Lengths are fractions of

@@ -212,14 +212,14 @@ def _with_pixels(
 
 
 def _best_first_in_class(labels: Iterable[Label], class_ids: Mapping[int, int]) -> Iterable[Label]:
-    """In the order given; where classes become one, a person's labels first, then by score, so that the best stay."""
+    """Sort only where classes become one: a person's labels first, then by score, so that the best stay."""
     if len(set(class_ids.values())) == len(class_ids):
         return labels
     return sorted(labels, key=lambda x: (class_ids.get(x.class_id, -1), x.source != "human", -x.score))
 
 
 def number(value: float) -> int | float:
-    """For JSON: integral values without a trailing .0, others with 4 decimals."""
+    """Return a number for JSON: integral values without a trailing .0, others with 4 decimals."""
     return int(value) if float(value).is_integer() else round(float(value), 4)
 
 

@@ -21,7 +21,7 @@ class FrameChoice:
         self._item, self._tick, self._rate = "", -1, UNKNOWN_RATE
 
     def keeps(self, image: LabeledImage) -> bool:
-        """Raises `OutputError` where `fps` is asked of something that has no frame rate."""
+        """Return whether a frame is kept. Raises `OutputError` where `fps` meets what has no frame rate."""
         if image.item.kind == "image":
             return True
         if self.fps is None:

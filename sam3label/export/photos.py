@@ -80,7 +80,7 @@ class Placer:
         self.film: video.Film | None = None
 
     def place(self, image: LabeledImage, target: Path) -> None:
-        """Raises `OutputError`, naming the photo, when it is gone, cannot be placed, or `target` exists already."""
+        """Place the photo. Raises `OutputError`, naming it, when it is gone, cannot be placed, or `target` exists."""
         if self.means == "none":
             return
         source = video.frame_source(image.item, image.frame)
@@ -155,7 +155,7 @@ class Placer:
 
 
 def _trainers_repair(path: Path) -> bool:
-    """JPEGs without an end marker are rewritten in place by some trainers: through a link that hits the original."""
+    """Return whether some trainers rewrite the JPEG in place (no end marker): through a link that hits the original."""
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         return False
     with path.open("rb") as file:

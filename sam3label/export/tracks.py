@@ -29,7 +29,7 @@ class Numbers:
         self.used: dict[Hashable, int] = {}
 
     def of(self, label: Label, group: Hashable = None) -> int:
-        """A person's label without a track is a track of its own. Raises OutputError for a model's."""
+        """Return a label's number. A person's without a track is a track of its own; a model's raises OutputError."""
         if label.track_id is None and label.source != "human":
             raise OutputError(
                 f"the objects of {self.item.id} were labelled frame by frame and have no identity. Label it with "

@@ -140,7 +140,7 @@ def _existing_classes(format: str, chosen: Format, folder: Path) -> dict[int, st
 
 
 def _numbered(names: Iterable[str], before: Mapping[int, str], first_id: int) -> dict[int, str]:
-    """Class ids of the dataset: an existing dataset keeps its own, new classes follow. Names decide, not numbers."""
+    """Return the dataset's class ids: an old dataset keeps its own, new classes follow. Names decide, not numbers."""
     known = {name: i for i, name in before.items()}
     folded = {name.casefold().strip(): name for name in before.values()}
     problems = []

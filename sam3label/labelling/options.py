@@ -67,7 +67,7 @@ class LabelOptions:
 
     @property
     def settings(self) -> dict[str, str | float | None]:
-        """What labels depend on, as it was chosen: a job that chose the same and has nothing to ask needs no model."""
+        """Return the choices labels depend on: a job that chose the same and has nothing to ask needs no model."""
         return {
             "model": self.model,
             "revision": self.revision,

@@ -137,7 +137,7 @@ def _cut(pixels: npt.NDArray[np.uint8], window: Window) -> npt.NDArray[np.uint8]
 def _placed(
     candidates: Sequence[Candidate], window: Window, number: int, size_hw: tuple[int, int]
 ) -> Iterator[Candidate]:
-    """Candidates of a tile as candidates of the photo, under ids of their own; those that a seam cuts are left out."""
+    """Return a tile's candidates as the photo's, under ids of their own; those that a seam cuts are left out."""
     for candidate in candidates:
         rle = None if _is_cut(candidate.box_xywh, window, size_hw) else in_image(candidate.rle, window, size_hw)
         if rle is not None:
@@ -146,7 +146,7 @@ def _placed(
 
 
 def _is_cut(box_xywh: Box, window: Window, size_hw: tuple[int, int]) -> bool:
-    """Whether a tile's object comes so near to a seam that it may go on behind it: masks end a little early there."""
+    """Return whether a tile's object is so near a seam that it may go on behind it: masks end a little early there."""
     x, y, w, h = box_xywh
     margin = SEAM * max(window.width, window.height)
     return (

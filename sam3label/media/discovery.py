@@ -247,7 +247,7 @@ class _Scan:
         return out
 
     def meet_file(self, path: str, key: str) -> None:
-        """A file met in a folder or by a pattern. Broken links count too: they fail later, by name, not silently."""
+        """Add a file met in a folder or by a pattern. Broken links count: they fail later, by name, not silently."""
         suffix = _suffix(path)
         if suffix in self.wanted:
             self.add_file(path, key)
@@ -271,7 +271,7 @@ class _Scan:
             )
 
     def refuse_double_paths(self) -> None:
-        """One file under two ids would be labelled twice, and could land in two splits of the training set."""
+        """Refuse one file under two ids: it would be labelled twice, and could land in two splits of a dataset."""
         if len(set(self.paths.values())) == len(self.paths):
             return
         first: dict[str, str] = {}

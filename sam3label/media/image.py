@@ -70,7 +70,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
 
 
 def _read(path: str | Path) -> tuple[bytes, int]:
-    """The file's bytes, and its time of change before they were read: one that changes meanwhile is read again."""
+    """Return the file's bytes and the time it was changed before; one that changes meanwhile is read again."""
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe called x.jpg would block for ever

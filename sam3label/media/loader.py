@@ -87,7 +87,7 @@ def _decode_here(items: Sequence[MediaItem], pin: bool, decode: Decode) -> Itera
 
 
 def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
-    """After a worker's death, whatever may have been in its hands is decoded one by one, then all go on."""
+    """Decode by workers; after a death, decode one by one what it may have held, then go on."""
     with tempfile.TemporaryDirectory(prefix="sam3label-") as folder:
         task = _Task(decode, Path(folder), workers * _ROOM)
         done = 0

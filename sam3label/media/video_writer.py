@@ -106,7 +106,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _even(pixels: Pixels) -> Pixels:
-    """H.264 wants even sides: the last row or column is repeated."""
+    """Return the picture with even sides, as H.264 wants: the last row or column is repeated."""
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -86,7 +86,7 @@ def closest(past: ObjectPast, most: int) -> list[int]:
 
 
 def _good(past: ObjectPast, most: int) -> list[int]:
-    """The last good tracked frames, oldest first, at most `most` - 1; the frame just before now ends them always.
+    """Return the last good tracked frames, oldest first, at most `most` - 1; the frame before now always ends them.
 
     Frame 0 is never one where time runs forwards.
     """

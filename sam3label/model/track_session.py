@@ -309,7 +309,7 @@ class TrackSession:
         return [place for place, one in enumerate(self.targets) if not one.memories[now].conditioning]
 
     def _first_masks(self, given: Tensor, phrases: Sequence[int], size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(logits [K, h, w] of the first frame, masks [K, 1, X, X] of 0 and 1 to remember) of masks that are given."""
+        """Return (logits [K, h, w] of the first frame, masks [K, 1, X, X] of 0 and 1 to remember) of given masks."""
         if not self.rules.first_masks_apart:
             high = given * (SURE - UNSURE) + UNSURE
             return shrink(high, self.parts.mask_side)[:, 0], self._to_memory(high)

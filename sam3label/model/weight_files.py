@@ -163,7 +163,7 @@ def _checked(tensors: dict[str, Tensor], wanted: Mapping[str, torch.Size], path:
 
 
 def _config_of(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Release]:
-    """The config beside the file where it is SAM 3's, else SAM 3's own; without a tracker where the file has none."""
+    """Return the config beside the file if it is SAM 3's, else SAM 3's own; without a tracker if the file has none."""
     from sam3label.model.official import is_multiplex, normalized
 
     beside = path.with_name("config.json")

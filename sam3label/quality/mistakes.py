@@ -77,7 +77,7 @@ class Confusion:
             raise ValueError(f"counts must be ({side}, {side}), got {self.counts.shape}")
 
     def between(self) -> list[tuple[str, str, int]]:
-        """(class of the truth, class of the answer, times) of classes taken for one another, most frequent first."""
+        """Return (class of the truth, class of the answer, times) of confused classes, most frequent first."""
         inner = self.counts[:-1, :-1] * (1 - np.eye(len(self.classes), dtype=np.int64))
         found = [(self.classes[t], self.classes[a], int(inner[t, a])) for t, a in np.argwhere(inner).tolist()]
         return sorted(found, key=lambda entry: -entry[2])

@@ -72,7 +72,7 @@ def shape_digest(rle: Rle) -> str:
 
 
 def held_digest(box: Iterable[float], mask: npt.NDArray[Any] | None) -> str:
-    """Digest of a detection's box and mask just as FiftyOne holds them: cheap, so that only edited masks are read."""
+    """Return a digest of box and mask just as FiftyOne holds them: cheap, so that only edited masks are read."""
     parts = [np.asarray(list(box), np.float64).tobytes()]
     if mask is not None:
         parts += [str(mask.shape).encode(), np.packbits(mask > 0).tobytes()]

@@ -41,7 +41,7 @@ class Wanted:
 
     @classmethod
     def of(cls, concepts: ConceptList, guides: Mapping[str, str]) -> Wanted:
-        """The prompts of a list, in its order. Classes without a digest in `guides` go without their exemplars."""
+        """Return a list's prompts, in its order. Classes without a digest in `guides` go without their exemplars."""
         askers: dict[str, list[str | None]] = defaultdict(list)
         for concept in concepts.concepts:
             for phrase in concept.prompts:
@@ -71,6 +71,6 @@ class Wanted:
         ) and (None not in names)
 
     def superseded(self, answered: Collection[str]) -> frozenset[str]:
-        """Phrases whose answers do not count on an image: all their classes have exemplars there, asked with them."""
+        """Return phrases whose answers do not count on an image: all their classes asked with exemplars there."""
         guided = {p.class_name for p in self.prompts if p.class_name is not None and p.key in answered}
         return frozenset(phrase for phrase, names in self.askers.items() if guided and guided.issuperset(names))

@@ -14,7 +14,7 @@ _COMPARED = 16  # files of a folder whose content is compared; of all others the
 
 
 def relocated(items: Iterable[tuple[MediaItem, Stamp | None]], photos: Path) -> dict[str, str]:
-    """Root as it was -> where the same files are under `photos`: the folder itself, or the one of the root's name.
+    """Return root as it was -> where its files are under `photos`: the folder itself, or the one of the root's name.
 
     Raises `InputError` when files are missing there, or are others.
     """

@@ -127,7 +127,7 @@ class Run:
         return Coverage(units, {p.key: units - lacking[p.key] for p in self.prompts}, tuple(sorted(waiting)), unlisted)
 
     def without_thresholds(self) -> Run:
-        """The same run, in which every candidate over the floor passes its class's score and presence thresholds."""
+        """Return the same run, in which every candidate over the floor passes its class's two thresholds."""
         relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in self.concepts.concepts)
         return Run(self._store, replace(self.concepts, concepts=relaxed), self._places)
 

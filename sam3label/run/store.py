@@ -456,7 +456,7 @@ class Store:
         return [] if found == ["ok"] else found
 
     def numbers(self, table: Literal["units", "corrections"]) -> tuple[list[int], bool]:
-        """The numbers of a table's rows, and whether these are all: from both ends, as far as the file can be read."""
+        """Return the numbers of a table's rows that can be read, from both ends, and whether these are all."""
         reached: set[int] = set()
         complete = False
         for order in ("ASC", "DESC"):

@@ -155,7 +155,7 @@ def _write_name(picture: Pixels, box_xywh: Rectangle, text: str, color: Rgb, tak
 def _free_place(
     box: Rectangle, chip_wh: tuple[float, float], size_wh: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Above the box, else inside its top or bottom, else below or in its middle: the first that hides no chip."""
+    """Return a place above the box, inside its top or bottom, below or in its middle: the first that hides no chip."""
     left, top, _, height = box
     wide, high = chip_wh
     bottom, middle = top + height, top + height / 2

@@ -55,7 +55,7 @@ def of_cases(run: Run, worst: Mapping[Kind, Sequence[Case]]) -> Iterator[WantedP
 
 
 def _named(run: Run, item: MediaItem, frame: int, found: Sequence[Reason]) -> tuple[LabeledImage, list[Label]]:
-    """The frame, and its labels and left-out candidates that the reasons name; all labels where they name none."""
+    """Return the frame with the labels and candidates that the reasons name; all labels where they name none."""
     unit = run.unit(item.id, frame)
     assert unit is not None  # it was judged a moment ago
     seen = next(one for one in run.frames(unit) if one.image.frame == frame)

@@ -389,7 +389,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(_groups(self.parts, recipe), lr=recipe.learning_rate, betas=(0.9, 0.98))
 
     def step(self, batch: Batch, progress: float) -> dict[str, float]:
-        """One update at this share of the whole training (0..1). Returns each loss as a number, "total" among them."""
+        """Train on one batch at this share of the whole training (0..1). Returns each loss by name, "total" too."""
         recipe = self.recipe
         rate = recipe.learning_rate * learning_rate_factor(self.steps, recipe.warmup_steps, progress)
         for group in self.optimizer.param_groups:

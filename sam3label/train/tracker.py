@@ -180,7 +180,7 @@ def _cover(masks: Tensor, size_hw: tuple[int, ...]) -> Tensor:
 
 
 def loss(clips: Sequence[Clip], found: list[Tracked]) -> Tensor:
-    """Mask focal 20, dice 1 and whether the object is seen at all 1; hidden objects have no mask to learn.
+    """Return the loss: mask focal 20, dice 1, being seen at all 1; hidden objects have no mask to learn.
 
     Masks are compared at the model's input side, enlarged as they will be for the frame: an edge may lie within a cell.
     """

@@ -192,7 +192,7 @@ def _bytes(counts: Any) -> bytes:
 
 
 def _rings(segmentation: Any) -> list[Any]:
-    """Without those too short to be one, which nobody draws; but a short one in front makes pycocotools misread all."""
+    """Return rings long enough to be drawn; but a short one in front makes pycocotools misread all."""
     if not segmentation or len(segmentation[0]) < _FEWEST_NUMBERS:
         return []
     return [ring for ring in segmentation if len(ring) >= _FEWEST_NUMBERS]
@@ -214,7 +214,7 @@ def _key(value: Any) -> Hashable:
 
 
 def _has_id(record: Mapping[str, Any]) -> bool:
-    """null counts as one, as long as no two have it."""
+    """Return whether a record has an id; null counts as one, as long as no two have it."""
     return "id" in record and isinstance(record["id"], int | str | float | None)
 
 
@@ -305,7 +305,7 @@ def _check_categories(file: CocoFile, findings: Findings) -> None:
 
 
 def _check_parents(file: CocoFile, categories: list[dict[str, Any]], findings: Findings) -> None:
-    """Only where labels are at stake: the root class of a Roboflow export has none, and nothing is lost with it."""
+    """Check parents where labels are at stake: a Roboflow export's root class has none, and nothing is lost with it."""
     used = {_key(a.get("category_id")) for a in file.document["annotations"] if isinstance(a, dict)}
     parents = {_key(c.get("supercategory")) for c in categories if c.get("supercategory") != c["name"]}
     for category in (c for c in categories if c["id"] in used):

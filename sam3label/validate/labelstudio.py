@@ -71,7 +71,7 @@ def _pictures(root: Path, tasks: list[dict[str, Any]], findings: Findings) -> It
 
 
 def _own_size(photo: Path | None) -> tuple[int, int]:
-    """Of a task without regions nothing states the size: the photo's own counts."""
+    """Return the photo's own size: nothing states that of a task without regions."""
     found = read_photo(photo) if photo else None
     return found.seen_hw if found else (1, 1)
 

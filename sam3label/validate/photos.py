@@ -38,7 +38,7 @@ class PhotoHeader:
 
 
 def is_file(path: Path) -> bool:
-    """A regular file is there. Never raises: names out of broken files may be too long, or hold a NUL."""
+    """Return whether a regular file is there. Never raises: a broken file's names may be too long, or hold a NUL."""
     try:
         return path.is_file()
     except (OSError, ValueError):

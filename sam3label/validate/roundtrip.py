@@ -69,7 +69,7 @@ class Reading:
 
 
 def compare(run: Run, options: Mapping[str, Any], reading: Reading, findings: Findings) -> RoundTrip:
-    """`options` are those of the export, as its marker notes them: what it left out on purpose is not lost."""
+    """Compare by the export's `options`, as its marker notes them: what it left out on purpose is not lost."""
     meant = Options.from_json(options)
     names = dataset_names(run.concepts, meant)
     matches: list[Match] = []

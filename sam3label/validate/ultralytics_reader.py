@@ -29,7 +29,7 @@ def installed() -> bool:
 
 
 def datasets_folder() -> Path | None:
-    """Where it looks for a relative `path:` that the working directory has not; None where it is not installed."""
+    """Return where it looks for a relative `path:` not in the working directory; None if it is not installed."""
     if not installed():
         return None
     with _quiet():
@@ -61,7 +61,7 @@ def read(images: Path, names: Mapping[int, str], task: str) -> LoadedFolder:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing printed, nothing fetched, and its replacements of PIL's and torch's functions put back."""
+    """Print nothing, fetch nothing, and put back what it replaces of PIL's and torch's functions."""
     import torch
     from PIL import Image
 

@@ -176,7 +176,7 @@ def _parse(tokens: list[list[str]], rows: Rows, n_classes: int) -> None:
 
 
 def _extent(ring: Points) -> Points:
-    """Centre, and width and height, of the box around a ring: [2, 2]."""
+    """Return center, and width and height, of the box around a ring: [2, 2]."""
     low, high = ring.min(axis=0), ring.max(axis=0)
     box: Points = np.stack([(low + high) / 2, high - low])
     return box

@@ -172,7 +172,7 @@ def _data_yaml(folder: Path) -> Path | None:
 
 
 def _bare_folder(folder: Path) -> list[YoloSplit]:
-    """images/ and labels/ without a data file: classes are numbers."""
+    """Return the splits of images/ and labels/ without a data file: classes are numbers."""
     if not ((folder / "images").is_dir() and (folder / "labels").is_dir()):
         return []
     root = (folder / "images").resolve()
@@ -189,7 +189,7 @@ def _numbers(path: Path) -> Iterator[int]:
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:
-    """As Ultralytics looks: in all folders below, links too, but not where a name begins with a dot."""
+    """Return photos as Ultralytics finds them: in all folders below, links too, but in none beginning with a dot."""
     names = glob.iglob(str(Path(glob.escape(str(folder))) / "**" / "*.*"), recursive=True)  # noqa: PTH207 - as it does
     return tuple(Path(name) for name in sorted(set(names)) if _is_image(name))
 
@@ -199,7 +199,7 @@ def _is_image(name: str) -> bool:
 
 
 def _listed(path: Path) -> tuple[Path, ...]:
-    """`./` in a list is the list's own folder; other relative paths count from the working directory."""
+    """Resolve a list's line: `./` is the list's own folder; other relative paths count from the working directory."""
     lines = path.read_text(encoding="utf-8-sig", errors="replace").strip().splitlines()
     places = (path.parent / line[2:] if line.startswith("./") else Path(line).absolute() for line in lines)
     return tuple(sorted(place for place in places if _is_image(place.name)))

@@ -136,7 +136,7 @@ def _write_rows(path: Path, rows: list[str]) -> None:
 
 
 def _write_yaml(target: Target) -> None:
-    """Written beside and replaced: with `append` the path is a link to the old dataset's file."""
+    """Write beside and replace: with `append` the path is a link to the old dataset's file."""
     present = [s for s in SPLIT_NAMES if s in target.splits or (target.folder / "labels" / s).is_dir()]
     for split in present:
         (target.folder / "images" / split).mkdir(parents=True, exist_ok=True)

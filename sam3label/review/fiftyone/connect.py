@@ -65,7 +65,7 @@ def _first_line(error: Exception) -> str:
 
 
 def load_dataset(fo: Any, run: Run, name: str | None) -> Any:
-    """The dataset the run was pushed to. Raises `StoreError` or `InputError` when it was not, or is another run's."""
+    """Return the dataset the run was pushed to. Raises `StoreError` or `InputError` if it was not, or is another's."""
     state = run.note(META)
     if state is None:
         raise StoreError(f"{run.folder} was not pushed yet: sam3label review push {run.folder}")

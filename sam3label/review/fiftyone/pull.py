@@ -158,7 +158,7 @@ def _agree(dataset: Any, agreed: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _slim(dataset: Any) -> Any:
-    """Without `predictions`, whose masks nobody can have changed."""
+    """Leave out `predictions`, whose masks nobody can have changed."""
     prefix = "frames." if dataset.media_type == "video" else ""
     labels_ = [prefix + name for name in (schema.TRUTH, schema.MAYBE, schema.SYNC)]
     return dataset.select_fields([*labels_, "item_id", schema.STATUS])

@@ -190,7 +190,7 @@ def _metadata(fo: Any, values: SampleValues) -> Any:
 
 
 def _add_frames(fo: Any, sample: Any, values: SampleValues) -> None:
-    """FiftyOne counts frames from 1."""
+    """Add the frames. FiftyOne counts them from 1."""
     for frame in values.frames:
         sample.frames[frame.frame + 1] = fo.Frame(**_frame_fields(fo, values.item, frame))
     sample.metadata = _metadata(fo, values)
@@ -222,7 +222,7 @@ def _refresh(fo: Any, run: Run, dataset: Any, work: Sequence[Work], whole: Surve
 
 
 def _set_reasons(fo: Any, dataset: Any, changed: Mapping[str, SampleValues]) -> None:
-    """Whole fields of ours, and of the tags only the queue's own: a person's tags stay."""
+    """Set whole fields of ours, and of the tags only the queue's own: a person's tags stay."""
     quiet = {"key_field": "id", "progress": False}
     dataset.set_values("reasons", {id_: v.words for id_, v in changed.items()}, **quiet)
     gain = {id_: fo.DynamicEmbeddedDocument(**v.gains) for id_, v in changed.items()}

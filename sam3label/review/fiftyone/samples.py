@@ -107,7 +107,7 @@ def sample_values(
 
 
 def _metadata(item: MediaItem, size_hw: tuple[int, int], n_frames: int) -> dict[str, Any]:
-    """From the run, not the file: the size is that of the image as it is seen, EXIF orientation applied."""
+    """Return metadata from the run, not the file: the size is that of the image as seen, EXIF orientation applied."""
     height, width = size_hw
     if item.kind == "image":
         return {"width": width, "height": height, "num_channels": 3}

@@ -56,7 +56,7 @@ def slug(view: str) -> str:
 
 
 def order(path: str) -> list[tuple[str, int]]:
-    """How a saved view sorts, as `reasons.worst_first` does: the largest gain first, equal ones by id."""
+    """Return how a saved view sorts, as `reasons.worst_first` does: the largest gain first, equal ones by id."""
     return [(path, -1), ("item_id", 1)]
 
 
