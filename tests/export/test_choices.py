@@ -8,14 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
-from support.builders import rectangle
+from support.builders import candidate, concepts, phrase_prompts, rectangle
 from support.labelled import concept_list, image, label
 from support.videofiles import write_video
+from typer.testing import CliRunner
 
-from sam3label.core.records import Concept, ConceptList, LabeledImage, MediaItem
+from sam3label.cli import app
+from sam3label.concepts.concept_list import dump_concepts
+from sam3label.core.records import Concept, ConceptList, LabeledImage, MediaItem, UnitResult
 from sam3label.core.whole_folder import read_marker
 from sam3label.errors import ConfigError, OutputError
 from sam3label.export import card
@@ -24,6 +28,7 @@ from sam3label.export.options import Options, parse_classes, parse_map
 from sam3label.export.photos import Placer, flat_name, image_name
 from sam3label.export.splits import parse_splits
 from sam3label.export.write import refuse_senseless, write_dataset
+from sam3label.run.store import Store
 
 BOX = rectangle(10, 10, 30, 30)
 OTHER = rectangle(50, 20, 20, 20)
@@ -266,6 +271,59 @@ def test_formats_of_videos_go_without_the_film(tmp_path: Path, film: list[Labele
     if kind != "ytvis":
         assert "The frame rate of clip.mp4 could not be read and is taken for 25." in summary.notes
         assert "frameRate=25\n" in (tmp_path / "set/train/clip.mp4/seqinfo.ini").read_text()
+
+
+def test_a_frame_that_cannot_be_encoded_is_named(
+    tmp_path: Path, film: list[LabeledImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imencode", lambda *_: (False, None))
+    with pytest.raises(OutputError, match=r"frame 0 of .*clip.mp4 cannot be written as a JPEG\."):
+        write_dataset(concept_list(), film, "yolo", tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def film_run(folder: Path, film: list[LabeledImage]) -> str:
+    """A run over the film: a cat and a dog in one place, in every frame."""
+    found = [
+        candidate(name, score, one.labels[0].rle, item_id="clip.mp4", frame=one.frame, query=query)
+        for one in film
+        for query, (name, score) in enumerate((("cat", 0.8), ("dog", 0.9)))
+    ]
+    presence = np.full((len(film), 2), 0.9, np.float32)
+    with Store.writer(folder, phrase_prompts("cat", "dog"), {"phrases": ["cat", "dog"]}) as store:
+        store.write([UnitResult(film[0].item, 0, len(film), (64, 80), tuple(found), presence)])
+        store.set_meta("concepts", dump_concepts(concepts("cat", "dog")))
+        store.set_meta("info", {"checkpoint": "demo@1"})
+    return str(folder)
+
+
+@pytest.mark.parametrize(("thinner", "kept"), [(["--every", "4"], [0, 4, 8]), (["--fps", "2"], [0, 5])])
+def test_the_command_line_thins_renames_and_flattens(
+    tmp_path: Path, film: list[LabeledImage], thinner: list[str], kept: list[int]
+) -> None:
+    run, out = film_run(tmp_path / "run", film), tmp_path / "set"
+    command = ["export", run, "-f", "yolo", "-o", str(out), "--flat", "--map", "cat=animal", "--map", "dog=animal"]
+    done = CliRunner().invoke(app, [*command, *thinner])
+    assert done.exit_code == 0, done.output
+    assert f"yolo: {len(kept)} images, {len(kept)} instances" in done.output and "animal" in done.output
+    assert f"{len(kept)} labels left out: with --map an object had two of the same class." in done.output
+    names = sorted(path.name for path in (out / "labels/train").iterdir())
+    assert names == [f"clip.mp4__{n:06}.txt" for n in kept]
+    (out / "NOTES.md").write_text("mine")
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1 and "NOTES.md" in again.output and (out / "NOTES.md").exists()
+    insisted = CliRunner().invoke(app, [*command, "--overwrite"])
+    assert insisted.exit_code == 0 and not (out / "NOTES.md").exists()
+
+
+def test_the_command_line_says_what_excludes_each_other(tmp_path: Path, film: list[LabeledImage]) -> None:
+    run = film_run(tmp_path / "run", film)
+    both = CliRunner().invoke(
+        app, ["export", run, "-f", "yolo", "--every", "2", "--fps", "2", "--append", "--overwrite"]
+    )
+    assert both.exit_code == 1 and "Traceback" not in both.output
+    assert "--every and --fps exclude each other" in both.output
+    assert "--append and --overwrite exclude each other" in both.output
 
 
 # ---- adding to what others made
