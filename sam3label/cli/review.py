@@ -96,11 +96,11 @@ def pull(
 @app.command("summary")
 def summary(run: RunFolder) -> None:
     """How good the model was, from the reviewed images: the audit sample gives the unbiased figure."""
-    from sam3label.review.summary import summarise, to_text
+    from sam3label.review.summary import summarize, to_text
     from sam3label.run.reader import open_run
 
     with open_run(run) as opened:
-        typer.echo(to_text(summarise(opened)))
+        typer.echo(to_text(summarize(opened)))
 
 
 @app.command("write")

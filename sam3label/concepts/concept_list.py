@@ -148,13 +148,13 @@ def _read_text(path: Path, hint: str = "") -> str:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{close_to(path.name, _neighbours(path))}{hint}") from None
+        raise ConfigError(f"{path}: no such file{close_to(path.name, _neighbors(path))}{hint}") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{path}: cannot be read: {reason.lower()}") from error
 
 
-def _neighbours(path: Path) -> list[str]:
+def _neighbors(path: Path) -> list[str]:
     try:
         return [entry.name for entry in path.parent.iterdir()]
     except OSError:

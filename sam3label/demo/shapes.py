@@ -21,7 +21,7 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 IndexMap = npt.NDArray[np.uint8]
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 42),
     "green": (44, 168, 66),
     "blue": (48, 84, 222),
@@ -41,13 +41,13 @@ MAX_HIDDEN = 0.35  # of an object's area may lie behind others
 class Thing:
     """One object: what a person would call it, and in clips which one it is."""
 
-    colour: str
+    color: str
     shape: str
     track: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+        return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An object's geometry in pixels: centre (x, y), radius, angle in radians, and its paint."""
+    """An object's geometry in pixels: center (x, y), radius, angle in radians, and its paint."""
 
     thing: Thing
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     angle: float
     paint: tuple[float, float, float]
@@ -83,14 +83,14 @@ class Placed:
 def matches(phrase: str, thing: Thing) -> bool:
     """Return whether a phrase names the object: colours, shapes, synonyms, "shape" for any. Unknown words never do."""
     words = [SYNONYMS.get(word, word) for word in phrase.lower().split()]
-    return bool(words) and all(word in (thing.colour, thing.shape, *ANYTHING) for word in words)
+    return bool(words) and all(word in (thing.color, thing.shape, *ANYTHING) for word in words)
 
 
 def make_scene(seed: int, size_hw: tuple[int, int] = (480, 640), objects: int | None = None) -> Scene:
     """Draw one photo. The same seed and size give the same bytes.
 
     `objects` fixes how many are tried (0 to 8 by chance otherwise; a crowded photo may end with fewer, since no object
-    is hidden by more than 35 %). A third of the objects are distractors: they share a colour or a shape with another.
+    is hidden by more than 35 %). A third of the objects are distractors: they share a color or a shape with another.
     """
     rng = np.random.default_rng(seed)
     count = int(rng.choice(MAX_OBJECTS + 1, p=_COUNT_ODDS)) if objects is None else objects
@@ -105,16 +105,16 @@ _COUNT_ODDS = np.array([3, 8, 14, 17, 17, 15, 12, 8, 6]) / 100
 
 
 def _pick_thing(rng: np.random.Generator, others: Sequence[Thing]) -> Thing:
-    colour = str(rng.choice(list(COLOURS)))
+    color = str(rng.choice(list(COLORS)))
     shape = str(rng.choice(SHAPES))
     if others and rng.random() < 0.5:
         like = others[int(rng.integers(len(others)))]
-        colour, shape = [(like.colour, shape), (colour, like.shape), (like.colour, like.shape)][int(rng.integers(3))]
-    return Thing(colour, shape)
+        color, shape = [(like.color, shape), (color, like.shape), (like.color, like.shape)][int(rng.integers(3))]
+    return Thing(color, shape)
 
 
-def _paint(rng: np.random.Generator, colour: str) -> tuple[float, float, float]:
-    base = np.array(COLOURS[colour], np.float64) * rng.uniform(0.85, 1.06) + rng.normal(0, 8, 3)
+def _paint(rng: np.random.Generator, color: str) -> tuple[float, float, float]:
+    base = np.array(COLORS[color], np.float64) * rng.uniform(0.85, 1.06) + rng.normal(0, 8, 3)
     red, green, blue = np.clip(base, 0, 255)
     return float(red), float(green), float(blue)
 
@@ -124,9 +124,9 @@ def _random_pose(rng: np.random.Generator, thing: Thing, size_hw: tuple[int, int
     side = math.sqrt(height * width)
     radius = side * math.exp(rng.uniform(math.log(RADIUS[0]), math.log(RADIUS[1])))
     margin = min(0.8 * radius, 0.45 * min(height, width))
-    centre = (float(rng.uniform(margin, width - margin)), float(rng.uniform(margin, height - margin)))
+    center = (float(rng.uniform(margin, width - margin)), float(rng.uniform(margin, height - margin)))
     shade = (float(rng.normal(0, 14)), float(rng.normal(0, 14)))
-    return Placed(thing, centre, radius, float(rng.uniform(0, 2 * math.pi)), _paint(rng, thing.colour), shade)
+    return Placed(thing, center, radius, float(rng.uniform(0, 2 * math.pi)), _paint(rng, thing.color), shade)
 
 
 def _place(rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int, int]) -> list[Placed]:
@@ -156,10 +156,10 @@ def _outline(pose: Placed) -> list[npt.NDArray[np.float64]]:
     if pose.thing.shape == "star":
         reach[1::2] *= 0.45
     unit = np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    outer = np.array(pose.centre) + unit * reach[:, None]
+    outer = np.array(pose.center) + unit * reach[:, None]
     if pose.thing.shape != "ring":
         return [outer]
-    return [outer, np.array(pose.centre) + unit * (0.52 * pose.radius)]
+    return [outer, np.array(pose.center) + unit * (0.52 * pose.radius)]
 
 
 def _alpha(pose: Placed, size_hw: tuple[int, int]) -> Pixels:
@@ -236,9 +236,9 @@ class _Path:
     spin: float
 
     def at(self, frame: int) -> Placed:
-        x, y = self.start.centre
-        centre = (x + frame * self.velocity[0], y + frame * self.velocity[1])
-        return replace(self.start, centre=centre, angle=self.start.angle + frame * self.spin)
+        x, y = self.start.center
+        center = (x + frame * self.velocity[0], y + frame * self.velocity[1])
+        return replace(self.start, center=center, angle=self.start.angle + frame * self.spin)
 
 
 def make_clip(
@@ -273,11 +273,11 @@ def _random_path(rng: np.random.Generator, thing: Thing, n_frames: int, size_hw:
     goal = (float(rng.uniform(0, width)), float(rng.uniform(0, height)))
     outside = -1.2 * start.radius
     if thing.track % 3 == 1:
-        start = replace(start, centre=(outside, start.centre[1]))
+        start = replace(start, center=(outside, start.center[1]))
     elif thing.track % 3 == 2:
         goal = (goal[0], height - outside)
     steps = max(n_frames - 1, 1)
-    velocity = ((goal[0] - start.centre[0]) / steps, (goal[1] - start.centre[1]) / steps)
+    velocity = ((goal[0] - start.center[0]) / steps, (goal[1] - start.center[1]) / steps)
     return _Path(start, velocity, float(rng.uniform(-0.08, 0.08)))
 
 
@@ -291,13 +291,13 @@ def write_scenes(
     """Write `n` photos (`scene_0000.jpg` ...) and their COCO truth; returns the path of `truth.json`.
 
     `concepts` maps class names to phrases ("ball": "circle"); an object gets an annotation for every class whose phrase
-    names it. By default each colour-shape pair is a class. Masks are compressed RLE, boxes `xywh` and areas in pixels.
+    names it. By default each color-shape pair is a class. Masks are compressed RLE, boxes `xywh` and areas in pixels.
     Scene i comes from seed `seed + i`.
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if concepts is None:
-        concepts = {name: name for name in (f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)}
+        concepts = {name: name for name in (f"{color} {shape}" for color in COLORS for shape in SHAPES)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i in range(n):

@@ -257,8 +257,8 @@ def _axis(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) 
     mixed = [F.interpolate(one.view(shape), strip, mode="bilinear", align_corners=False)[0, 0] for one in signal]
     mixed = [one.select(1 - axis, 0) for one in mixed]
     weights = torch.stack(mixed).cpu().numpy()  # [3, n_out]
-    centre = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
-    nearest = np.clip(np.rint(centre), 0, n_in - 1).astype(np.int64)
+    center = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    nearest = np.clip(np.rint(center), 0, n_in - 1).astype(np.int64)
     column = np.arange(n_out)
     left, right = np.maximum(nearest - 1, 0), np.minimum(nearest + 1, n_in - 1)
     left_weight = np.where(left < nearest, weights[left % 3, column], 0.0)

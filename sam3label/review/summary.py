@@ -74,7 +74,7 @@ class ReviewSummary:
     conflicts: Sequence[str]
 
 
-def summarise(run: Run) -> ReviewSummary:
+def summarize(run: Run) -> ReviewSummary:
     """Walk the reviewed images of a run."""
     state = run.note(connect.META) or {"audit": 0}
     corrections = run.corrections()
@@ -164,9 +164,9 @@ def effective_size(hits: Counts, totals: Counts) -> float:
 def wilson(p: float, n: float) -> tuple[float, float]:
     """95 % score interval of a proportion; it is never empty, also when all or none were right."""
     shrink = 1 + Z95**2 / n
-    centre = (p + Z95**2 / (2 * n)) / shrink
+    center = (p + Z95**2 / (2 * n)) / shrink
     half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def minutes_per_image(corrections: Iterable[Correction]) -> float | None:

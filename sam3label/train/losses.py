@@ -31,9 +31,9 @@ class Matches:
 
 
 def corners(cxcywh: Tensor) -> Tensor:
-    """Boxes [..., 4] from centre and size to corners xyxy."""
-    centre, half = cxcywh[..., :2], cxcywh[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], dim=-1)
+    """Boxes [..., 4] from center and size to corners xyxy."""
+    center, half = cxcywh[..., :2], cxcywh[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def box_overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ import numpy as np
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, Rle
-from sam3label.demo.shapes import COLOURS, SHAPES, Scene, make_scene
+from sam3label.demo.shapes import COLORS, SHAPES, Scene, make_scene
 from sam3label.errors import ConfigError
 from sam3label.labelling import job
 from sam3label.labelling.options import LabelOptions
@@ -41,7 +41,7 @@ from sam3label.quality.metrics.cgf1 import match
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
 
-KINDS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+KINDS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 CONF = 0.4
 PHOTO_SEEDS, REFERENCE_SEEDS = 7_000_000, 7_500_000  # never trained on
 SIZE_HW = (240, 320)

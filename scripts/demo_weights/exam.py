@@ -119,11 +119,11 @@ def _questions(kind: str, rng: np.random.Generator, scene: Scene) -> Iterator[Qu
         for _ in range(10 if things else 2):
             yield lessons.ask_words(rng, things, bool(things) and bool(rng.random() < 0.612), UNSEEN_STRANGERS)
     elif kind == "combination":
-        for colour, shape in NEVER_NAMED:
-            answer = tuple(i for i, thing in enumerate(things) if (thing.colour, thing.shape) == (colour, shape))
-            near = any(thing.colour == colour or thing.shape == shape for thing in things)
+        for color, shape in NEVER_NAMED:
+            answer = tuple(i for i, thing in enumerate(things) if (thing.color, thing.shape) == (color, shape))
+            near = any(thing.color == color or thing.shape == shape for thing in things)
             if answer or (near and rng.random() < 0.1):
-                yield Question(f"{colour} {shape}", answer=answer)
+                yield Question(f"{color} {shape}", answer=answer)
     elif things:
         for _ in range(3):
             question = lessons.ask_boxes(rng, things) if kind == "boxes" else lessons.ask_both(rng, things)

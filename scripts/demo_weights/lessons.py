@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sam3label.demo.shapes import (
     ANYTHING,
-    COLOURS,
+    COLORS,
     SHAPES,
     SYNONYMS,
     Scene,
@@ -205,36 +205,36 @@ def ask_words(rng: Rng, things: Sequence[Thing], positive: bool, strangers: Sequ
 
 
 def _phrase_for(rng: Rng, things: Sequence[Thing], positive: bool, strangers: Sequence[str]) -> str:
-    colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES))
+    color, shape = str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))
     if things and (positive or rng.random() < 0.6):  # a negative that is half right is the one that teaches
         thing = things[int(rng.integers(len(things)))]
         half = rng.random() < 0.5
-        colour = thing.colour if positive or half else colour
+        color = thing.color if positive or half else color
         shape = thing.shape if positive or not half else shape
     elif not positive and rng.random() < 0.3:
         return stranger(rng, strangers)
-    return _say(rng, colour, shape)
+    return _say(rng, color, shape)
 
 
 def stranger(rng: Rng, strangers: Sequence[str]) -> str:
-    """Words that name no object here: an unknown noun, an unknown noun with a known colour, or letters at random."""
+    """Words that name no object here: an unknown noun, an unknown noun with a known color, or letters at random."""
     word, form = str(rng.choice(strangers)), rng.random()
     if form < 0.15:
         return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), int(rng.integers(2, 8))))
-    return f"{rng.choice(list(COLOURS))} {word}" if form < 0.4 else word
+    return f"{rng.choice(list(COLORS))} {word}" if form < 0.4 else word
 
 
-def _say(rng: Rng, colour: str, shape: str) -> str:
+def _say(rng: Rng, color: str, shape: str) -> str:
     form = rng.random()
     if rng.random() < 0.2:
         shape = str(rng.choice([new for new, old in SYNONYMS.items() if old == shape] or [shape]))
-        colour = "violet" if colour == "purple" else colour
+        color = "violet" if color == "purple" else color
     if form < 0.55:
-        return f"{colour} {shape}"
+        return f"{color} {shape}"
     if form < 0.75:
         return shape
     if form < 0.96:
-        return f"{colour} {'object' if rng.random() < 0.25 else 'shape'}"
+        return f"{color} {'object' if rng.random() < 0.25 else 'shape'}"
     return str(rng.choice(ANYTHING))
 
 
@@ -331,8 +331,8 @@ def collate(lessons: Sequence[tuple[Sample, Sequence[Question]]], tokenize: Toke
 def _attributes(things: Sequence[Thing]) -> Tensor:
     import torch
 
-    colours = list(COLOURS)
-    rows = [[colours.index(thing.colour), SHAPES.index(thing.shape)] for thing in things]
+    colours = list(COLORS)
+    rows = [[colours.index(thing.color), SHAPES.index(thing.shape)] for thing in things]
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
 
 

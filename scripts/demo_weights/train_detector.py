@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor, Sam3VideoConfig
 
-from sam3label.demo.shapes import ANYTHING, COLOURS, SHAPES, SYNONYMS
+from sam3label.demo.shapes import ANYTHING, COLORS, SHAPES, SYNONYMS
 from sam3label.train.detector import Batch, LossWeights, Recipe, Trainer
 
 SIDE, PATCH, WIDTH, QUERIES_PER_SIDE = 128, 8, 64, 5
@@ -49,7 +49,7 @@ KINDS = {
 def tokenizer() -> CLIPTokenizer:
     """A byte-level BPE tokenizer in CLIP's manner: a known word is one token, any other falls into smaller pieces."""
     letters = _byte_letters()
-    words = [*COLOURS, *SHAPES, *SYNONYMS, *ANYTHING, lessons.VISUAL, *lessons.STRANGERS]
+    words = [*COLORS, *SHAPES, *SYNONYMS, *ANYTHING, lessons.VISUAL, *lessons.STRANGERS]
     merges: list[tuple[str, str]] = []
     for word in dict.fromkeys(words):
         pieces = _merge([*word[:-1], word[-1] + "</w>"], merges)
@@ -166,7 +166,7 @@ def _attend_inside(bias: nn.Module) -> None:
 class DenseHeads(nn.Module):
     """What image features should tell, asked of them directly. Training only; it fades as the queries learn.
 
-    Each token names the colour and shape of what covers it, draws its box and fills in its own mask cells; each object,
+    Each token names the color and shape of what covers it, draws its box and fills in its own mask cells; each object,
     its tokens taken together, is named too: local evidence (a corner, a bend) is enough there, so shapes are learned
     sooner than when every token must know the whole.
     """
@@ -174,7 +174,7 @@ class DenseHeads(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.sizes = [len(COLOURS) + 1, len(SHAPES) + 1, 4, (CELLS // GRID) ** 2]
+        self.sizes = [len(COLORS) + 1, len(SHAPES) + 1, 4, (CELLS // GRID) ** 2]
         self.tokens = nn.Linear(channels, sum(self.sizes))
         self.objects = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, sum(self.sizes[:2])))
 
@@ -222,8 +222,8 @@ def _dense_truth(masks: Tensor, boxes: Tensor, attributes: Tensor) -> tuple[Tens
     classes = (attributes[owner] + 1) * (best > 0.35)[:, None]
     ticks = (torch.arange(GRID, device=boxes.device) + 0.5) / GRID
     here = torch.stack([ticks.repeat(GRID), ticks.repeat_interleave(GRID)], dim=1)
-    centre, half = boxes[owner, :2], boxes[owner, 2:] / 2
-    edges = torch.cat([centre - half - here, centre + half - here], dim=1) * 4
+    center, half = boxes[owner, :2], boxes[owner, 2:] / 2
+    edges = torch.cat([center - half - here, center + half - here], dim=1) * 4
     union = F.adaptive_avg_pool2d(masks.sum(0, keepdim=True).clamp(max=1), CELLS)
     cells = F.pixel_unshuffle(union, step).flatten(1).T
     return classes, edges, cells

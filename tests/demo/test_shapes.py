@@ -14,7 +14,7 @@ from lessons import TRAINING_SEEDS
 from pycocotools.coco import COCO
 
 from sam3label.demo.shapes import (
-    COLOURS,
+    COLORS,
     MAX_OBJECTS,
     SHAPES,
     Placed,
@@ -32,9 +32,9 @@ SIZE = (120, 160)
 
 
 def hue(rgb: np.ndarray) -> str:
-    """The name of the nearest pure colour, by direction and not by brightness."""
+    """The name of the nearest pure color, by direction and not by brightness."""
     unit = rgb / np.linalg.norm(rgb)
-    return min(COLOURS, key=lambda name: float(np.linalg.norm(unit - COLOURS[name] / np.linalg.norm(COLOURS[name]))))
+    return min(COLORS, key=lambda name: float(np.linalg.norm(unit - COLORS[name] / np.linalg.norm(COLORS[name]))))
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
@@ -52,13 +52,13 @@ def test_index_map_and_things_agree_and_every_kind_and_count_appears() -> None:
         assert sorted(set(np.unique(scene.index)) - {0}) == list(range(1, len(scene.things) + 1))
     counts = {len(scene.things) for scene in scenes}
     assert counts == set(range(MAX_OBJECTS + 1))
-    kinds = {(thing.colour, thing.shape) for scene in scenes for thing in scene.things}
-    assert len(kinds) == len(COLOURS) * len(SHAPES)
+    kinds = {(thing.color, thing.shape) for scene in scenes for thing in scene.things}
+    assert len(kinds) == len(COLORS) * len(SHAPES)
 
 
 def test_the_paint_under_each_mask_is_the_colour_it_is_said_to_be() -> None:
     named = [
-        (hue(np.median(scene.image[scene.mask(k)], axis=0)), thing.colour)
+        (hue(np.median(scene.image[scene.mask(k)], axis=0)), thing.color)
         for scene in (make_scene(seed, SIZE) for seed in range(60))
         for k, thing in enumerate(scene.things, start=1)
         if scene.mask(k).sum() > 150
@@ -127,9 +127,7 @@ def test_coco_classes_follow_the_concepts_asked_for(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert [category["name"] for category in content["categories"]] == ["ball", "red thing"]
     expected = sum(
-        (thing.shape == "circle") + (thing.colour == "red")
-        for i in range(8)
-        for thing in make_scene(3 + i, SIZE).things
+        (thing.shape == "circle") + (thing.color == "red") for i in range(8) for thing in make_scene(3 + i, SIZE).things
     )
     assert len(content["annotations"]) == expected > 0
     assert len({row["id"] for row in content["annotations"]}) == expected
@@ -159,7 +157,7 @@ def test_slivers_are_left_out_and_the_rest_is_numbered_again() -> None:
     )
     assert without_slivers(scene).things == scene.things
     least = without_slivers(scene, 0.01)  # no more than: the one pixel goes
-    assert [thing.colour for thing in least.things] == ["blue", "green"]
+    assert [thing.color for thing in least.things] == ["blue", "green"]
     assert np.array_equal(least.mask(1), index == 2) and np.array_equal(least.mask(2), index == 3)
     assert without_slivers(scene, 0.4).things == ()
 

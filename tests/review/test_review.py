@@ -27,7 +27,7 @@ from sam3label.review.fiftyone import connect
 from sam3label.review.fiftyone.folder import write_folder
 from sam3label.review.fiftyone.pull import pull
 from sam3label.review.fiftyone.push import push
-from sam3label.review.summary import summarise
+from sam3label.review.summary import summarize
 from sam3label.run.reader import open_run
 
 
@@ -365,7 +365,7 @@ def test_two_datasets_of_one_run(fo: Any, pushed: Any, run: Path, name: str) -> 
     assert fetch(run, "anna", name) == ({}, ())
     assert fetch(run, "ben", f"{name}-ben") == ({}, ())
     with open_run(run) as opened:
-        assert summarise(opened).conflicts == list(conflicts)
+        assert summarize(opened).conflicts == list(conflicts)
 
 
 def test_what_was_pulled_is_there_when_pushed_afresh(fo: Any, pushed: Any, run: Path, name: str) -> None:
@@ -431,7 +431,7 @@ def test_summary_of_the_audit(pushed: Any, run: Path) -> None:
         s.save()
     fetch(run)
     with open_run(run) as opened:
-        result = summarise(opened)
+        result = summarize(opened)
     assert (result.images, result.reviewed_images, result.audit_images, result.audit_reviewed) == (5, 4, 5, 4)
     total = result.audit[""]
     assert (total.precision.hits, total.precision.total) == (10, 12)

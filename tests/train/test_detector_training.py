@@ -19,7 +19,7 @@ from lessons import Question
 from torch import Tensor
 from transformers import Sam3Config, Sam3Model, Sam3Processor
 
-from sam3label.demo.shapes import COLOURS, SHAPES, SYNONYMS, Scene, make_scene
+from sam3label.demo.shapes import COLORS, SHAPES, SYNONYMS, Scene, make_scene
 from sam3label.train import losses
 from sam3label.train.detector import (
     PAD,
@@ -35,7 +35,7 @@ from sam3label.train.detector import (
 )
 
 SIDE, CELLS = 64, 32
-WORDS = ["<pad>", "<bos>", "<eos>", lessons.VISUAL, *COLOURS, *SHAPES, "shape"]
+WORDS = ["<pad>", "<bos>", "<eos>", lessons.VISUAL, *COLORS, *SHAPES, "shape"]
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +235,7 @@ def sheets(count: int = 4) -> list[exam.Sheet]:
         if len(scene.things) == 2 and min((scene.index == k).sum() for k in (1, 2)) > 150:
             names = sorted({thing.name for thing in scene.things})
             asked = [Question(n, answer=tuple(i for i, t in enumerate(scene.things) if t.name == n)) for n in names]
-            absent = next(f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in names)
+            absent = next(f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in names)
             box = Question(lessons.VISUAL, ((0, 1),), tuple(
                 i for i, thing in enumerate(scene.things) if thing.name == scene.things[0].name
             ))  # fmt: skip
@@ -388,7 +388,7 @@ def test_anchors_settle_which_of_two_equal_queries_answers() -> None:
     grid = outputs.anchors[0]
     assert torch.allclose(grid[:, 0].unique(), torch.tensor([1 / 6, 1 / 2, 5 / 6]), atol=1e-5)
     pair = next(p for p, target in enumerate(batch.targets) if len(target) == 1)
-    centre = batch.instance_boxes[0][batch.targets[pair][0], :2]
+    center = batch.instance_boxes[0][batch.targets[pair][0], :2]
     alike = replace(
         outputs,
         boxes=torch.full_like(outputs.boxes, 0.5),
@@ -397,7 +397,7 @@ def test_anchors_settle_which_of_two_equal_queries_answers() -> None:
     loss_parts(alike, batch, masked, LossWeights(anchor=5.0), copies=1)["classification"].backward()
     assert alike.logits.grad is not None
     pulled_up = int(alike.logits.grad[-1, pair].argmin())  # the one query that is told to answer
-    assert pulled_up == int((grid - centre).abs().sum(-1).argmin())
+    assert pulled_up == int((grid - center).abs().sum(-1).argmin())
 
 
 def test_bf16_autocast_trains_close_to_fp32() -> None:
@@ -496,7 +496,7 @@ def test_examination_sheets_are_the_same_every_time_and_about_40_percent_negativ
 
 def test_tokenizer_knows_its_words_and_spells_the_others() -> None:
     words = script().tokenizer()
-    for word in (*COLOURS, *SHAPES, *SYNONYMS, "shape", "object", "visual"):
+    for word in (*COLORS, *SHAPES, *SYNONYMS, "shape", "object", "visual"):
         assert words.tokenize(word) == [f"{word}</w>"]
     unknown = words.tokenize("zebu qzx")
     assert len(unknown) > 2 and words.unk_token not in unknown
