@@ -158,7 +158,8 @@ def _documented(name: str, thing: Any, shown: Any = None) -> Iterator[str]:
 
 def _signature(thing: Any) -> str:
     try:
-        return re.sub(r"'([\w\[\], |.]+)'", r"\1", str(inspect.signature(thing)))
+        shown = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))  # an address is another one each time
+        return re.sub(r"'([\w\[\], |.]+)'", r"\1", shown)
     except (TypeError, ValueError):
         return "(...)"
 
