@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3label.errors import CheckpointError
+from sam3label.model.config_check import refuse_bad_config
 from sam3label.model.identity import identity
 from sam3label.model.weight_files import FILE_SUFFIXES, imported
 
@@ -27,6 +28,7 @@ _WANTED = [_CONFIG, "*.safetensors", _INDEX, *_TOKENIZER]
 _OFFICIAL_FILES = ("sam3.1_multiplex.pt", "sam3.pt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_DEEPEST = 32  # levels of objects and lists in a file of settings; SAM 3's own have 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"{folder} holds a {family!r} model, and this program runs SAM 3 only "
             f"({_CONFIG} must say model_type {' or '.join(FAMILIES)}): use --model facebook/sam3."
         )
+    refuse_bad_config(path, config)
     return config
 
 
@@ -136,9 +139,25 @@ def _read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}): fetch it again.") from error
+    except RecursionError as error:
+        raise CheckpointError(_TOO_DEEP.format(path=path)) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object: fetch it again.")
+    if _is_deep(value):
+        raise CheckpointError(_TOO_DEEP.format(path=path))
     return value
+
+
+_TOO_DEEP = f"{{path}} is nested more than {_DEEPEST} levels deep, as no checkpoint's is: fetch it again."
+
+
+def _is_deep(value: Any) -> bool:
+    """Look level by level, since a value nested deep enough ends a recursion with a traceback."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        children = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [child for some in children for child in some]
+    return any(isinstance(v, dict | list) for v in level)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -148,6 +167,12 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         shards = _read_json(folder / _INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{folder / _INDEX} lists no weights: fetch it again.")
+        strange = [name for name in shards.values() if not _is_plain_name(name)]
+        if strange:
+            raise CheckpointError(
+                f"{folder / _INDEX} names {str(strange[0])[:60]!r} as a file of weights, which is no .safetensors file "
+                "beside it: fetch it again."
+            )
         files = tuple(folder / name for name in sorted(set(shards.values())))
         missing = [file.name for file in files if not file.is_file()]
         if missing:
@@ -162,6 +187,11 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             "Name the file itself if it is sam3.pt or was trained from it, or use --model facebook/sam3."
         )
     raise CheckpointError(f"{folder} has no weights ({_WEIGHTS}): download the checkpoint again.")
+
+
+def _is_plain_name(name: object) -> bool:
+    """Tell whether an index may name this file: no path, so that nothing outside the folder is opened."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) is not None
 
 
 def _check_safetensors(path: Path) -> None:

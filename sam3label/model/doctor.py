@@ -37,7 +37,6 @@ def examine(model: str) -> list[Check]:
         _checkpoint("demo", "demo checkpoint"),
         _checkpoint(model, "checkpoint"),
         _extra("fiftyone", "review", "review in FiftyOne"),
-        _extra("ray", "ray", "several machines"),
     ]
 
 

@@ -78,17 +78,18 @@ def _tensors(weights: Sequence[Path]) -> Iterator[tuple[str, str, str]]:
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in which a config differs from SAM 3's own, by dotted name."""
-    usual = _leaves(json.loads(SAM3_CONFIG.read_text()))
-    return {name: value for name, value in _leaves(config).items() if name not in usual or usual[name] != value}
+    usual = leaves(json.loads(SAM3_CONFIG.read_text()))
+    return {name: value for name, value in leaves(config).items() if name not in usual or usual[name] != value}
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the values of nested settings by dotted name, but for what the model does not read."""
     if not isinstance(value, Mapping):
         return {name: value}
     found: dict[str, Any] = {}
     for key, child in value.items():
         if key not in _OF_NO_WEIGHT:
-            found |= _leaves(child, f"{name}.{key}" if name else str(key))
+            found |= leaves(child, f"{name}.{key}" if name else str(key))
     return found
 
 

@@ -60,10 +60,16 @@ def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]
             )
         except Exception as error:  # a config's values fail in as many ways as there are modules to build
             raise CheckpointError(
-                f"{checkpoint.folder}: config.json does not describe a SAM 3 {name} that can be built ({error}): "
+                f"{checkpoint.folder}: config.json does not describe a SAM 3 {name} that can be built "
+                f"({_first_line(error)}): "
                 "fetch the checkpoint again."
             ) from error
     return model, _weight_problems(report)
+
+
+def _first_line(error: Exception) -> str:
+    """Return a library's message without the pages that some append, or the type's name where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _weight_problems(report: Mapping[str, Any]) -> list[str]:

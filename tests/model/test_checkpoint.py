@@ -150,7 +150,7 @@ def test_another_model_family(folder: Path, family: str | None) -> None:
 
 
 def test_config_of_no_detector(folder: Path) -> None:
-    edit_config(folder, detector_config={"model_type": "sam3", "vision_config": {"fpn_hidden_size": "wide"}})
+    edit_config(folder, detector_config={"model_type": "sam3", "vision_config": {"hidden_act": 7, "fpn_hidden_size": -3}})
     with pytest.raises(CheckpointError, match="does not describe a SAM 3 detector that can be built"):
         load_model(resolve(str(folder)))
 
@@ -429,3 +429,50 @@ def test_check_access_of_a_folder(tiny_checkpoint: Path) -> None:
     assert check_access(str(tiny_checkpoint)) == f"{tiny_checkpoint}: whole (sam3_video)"
     with pytest.raises(CheckpointError, match="not a hub id"):
         check_access("no such thing")
+
+
+# ---- tampered checkpoints
+
+
+def _index_of(folder: Path, content: str) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["7", '["a"]', '{"a": 1}', "null", '"../other.safetensors"', '"/etc/passwd"', '"a.bin"']
+)
+def test_an_index_names_files_beside_it_or_is_refused(folder: Path, name: str) -> None:
+    (folder.parent / "other.safetensors").write_bytes((folder / WEIGHTS).read_bytes())
+    _index_of(folder, f'{{"weight_map": {{"a.weight": {name}}}}}')
+    assert "as a file of weights, which is no .safetensors file beside it: fetch it again." in refusal(folder)
+
+
+@pytest.mark.parametrize("depth", [40, 900, 5_000, 100_000])
+def test_settings_nested_deep_are_refused_in_a_sentence(folder: Path, depth: int) -> None:
+    nest = "[" * depth + "]" * depth
+    replace(folder / "config.json", f'{{"model_type": "sam3_video", "x": {nest}}}'.encode())
+    assert refusal(folder).endswith("is nested more than 32 levels deep, as no checkpoint's is: fetch it again.")
+
+
+@pytest.mark.parametrize("depth", [40, 5_000, 100_000])
+def test_an_index_nested_deep_is_refused_in_a_sentence(folder: Path, depth: int) -> None:
+    _index_of(folder, '{"weight_map": {"a": ' + "[" * depth + "]" * depth + "}}")
+    assert "is nested more than 32 levels deep" in refusal(folder)
+
+
+def _edit_encoder(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["detector_config"]["vision_config"]["backbone_config"] |= changes
+    replace(folder / "config.json", json.dumps(config).encode())
+
+
+def test_a_million_layers_are_refused_before_they_are_built(folder: Path) -> None:
+    _edit_encoder(folder, num_hidden_layers=10**6)
+    assert "backbone_config.num_hidden_layers is 1000000, and SAM 3's is 32. Fetch" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", ["x", [1], True])
+def test_a_size_that_is_no_number_is_named(folder: Path, value: Any) -> None:
+    _edit_encoder(folder, hidden_size=value)
+    assert f"backbone_config.hidden_size is {str(value)!r}, not a number. Fetch" in refusal(folder)
