@@ -150,7 +150,9 @@ def test_another_model_family(folder: Path, family: str | None) -> None:
 
 
 def test_config_of_no_detector(folder: Path) -> None:
-    edit_config(folder, detector_config={"model_type": "sam3", "vision_config": {"hidden_act": 7, "fpn_hidden_size": -3}})
+    edit_config(
+        folder, detector_config={"model_type": "sam3", "vision_config": {"hidden_act": 7, "fpn_hidden_size": -3}}
+    )
     with pytest.raises(CheckpointError, match="does not describe a SAM 3 detector that can be built"):
         load_model(resolve(str(folder)))
 
