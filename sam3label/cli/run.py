@@ -121,6 +121,14 @@ def run(
         ),
     ] = False,
     workers: Workers = None,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Refuse larger photos. Decoding takes up to 14 bytes a pixel, in each process.",
+            rich_help_panel=SPEED,
+        ),
+    ] = 178.0,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Label at most this many images and videos now.", rich_help_panel=SPEED),
@@ -179,6 +187,7 @@ def run(
     options = LabelOptions(
         model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
         batch_size=images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
+        max_megapixels=max_megapixels,
         fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars, video=video,
         clip_frames=clip_frames, every=every, fps=fps,
         tracker=tracker, tracking_extras=tuple(tracking_extra or ()),  # type: ignore[arg-type]

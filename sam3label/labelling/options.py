@@ -38,6 +38,7 @@ class LabelOptions:
     vram_gb: float | None = None
     compiled: bool = False  # torch.compile: a slow start, then faster; the same labels, to rounding
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
+    max_megapixels: float = 178.0  # larger photos are refused; 178 take up to 2.6 GB to decode, for each process
     accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images and videos now
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
@@ -96,6 +97,7 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.whole("batch_size", options.batch_size, 1)
     yield checks.above_zero("vram_gb", options.vram_gb)
     yield checks.whole("workers", options.workers, 0)
+    yield checks.above_zero("max_megapixels", options.max_megapixels)
     yield checks.whole("limit", options.limit, 1)
     yield checks.one_of("video", options.video, VideoMode)
     yield checks.one_of("tracker", options.tracker, TrackerForm)

@@ -8,6 +8,7 @@ encoded while the masks of the one before it are read off.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,6 +19,7 @@ from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide, Question
 from sam3label.media import loader
+from sam3label.media.image import read_photo
 
 Batch = list[Frame | Undecodable]
 Keys = frozenset[str]  # of the prompts that a batch is asked
@@ -40,7 +42,8 @@ def label_photos(
     pending = [item for _, items in groups for item in items]
     workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
     on_gpu = detector.device.type == "cuda"
-    entries = loader.entries(pending, workers, pin=on_gpu) if pending else iter(())
+    read = partial(read_photo, max_megapixels=options.max_megapixels)
+    entries = loader.entries(pending, workers, pin=on_gpu, decode=read) if pending else iter(())
     batches: Iterator[Batch] = (list(islice(entries, len(items))) for _, items in groups)
     if on_gpu and any(guide.asks_photos(key) for keys, _ in groups for key in keys):
         batches = begun(batches, detector.encode_ahead)

@@ -7,10 +7,15 @@ are scaled by the rule in `_grey8`. ICC profiles are ignored, as trainers ignore
 from __future__ import annotations
 
 import io
+import math
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -23,6 +28,11 @@ from sam3label.errors import UndecodableError, os_reason
 
 # What a file may really be, whatever it is called. A closed list: PIL also knows formats that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
+# Read unless told otherwise: 178 megapixels are PIL's own limit, and take 1.9 GB as RGB in a PNG, 2.6 GB with alpha
+# (measured: 10.2 and 14.2 bytes a pixel; a JPEG's pixels, which OpenCV decodes, take 2 to 3).
+MAX_MEGAPIXELS = 178.0
+_MOST_OF_OPENCV = 1 << 30  # pixels
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +48,17 @@ def decode_image(path: str | Path) -> npt.NDArray[np.uint8]:
     return read_photo(path).pixels
 
 
-def read_photo(path: str | Path) -> Photo:
+def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
     """Return the file's pixels, uint8 RGB [H, W, 3], upright, writable and contiguous; hashed from the same reading.
 
     Raises UndecodableError with a short reason for anything that is not a whole image: a truncated file is refused,
-    never filled up with grey. Images over 178 megapixels are refused before they take memory (PIL's own limit).
+    never filled up with grey. Images over `max_megapixels` are refused by their header, before they take memory.
     """
     data, mtime_ns = _read(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of damaged metadata, which does not concern the pixels
-            return Photo(_decode(data), Stamp(len(data), mtime_ns, digest_of([data])))
+            return Photo(_decode(data, max_megapixels), Stamp(len(data), mtime_ns, digest_of([data])))
     except UndecodableError:
         raise
     except Exception as error:  # decoders answer damaged bytes with any exception there is
@@ -60,9 +70,11 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_FORMATS) as image:
+            with _opened(path) as image:
                 turned = _orientation(image) in (5, 6, 7, 8)
                 return (image.width, image.height) if turned else (image.height, image.width)
+    except UndecodableError:
+        raise
     except OSError as error:
         raise UndecodableError(_reason(error) if error.errno is None else os_reason(error)) from error
     except Exception as error:  # as when decoding: damaged bytes give any exception there is
@@ -84,8 +96,6 @@ def _read(path: str | Path) -> tuple[bytes, int]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return "too large (more than 178 megapixels)"
     if isinstance(error, UnidentifiedImageError):
         return "not an image (unknown format, or its header is damaged)"
     if isinstance(error, MemoryError):
@@ -95,9 +105,28 @@ def _reason(error: Exception) -> str:
     return "damaged (the decoder cannot read it)"
 
 
-def _decode(data: bytes) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        pixels = _decode_jpeg(data) if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") else None
+@contextmanager
+def _opened(file: str | Path | IO[bytes], max_megapixels: float | None = None) -> Iterator[Image.Image]:
+    """Open an image by its header, under our limit in place of PIL's, which is one for the whole process."""
+    with _opening:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+    with image:
+        megapixels = image.width * image.height / 1e6
+        if max_megapixels is not None and megapixels > max_megapixels:
+            raise UndecodableError(
+                f"too large ({image.width} x {image.height}): --max-megapixels {math.ceil(megapixels)} reads it"
+            )
+        yield image
+
+
+def _decode(data: bytes, max_megapixels: float) -> npt.NDArray[np.uint8]:
+    with _opened(io.BytesIO(data), max_megapixels) as image:
+        plain = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+        pixels = _decode_jpeg(data) if plain and image.width * image.height <= _MOST_OF_OPENCV else None
         if pixels is None:
             image.load()  # may itself turn a TIFF upright, after which its orientation reads 1
             pixels = _rgb(image)

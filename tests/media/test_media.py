@@ -446,3 +446,26 @@ def test_flipped_bytes_end_in_pixels_or_a_reason(
     except UndecodableError as error:
         assert 0 < len(str(error)) < 80
     capfd.readouterr()  # libjpeg remarks on flaws by itself
+
+
+def test_a_photo_beyond_the_limit_is_refused_by_its_header_and_the_way_out_works(tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    Image.new("L", (20_000, 20_000)).save(large, compress_level=1)
+    with pytest.raises(UndecodableError, match=r"^too large \(20000 x 20000\): --max-megapixels 400 reads it"):
+        image_file.read_photo(large)
+    small = tmp_path / "small.png"
+    Image.new("L", (2_000, 1_000)).save(small)
+    with pytest.raises(UndecodableError, match=r"\(2000 x 1000\): --max-megapixels 2 reads it"):
+        image_file.read_photo(small, 1)
+    assert image_file.read_photo(small, 2).pixels.shape == (1_000, 2_000, 3)
+
+
+def test_more_than_pils_limit_is_read_where_it_is_allowed_and_pils_limit_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
+    path = tmp_path / "x.png"
+    Image.new("RGB", (200, 100), "red").save(path)
+    assert image_file.read_photo(path).pixels.shape == (100, 200, 3)
+    assert image_file.upright_size(path) == (100, 200)
+    assert Image.MAX_IMAGE_PIXELS == 1_000
