@@ -10,6 +10,7 @@ import typer
 
 from sam3label.cli.options import PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
+from sam3label.core.text import one_line
 
 if TYPE_CHECKING:
     from sam3label.export.options import Placement
@@ -35,9 +36,12 @@ def push(
     from sam3label.run.reader import open_run
 
     with progress_display(False, "starting FiftyOne ...") as display, open_run(run, photos=photos) as opened:
+        wait = opened.coverage().wait
         done = send(opened, dataset, audit, lambda n, total: display.step("pushing", n, total, "photos and videos"))
     for pushed in done:
         typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
+    if wait:
+        typer.echo(f"Not in it: {wait}.")
     typer.echo(f"Next: sam3label review open {run}")
 
 
@@ -87,9 +91,9 @@ def pull(
             counts = ", ".join(f"{count} {action}" for action, count in sorted(pulled.actions.items()))
             typer.echo(f"{pulled.dataset}: {counts or 'nothing new'}")
             for note in pulled.notes:
-                typer.echo(f"  note: {note}")
+                typer.echo(f"  note: {one_line(note)}")
             for conflict in pulled.conflicts:
-                typer.echo(f"  conflict: {conflict}")
+                typer.echo(f"  conflict: {one_line(conflict)}")
     typer.echo(f"Next: sam3label export {run} --format coco -o DATASET")
 
 
@@ -128,3 +132,5 @@ def write(
                 f"{path}: load it with fiftyone.Dataset.from_dir({str(path)!r}, "
                 "dataset_type=fiftyone.types.FiftyOneDataset)"
             )
+        if wait := opened.coverage().wait:
+            typer.echo(f"Not in it: {wait}.")

@@ -36,8 +36,8 @@ from sam3label.cli.options import (
     read_concepts,
 )
 from sam3label.cli.progress import Display, duration, progress_display, rate
-from sam3label.cli.tables import console
-from sam3label.core.text import count
+from sam3label.cli.tables import console, full_answers
+from sam3label.core.text import count, one_line
 from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
 
@@ -239,6 +239,7 @@ def print_summary(summary: RunSummary, out: Path, *, next_step: bool = True) -> 
     screen, progress = console(), summary.progress
     with open_run(out) as labelled:
         counts = {name: objects for name, (objects, _) in count_objects(labelled).items()}
+        full = list(full_answers(labelled))
     done = f"{count(progress.done, 'image')} labelled in {duration(progress.seconds)} ({rate(progress)})"
     screen.print(done if progress.finished else "Nothing to do: everything was labelled before.")
     table = Table("class")
@@ -248,7 +249,7 @@ def print_summary(summary: RunSummary, out: Path, *, next_step: bool = True) -> 
         table.add_row(name, str(objects), str(progress.objects.get(name, 0)))
     table.add_row("all", str(sum(counts.values())), str(sum(progress.objects.values())), style="bold")
     screen.print(table)
-    for line in _remarks(summary, out, sum(counts.values())):
+    for line in (*_remarks(summary, out, sum(counts.values())), *full):
         screen.print(line, soft_wrap=True)
     screen.print(f"Run: {out}", soft_wrap=True)
     if next_step:
@@ -269,7 +270,9 @@ def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
         yield f"Left out, by --video off: {count(summary.skipped_videos, 'video')}."
     if summary.failures:
         yield f"{count(len(summary.failures), 'file')} could not be labelled:"
-        yield from (f"  {item_id}: {reason}" for item_id, reason in summary.failures[:SHOWN_FAILURES])
+        yield from (
+            f"  {one_line(item_id)}: {one_line(reason)}" for item_id, reason in summary.failures[:SHOWN_FAILURES]
+        )
         if len(summary.failures) > SHOWN_FAILURES:
             yield f"  ... and {len(summary.failures) - SHOWN_FAILURES} more: sam3label status {out}"
     labelled = summary.progress.done + summary.already_done
@@ -280,7 +283,7 @@ def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
 
 
 def _some(names: tuple[str, ...], n: int = 5) -> str:
-    return ", ".join(names[:n]) + (", ..." if len(names) > n else "")
+    return ", ".join(map(one_line, names[:n])) + (", ..." if len(names) > n else "")
 
 
 def export_all(run_folder: Path, formats: list[str], splits: Splits, quiet: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sam3label.cli.options import RunFolder
-from sam3label.cli.tables import console
+from sam3label.cli.tables import console, full_answers
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
@@ -19,12 +19,9 @@ def _coverage(coverage: Coverage) -> Iterator[str]:
     """Which prompts were put to how much of the run, where that is not all of them to all of it."""
     for key, asked in coverage.asked.items():
         if asked < coverage.units:
-            yield f"{key}: asked of {asked:,} of {count(coverage.units, 'image')}"
-    if coverage.waiting:
-        yield (
-            f"{count(len(coverage.waiting), 'image')} not asked everything yet, and without labels until then: "
-            "the same sam3label run goes on"
-        )
+            yield f"{one_line(key)}: asked of {asked:,} of {count(coverage.units, 'image')}"
+    if coverage.wait:
+        yield coverage.wait
     if coverage.unlisted:
         yield f"asked once and no longer on the list, not exported: {', '.join(map(one_line, coverage.unlisted))}"
 
@@ -48,12 +45,12 @@ def status(run_folder: RunFolder) -> None:
         for class_name, (objects, images) in count_objects(labelled).items():
             table.add_row(class_name, str(objects), str(images))
         screen.print(table)
-        for line in _coverage(labelled.coverage()):
-            screen.print(line)
+        for line in (*_coverage(labelled.coverage()), *full_answers(labelled)):
+            screen.print(line, soft_wrap=True)
         for figures in (labelled.note("trust") or {}).values():
             screen.print(Trust.from_json(figures).sentence())
         failures = labelled.failures()
     for item_id, reason in failures[:SHOWN_FAILURES]:
-        screen.print(f"failed  {item_id}: {reason}", soft_wrap=True)
+        screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
     if len(failures) > SHOWN_FAILURES:
-        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: --json OUT writes them all")
+        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: sam3label report {run_folder} lists them")

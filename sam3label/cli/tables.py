@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sam3label.core.text import visible
+from sam3label.core.text import count, one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sam3label.run.reader import Run
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -28,6 +31,17 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal:
         made = PlainConsole(stderr=stderr, markup=False, highlight=False, emoji=False, width=160)
     return made
+
+
+def full_answers(run: Run) -> Iterator[str]:
+    """A line where the model gave all the answers it can give, with what to do about it."""
+    if full := run.full():
+        item_id, _, phrase = full[0]
+        yield (
+            f"{count(len(full), 'image and phrase', 'images and phrases')} with nearly all the answers that the model "
+            f"can give, so there may be more objects ({one_line(phrase)!r} in {one_line(item_id)}"
+            f"{', ...' if len(full) > 1 else ''}): tile: auto in the concept list looks at them in parts"
+        )
 
 
 def program() -> str:

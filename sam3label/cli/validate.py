@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3label.cli.options import PhotosNow
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +27,7 @@ def validate(
     concepts: Annotated[
         Path | None, typer.Option("--concepts", "-c", help="The concept list it was exported with, if another.")
     ] = None,
+    photos: PhotosNow = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write everything here.")] = None,
 ) -> None:
     """Load a dataset as trainers do and say what they would drop. Exit code 3 if they would, 1 if it is unreadable."""
@@ -36,7 +39,7 @@ def validate(
     if run is None:
         report = check(dataset)
     else:
-        with open_run(run, load_concepts(concepts) if concepts else None) as labelled:
+        with open_run(run, load_concepts(concepts) if concepts else None, photos) as labelled:
             report = check(dataset, labelled)
     print_report(report)
     if json_out is not None:

@@ -44,7 +44,10 @@ def export(
     if options is None or options.images != "none":
         _refuse_changed(run)
     images = _counted(run.images(), progress)
-    return write_dataset(run.concepts, images, format, out, options, run_info=run.info, failed=run.failures())
+    return write_dataset(
+        run.concepts, images, format, out, options,
+        run_info=run.info, failed=run.failures(), wait=run.coverage().wait,
+    )  # fmt: skip
 
 
 def _refuse_changed(run: Run) -> None:
@@ -68,8 +71,12 @@ def write_dataset(
     *,
     run_info: Mapping[str, Any] | None = None,
     failed: Iterable[tuple[str, str]] = (),
+    wait: str | None = None,
 ) -> Summary:
-    """`export` for labels from anywhere: `images` in a stable order, class ids by `concepts`."""
+    """`export` for labels from anywhere: `images` in a stable order, class ids by `concepts`.
+
+    `wait` is a sentence on images that are not among `images` yet.
+    """
     chosen, options, final = FORMATS[format], options or Options(), Path(out)
     refuse_senseless([format], options)
     names = dataset_names(concepts, options)
@@ -91,11 +98,12 @@ def write_dataset(
         )
         selected = selection(concepts, options, {name: i for i, name in classes.items()}, chosen.videos)
         chosen.write(target, selected.samples(images, frames, tally))
-        notes = tuple(_notes(format, tally, target, frames, options))
+        left_out = (f"Not in the dataset: {wait}.",) if wait else ()
+        notes = (*left_out, *_notes(format, tally, target, frames, options))
         outline = target.outline
         cost = (outline.iou_sum / outline.drawn, outline.iou_min) if outline.drawn else None
         summary = Summary(format, final, classes, tally.splits, tuple(failed), notes, cost)
-        _refuse_empty(summary, tally, options)
+        _refuse_empty(summary, tally, options, wait)
         _describe(folder, summary, options, info, card.part(concepts, run_info or {}, options, summary))
     return summary
 
@@ -200,14 +208,14 @@ def _notes(format: str, tally: Tally, target: Target, frames: FrameChoice, optio
         yield "There is not one label in it: every image is background."
 
 
-def _refuse_empty(summary: Summary, tally: Tally, options: Options) -> None:
+def _refuse_empty(summary: Summary, tally: Tally, options: Options, wait: str | None) -> None:
     if summary.images:
         return
     if tally.photos_left_out:
         raise OutputError(
             f"there are photos only, and {summary.format} holds videos. Photos go into coco, yolo and others."
         )
-    why = "no image of the run has been labelled"
+    why = wait or "no image of the run has been labelled"
     if not options.keep_empty or tally.frames_left_out:
         why = "no image passes what was chosen (--classes, --min-score, --no-empty, --every, --fps)"
     raise OutputError(f"there is nothing to export: {why}. No dataset was written.")

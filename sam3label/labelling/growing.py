@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sam3label.core.records import MediaItem, exemplar_class
-from sam3label.core.text import count
+from sam3label.core.text import count, one_line
 from sam3label.labelling.progress import Progress
 from sam3label.run.asked import Wanted
 from sam3label.run.store import Store
@@ -34,7 +34,7 @@ class Plan:
         words = [repr(key) for key in self.grown if exemplar_class(key) is None]
         classes = {name for key in self.grown if (name := exemplar_class(key)) is not None}
         what = [count(len(words), "new phrase")] if words else []
-        what += [f"new exemplars of {', '.join(sorted(classes))}"] if classes else []
+        what += [f"new exemplars of {', '.join(map(one_line, sorted(classes)))}"] if classes else []
         listed = f" ({', '.join(words[:5])}{', ...' if len(words) > 5 else ''})" if words else ""
         images, kept = count(max(self.grown.values()), "image"), count(self.kept, "prompt")
         return [f"{' and '.join(what)}{listed} on {images}{self._time(total, pace)}; {kept} kept as answered."]

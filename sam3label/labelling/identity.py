@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sam3label.core.records import MediaItem, Stamp
 from sam3label.core.stamps import looks_unchanged, stamp_of
+from sam3label.core.text import one_line
 from sam3label.errors import InputError
 from sam3label.run.store import Store
 
@@ -98,7 +99,10 @@ def _same(item: MediaItem, stamp: Stamp) -> Stamp | None:
 
 
 def _refusal(foreign: Sequence[tuple[MediaItem, MediaItem]]) -> str:
-    lines = "".join(f"\n  {now.id}: was {stored.path}, now {now.path}" for stored, now in foreign[:_SHOWN])
+    lines = "".join(
+        f"\n  {one_line(now.id)}: was {one_line(stored.path)}, now {one_line(now.path)}"
+        for stored, now in foreign[:_SHOWN]
+    )
     more = f"\n  ... and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
     root = foreign[0][1].root
     return (
@@ -113,4 +117,4 @@ def _files(count: int) -> str:
 
 def _some(names: Iterable[str], n: int = 5) -> str:
     listed = list(names)
-    return ", ".join(listed[:n]) + (f" and {len(listed) - n:,} more" if len(listed) > n else "")
+    return ", ".join(map(one_line, listed[:n])) + (f" and {len(listed) - n:,} more" if len(listed) > n else "")

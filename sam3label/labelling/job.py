@@ -22,7 +22,7 @@ from sam3label.concepts import concept_list as concept_lists
 from sam3label.concepts.changes import changes
 from sam3label.concepts.exemplars import Examples, read_examples
 from sam3label.core.records import ConceptList, MediaItem, UnitResult
-from sam3label.core.text import count, visible
+from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError
 from sam3label.labelling import reference_check
 from sam3label.labelling.growing import Plan, pace_of, plan
@@ -119,7 +119,7 @@ def _goes_on(out: str | Path, options: LabelOptions) -> bool:
 def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]:
     if found.links_out:
         done = "followed; --no-follow-links leaves them out" if options.follow_links else "left out"
-        yield f"{count(len(found.links_out), 'link')} out of the folders, {done}: {visible(found.links_out[0])}" + (
+        yield f"{count(len(found.links_out), 'link')} out of the folders, {done}: {one_line(found.links_out[0])}" + (
             ", ..." if len(found.links_out) > 1 else ""
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sam3label.core.records import MediaItem, Stamp
 from sam3label.core.stamps import is_unchanged
+from sam3label.core.text import one_line
 from sam3label.errors import InputError
 
 _COMPARED = 16  # files of a folder whose content is compared; of all others the size is
@@ -64,6 +65,6 @@ def _wrong(files: Iterable[tuple[MediaItem, Stamp | None, bool]]) -> Iterator[st
             size = Path(item.path).stat().st_size
             same = stamp is None or Path(item.path).is_dir() or size == stamp.size
             if not same or (compare and stamp is not None and not is_unchanged(item, stamp)):
-                yield f"{item.id} is another file there"
+                yield f"{one_line(item.id)} is another file there"
         except OSError:
-            yield f"{item.id} is missing"
+            yield f"{one_line(item.id)} is missing"

@@ -14,12 +14,15 @@ import numpy.typing as npt
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import Candidate, ConceptList, Correction, LabeledImage, MediaItem, Stamp
 from sam3label.core.stamps import is_unchanged
+from sam3label.core.text import count
 from sam3label.errors import ConfigError
 from sam3label.run.asked import Wanted
 from sam3label.run.corrections import apply_corrections
 from sam3label.run.decide import Decision, decide
 from sam3label.run.places import moved, relocated
+from sam3label.run.saturation import QUERIES, enough
 from sam3label.run.store import Store, Totals, Unit
+from sam3label.run.store_errors import DamagedStoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,17 @@ class Coverage:
     asked: Mapping[str, int]
     waiting: tuple[str, ...]
     unlisted: tuple[str, ...]
+
+    @property
+    def wait(self) -> str | None:
+        """A sentence on the items that wait, or None: what is made of the run has not their labels."""
+        if not self.waiting:
+            return None
+        them = "it" if len(self.waiting) == 1 else "them"
+        return (
+            f"{count(len(self.waiting), 'image')} not asked everything yet, and without labels until then: "
+            f"the same sam3label run asks {them}"
+        )
 
 
 class Run:
@@ -96,6 +110,11 @@ class Run:
         """The score under which candidates were not kept."""
         return float((self.note("fingerprint") or {}).get("floor", 0.0))
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether corrections and notes can be kept in it."""
+        return self._store.is_writable
+
     def totals(self) -> Totals:
         return self._store.totals()
 
@@ -125,6 +144,20 @@ class Run:
         listed = {prompt.key for prompt in self.prompts}
         unlisted = tuple(p.key for p in self._store.prompts if p.key not in listed)
         return Coverage(units, {p.key: units - lacking[p.key] for p in self.prompts}, tuple(sorted(waiting)), unlisted)
+
+    def full(self) -> list[tuple[str, int, str]]:
+        """(item id, frame, phrase) where the model gave nearly all the answers it can give: there may be more objects.
+
+        Phrases that are asked in tiles are left out: there each part has as many answers as the whole.
+        """
+        tiled = {phrase for concept in self.concepts.concepts if concept.tile for phrase in concept.prompts}
+        listed = {prompt.key for prompt in self.prompts} - tiled
+        least = enough(int(self.info.get("queries", QUERIES)))
+        return [row for row in self._store.crowded(least) if row[2] in listed]
+
+    def stamp(self, item_id: str) -> Stamp | None:
+        """What tells the content that was labelled, where it is known."""
+        return self._store.stamp(item_id)
 
     def without_thresholds(self) -> Run:
         """Return the same run, in which every candidate over the floor passes its class's two thresholds."""
@@ -287,7 +320,10 @@ def open_run(folder: str | Path, concepts: ConceptList | None = None, photos: st
 
 
 def _own_concepts(store: Store) -> ConceptList:
-    return parse_concepts(store.meta("concepts"), f"{store.folder} (the run's own concept list)")
+    own = store.meta("concepts")
+    if not isinstance(own, str):
+        raise DamagedStoreError(store.folder, "its concept list is missing")
+    return parse_concepts(own, f"{store.folder} (the run's own concept list)")
 
 
 def refuse_below_floor(concepts: ConceptList, floor: float) -> None:

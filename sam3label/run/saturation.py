@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil
 
 from sam3label.core.records import Candidate, Label
 
 NEARLY_ALL = 0.95  # of the answers that the model can give: so many to one phrase mean that there may be more objects
+QUERIES = 200  # of SAM 3, for runs that do not say
 
 
 def is_full(answers: Iterable[Candidate | Label], prompt: str, queries: int) -> bool:
@@ -14,4 +16,9 @@ def is_full(answers: Iterable[Candidate | Label], prompt: str, queries: int) -> 
 
     Answers over the run's floor count, whatever becomes of them: a duplicate takes up a query too.
     """
-    return sum(answer.prompt == prompt for answer in answers) >= NEARLY_ALL * queries
+    return sum(answer.prompt == prompt for answer in answers) >= enough(queries)
+
+
+def enough(queries: int) -> int:
+    """The least number of answers that is full."""
+    return ceil(NEARLY_ALL * queries)

@@ -133,6 +133,11 @@ class Store:
             opened.close()
             raise
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether this process may write into it."""
+        return self._opened.writable
+
     def close(self) -> None:
         """Close the database and let the lock go. Safe to call twice."""
         self._opened.close()
@@ -505,6 +510,17 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [(*_correction_row(one), content) for one, content in corrections],
             )
+
+    def crowded(self, least: int) -> Iterator[tuple[str, int, str]]:
+        """(item id, frame, prompt's key) of every image with at least so many answers to one prompt of `prompts`."""
+        with reading(self.folder):
+            for item_id, frame, prompt in self._rows(
+                "SELECT item_id, frame, prompt FROM candidates JOIN units ON units.id = unit_id"
+                " GROUP BY unit_id, frame, prompt HAVING count(*) >= ? ORDER BY item_id, frame, prompt",
+                (least,),
+            ):
+                if prompt in self._place:
+                    yield item_id, frame, self.prompts[self._place[prompt]].key
 
     def corrected_ids(self) -> set[str]:
         """Return ids of items that carry at least one correction."""

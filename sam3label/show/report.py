@@ -136,6 +136,7 @@ def _totals(run: Run, tally: ReportCounts) -> dict[str, int]:
     return {
         "images": tally.images,
         "failed": totals.failed,
+        "waiting": len(run.coverage().waiting),
         "candidates": totals.candidates,
         "objects": sum(tally.objects.values()),
         "empty": tally.empty,

@@ -14,11 +14,13 @@ from pycocotools import mask as coco_mask
 
 from sam3label.core import masks
 from sam3label.core.matching import optimal
-from sam3label.core.records import Box, Label, LabeledImage, Rle
+from sam3label.core.records import Box, Label, LabeledImage, MediaItem, Rle, Stamp
+from sam3label.core.stamps import is_unchanged
 from sam3label.core.whole_folder import read_marker
 from sam3label.export.dataset import Tally, as_photo, dataset_names, selection
 from sam3label.export.frames import FrameChoice
 from sam3label.export.options import Options
+from sam3label.export.photos import flat_name
 from sam3label.validate.photos import read_photo
 from sam3label.validate.report import Findings, Match, RoundTrip
 
@@ -74,14 +76,15 @@ def compare(run: Run, options: Mapping[str, Any], reading: Reading, findings: Fi
     names = dataset_names(run.concepts, meant)
     matches: list[Match] = []
     total, count, lost, extra, missing = 0.0, 0, 0, 0, 0
+    ids = {flat_name(item.id): item.id for item in run.items("image")} if meant.flat else {}
     for asked in _asked(run, meant, names, reading.videos_only):
         image, labels = asked.image, asked.image.labels
         held = reading.held(asked)
         if held is None:
             missing += 1
             held = Held(())
-        elif held.photo is not None:
-            _check_replaced(held.photo, image, findings)
+        stamp = run.stamp(ids.get(image.item.id, image.item.id)) if image.item.kind == "image" else None
+        _check_replaced(held.photo, image, stamp, findings)
         found = list(_match(image, reading.shown(labels), held.instances, names, reading.task))
         count += len(found)
         total += sum(m.iou for m in found)
@@ -111,11 +114,29 @@ def _asked(run: Run, options: Options, names: Sequence[str], videos_only: bool) 
         places[video] += 1
 
 
-def _check_replaced(path: Path, image: LabeledImage, findings: Findings) -> None:
-    photo = read_photo(path)
+def _check_replaced(held: Path | None, image: LabeledImage, stamp: Stamp | None, findings: Findings) -> None:
+    """Name a photo that is not the one that was labelled: the dataset's own, or where it has none the run's."""
+    photo = None if held is None else read_photo(held)
     if photo is not None and photo.seen_hw != image.size_hw:
         what = "the photo is not the one that was labelled: its size differs (label it again)"
         findings.drops("every trainer", what, image.item.id)
+    elif stamp is not None and _is_another(image.item, stamp, held):
+        what = "the photo is not the one that was labelled: its content differs (label it again)"
+        findings.drops("every trainer", what, image.item.id)
+
+
+def _is_another(item: MediaItem, stamp: Stamp, held: Path | None) -> bool:
+    """Whether a photo's bytes are others than those labelled. What an export makes itself has bytes of its own.
+
+    These are frames of videos and photos that EXIF turns, written upright.
+    """
+    try:
+        if held is None or is_unchanged(replace(item, path=str(held)), stamp):
+            return held is None and Path(item.path).exists() and not is_unchanged(item, stamp)
+        source = read_photo(Path(item.path))
+        return source is not None and (source.orientation in (0, 1) or not is_unchanged(item, stamp))
+    except OSError:
+        return False
 
 
 def _match(

@@ -663,7 +663,7 @@ def test_a_run_by_references_is_planned_measured_refused_accepted_and_resumed(
     write_coco(tmp_path / "refs" / "labels.json", {**BOXES, "a.jpg": [("helmet", (11, 5, 20, 30))]})
     code, output = invoke(*command, "--accept-exemplars")
     assert code == 0, output
-    assert "new exemplars of helmet on 3 images" in output  # and `cap` is not asked again
+    assert "new exemplars of helmet ('helmet') on 3 images" in output  # and `cap` is not asked again
     assert "helmet: 2 references, each labelled from the others" in output  # other references: measured again
 
 

@@ -21,10 +21,10 @@ from support import oddfiles
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import ConceptList
 from sam3label.errors import ConfigError, StoreError
-from sam3label.labelling import job
+from sam3label.labelling import job, writer
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress
-from sam3label.run import store as store_module
+from sam3label.run import database
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
 
@@ -248,15 +248,16 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_the_store_intact(
     few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite's own "full" at commit, from a cap on the pages of the database."""
-    connect = store_module._connect
+    connect = database.connect
 
-    def small_disk(path: Path) -> sqlite3.Connection:
-        db = connect(path)
+    def small_disk(path: Path, how: str = "mode=rw") -> database.Database:
+        db = connect(path, how)
         db.execute("PRAGMA max_page_count = 40")
         return db
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_connect", small_disk)
+        patch.setattr(database, "connect", small_disk)
+        patch.setattr(writer, "COMMIT_SECONDS", 0.0)  # each batch a transaction, however fast the machine is
         with pytest.raises(StoreError, match="is full.*safe"):
             label([few], tmp_path / "run", tiny_checkpoint)
     held = rows(tmp_path / "run")

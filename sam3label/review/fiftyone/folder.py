@@ -56,7 +56,7 @@ def write_folder(run: Run, out: Path, audit: int | None = None, images: Placemen
     """
     if not len(run):
         raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to write.")
-    state = remember(run, None, audit)
+    state = remember(run, None, audit, keep=run.is_writable)
     whole = survey_run(run, state["audit"])
     made = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):

@@ -81,12 +81,15 @@ def _tell(on_progress: Callable[[int, int], None], before: int, total: int, done
     on_progress(before + done, total)
 
 
-def remember(run: Run, dataset: str | None, audit: int | None) -> dict[str, Any]:
-    """Return the run's own note of where it was pushed. The random id ties datasets to it, whatever they are called."""
+def remember(run: Run, dataset: str | None, audit: int | None, *, keep: bool = True) -> dict[str, Any]:
+    """Return the run's own note of where it was pushed. The random id ties datasets to it, whatever they are called.
+
+    Without `keep` the note is made and not kept, for a run that may not be written.
+    """
     state = run.note(connect.META) or {"run": uuid.uuid4().hex, "dataset": None, "audit": AUDIT}
     name = dataset or state["dataset"] or run.folder.resolve().name
     changed = {**state, "dataset": name, "audit": state["audit"] if audit is None else audit}
-    if changed != run.note(connect.META):
+    if keep and changed != run.note(connect.META):
         run.keep_note(connect.META, changed)
     return changed
 
