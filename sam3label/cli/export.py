@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import PhotosNow
+from sam3label.core.text import one_line
 from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _remarks(summary: Summary) -> Iterator[str]:
     yield from summary.notes
     if summary.failed:
         yield f"Not in the dataset: {len(summary.failed)} files that could not be labelled."
-        yield from (f"  {item_id}: {reason}" for item_id, reason in summary.failed[:20])
+        yield from (f"  {one_line(item_id)}: {reason}" for item_id, reason in summary.failed[:20])
         if len(summary.failed) > 20:
             yield "  ... all of them: sam3label status RUN"
 

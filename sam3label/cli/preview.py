@@ -28,6 +28,7 @@ from sam3label.cli.options import (
 )
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console
+from sam3label.core.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +88,7 @@ def _print_preview(console: Console, made: Preview) -> None:
     whole = datetime.timedelta(seconds=round(made.seconds))
     for line in (
         f"{made.labelled} of {made.total} images labelled, {made.empty} without a label ({share:.0%})",
-        *(f"failed  {item_id}: {reason}" for item_id, reason in made.failures),
+        *(f"failed  {one_line(item_id)}: {reason}" for item_id, reason in made.failures),
         f"{made.images_per_s:.2f} images/s; all {made.total} images: about {whole} (h:mm:ss), "
         f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
         *([f"{made.videos} videos are not part of this preview."] if made.videos else []),

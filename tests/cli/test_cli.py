@@ -167,3 +167,12 @@ def test_doctor_fits_one_screen_and_names_what_is_missing() -> None:
     assert "unavailable" in output
     assert code == 0, "what only the full model needs is advice, not a failure"
     assert len(output.splitlines()) < 60
+
+
+def test_a_file_name_cannot_fake_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a\nError: disk full.jpg").write_bytes(b"no photo")
+    code, output = invoke("run", tmp_path / "photos", "-p", "disc", "--model", "demo", "-o", tmp_path / "run")
+    assert code == 3 and "a\\nError: disk full.jpg: not an image" in output
+    _, output = invoke("status", tmp_path / "run")
+    assert "failed  a\\nError: disk full.jpg: not an image" in output
