@@ -88,7 +88,7 @@ def large_photo() -> Frame:
 
 
 def seen(candidates: tuple[Candidate, ...]) -> list[tuple[float, int, bytes]]:
-    """What was found, whatever it is called: a prompt with tiles is another prompt, so its candidates have other ids."""
+    """What was found, whatever it is called: with tiles a prompt is another one, and its candidates have other ids."""
     return sorted((c.score, c.area, c.rle.counts) for c in candidates)
 
 
