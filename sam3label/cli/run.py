@@ -105,7 +105,10 @@ def run(
     device: Device = "auto",
     dtype: Annotated[
         DType,
-        typer.Option(help="Compute in this precision. auto is bf16 on CUDA, else fp32.", rich_help_panel=SPEED),
+        typer.Option(
+            help="Compute in this precision. auto is bf16 on CUDA (fp16 on cards that have none), else fp32.",
+            rich_help_panel=SPEED,
+        ),
     ] = "auto",
     batch_size: BatchSize = "auto",
     vram: Annotated[

@@ -10,7 +10,7 @@ from typing import Literal
 from sam3label.core import checks
 from sam3label.model.track_rules import TrackerForm, TrackingExtra
 
-DType = Literal["auto", "fp32", "bf16"]
+DType = Literal["auto", "fp32", "bf16", "fp16"]
 PromptStyle = Literal["official", "transformers"]
 VideoMode = Literal["auto", "track", "frames", "off"]
 SHORTEST_CLIP = 16

@@ -25,7 +25,8 @@ from sam3label.run.asked import Wanted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sam3label.model.detector import Detection, Detector, Exemplar
+    from sam3label.model.ask import Exemplar
+    from sam3label.model.detector import Detection, Detector
 
 
 _SOMEWHERE = BoxPrompt(np.zeros((1, 4), np.float32), (True,))  # boxes that are on some frame of a video
@@ -172,7 +173,7 @@ class Guide:
         return any(name is None or not question.guides(name) for name in self.wanted.askers[prompt.key])
 
     def _exemplars(self, question: Question, asked: Sequence[Prompt]) -> Mapping[str, Exemplar | None]:
-        from sam3label.model.detector import ReferenceTokens
+        from sam3label.model.ask import ReferenceTokens
 
         left = self._position.keys() - {prompt.key for prompt in asked}
         given: dict[str, Exemplar | None] = dict.fromkeys(left)

@@ -1,4 +1,4 @@
-"""The device's time: where it goes, and images encoded before anything is asked of them."""
+"""Where the device's time goes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,19 @@ class StageClock:
         yield
         stop.record()
         self._open.append((stage, start, stop))
+        self._close()
 
     def seconds(self) -> dict[str, float]:
         """What is known so far: on CUDA, of the blocks that the device has finished."""
+        self._close()
+        return dict(self._spent)
+
+    @property
+    def open_blocks(self) -> int:
+        """Blocks whose time is not known yet."""
+        return len(self._open)
+
+    def _close(self) -> None:
         while self._open and self._open[0][2].query():
             stage, start, stop = self._open.popleft()
             self._spent[stage] += start.elapsed_time(stop) / 1000
-        return dict(self._spent)

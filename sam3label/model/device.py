@@ -1,68 +1,136 @@
-"""Which device and precision to compute on, and how much fits into its memory."""
+"""Which device to compute on, and how precisely."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from sam3label.errors import ConfigError
 
-Stage = Literal["images", "pairs", "masks"]
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The device, and the type that the image encoder computes in there."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the head computes in mixed precision."""
+        return self.dtype != torch.float32 and self.device.type == "cuda"
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Mixed precision for the head where the image encoder is bf16 or fp16 on CUDA; else float32, and no TF32."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with _no_tf32(), torch.autocast("cuda", self.dtype, enabled=self.mixed):
+            yield
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """What is to be float32 is: torch's settings, a user's and a container's, would make 10 of its 23 bits."""
+    places: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA, then MPS, then the CPU. Raises ConfigError for a device that this machine does not have."""
+    """ "auto" is CUDA, then MPS, then the CPU. A CUDA device becomes this process's current one.
+
+    Raises ConfigError for a device that this machine does not have, and where it has a GPU that torch cannot use: a run
+    on the CPU would take a hundred times as long, and nobody asked for it.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
-    if not present.get(name.partition(":")[0], False):
+    if name != "cpu" and not name.startswith("mps") and not present["cuda"] and (driver := nvidia_driver()):
+        raise ConfigError(
+            f"this machine has an NVIDIA GPU (driver {driver}) that torch {torch.__version__} cannot use{_why_not()}. "
+            "Update the driver, or install torch for it (https://pytorch.org/get-started/locally, --index-url); "
+            "--device cpu labels without the GPU."
+        )
+    kind = next(kind for kind, there in present.items() if there) if name == "auto" else name.partition(":")[0]
+    if not present.get(kind, False) or not (device := _device(name if name != "auto" else kind)):
         usable = ", ".join(kind for kind, there in present.items() if there)
         raise ConfigError(f"device {name!r} is not available here: use auto or one of {usable}.")
-    return torch.device(name)
+    return _current_cuda(device) if kind == "cuda" else device
+
+
+def _device(name: str) -> torch.device | None:
+    try:
+        return torch.device(name)
+    except RuntimeError:  # cuda:x
+        return None
+
+
+def _current_cuda(device: torch.device) -> torch.device:
+    """The device with its number, made the current one: streams, events and page-locked memory go by that."""
+    count, number = torch.cuda.device_count(), device.index or 0
+    if number >= count:
+        raise ConfigError(f"device 'cuda:{number}' is not available here: there are {count}, from cuda:0 on.")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    if not has_code_for(torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()):
+        raise ConfigError(
+            f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(device)}: install a torch built "
+            "for it (https://pytorch.org/get-started/previous-versions), or use --device cpu."
+        )
+    return device
+
+
+def has_code_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Whether a card of this capability runs code built for these architectures.
+
+    Machine code (sm_80) runs on cards of the same major version and no smaller minor one; portable code (compute_90)
+    on that version and every later one.
+    """
+    for name in built_for:
+        kind, _, digits = name.partition("_")
+        digits = digits.rstrip("af")
+        built = int(digits[:-1]), int(digits[-1])
+        same = built[0] == capability[0] and built <= capability
+        if same or (kind == "compute" and built <= capability):
+            return True
+    return not built_for
+
+
+def nvidia_driver() -> str | None:
+    """The version of the NVIDIA driver of this machine, if it has one (Linux, and Windows' Linux)."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().split("Module")[1].split()[0]
+    except (OSError, IndexError):
+        return "of Windows" if Path("/usr/lib/wsl/lib/libcuda.so.1").exists() else None
+
+
+def _why_not() -> str:
+    return "" if torch.version.cuda is None else f", which needs one for CUDA {torch.version.cuda}"
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bf16 on a CUDA device that computes in it, else fp32. Raises ConfigError."""
+    """ "auto" is what a CUDA device computes fast in (bf16, before Ampere fp16), else fp32. Raises ConfigError."""
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if name not in known:
-        raise ConfigError(f"dtype must be auto, fp32 or bf16, got {name!r}.")
+        raise ConfigError(f"dtype must be auto, fp32, bf16 or fp16, got {name!r}.")
+    if known[name] == torch.float16 and device.type != "cuda":
+        raise ConfigError("dtype fp16 is for CUDA devices that have no bf16: use auto, fp32 or bf16.")
     return known[name]
 
 
-def batch_sizes(config: Any, device: torch.device, dtype: torch.dtype, vram_gb: float | None) -> dict[Stage, int]:
-    """How many images, pairs and pairs' masks to compute together: what free memory holds, modest on the CPU."""
-    if device.type != "cuda":
-        return {"images": 4, "pairs": 4, "masks": 4}
-    free = torch.cuda.mem_get_info(device)[0]
-    if vram_gb is not None:
-        free = min(free, int(vram_gb * 1e9) - torch.cuda.memory_allocated(device))
-    return sizes_for(footprint(config, dtype), max(free, 0))
-
-
-def sizes_for(bytes_each: Mapping[Stage, int], free: int) -> dict[Stage, int]:
-    """Four fifths of the free bytes, a third of them for each stage, within bounds where more brings nothing."""
-    share, most = free * 4 // 15, {"images": 16, "pairs": 64, "masks": 16}
-    return {stage: min(max(share // each, 1), most[stage]) for stage, each in bytes_each.items()}
-
-
-def footprint(config: Any, dtype: torch.dtype) -> dict[Stage, int]:
-    """Bytes that one image, one pair and one pair's masks take at their peak, from the sizes of the largest tensors."""
-    vit, width = config.vision_config.backbone_config, config.vision_config.fpn_hidden_size
-    decoder, encoder = config.detr_decoder_config, config.detr_encoder_config
-    tokens = (vit.image_size // vit.patch_size) ** 2
-    pixels = 16 * tokens  # of the mask logits
-    image = tokens * (3 * vit.intermediate_size + 10 * vit.hidden_size) * dtype.itemsize + 16 * pixels * width
-    attention = decoder.num_attention_heads * (decoder.num_queries + 1) * tokens
-    pair = 4 * (6 * tokens * encoder.intermediate_size + 5 * attention)
-    return {"images": image, "pairs": pair, "masks": 4 * pixels * (4 * width + 2 * decoder.num_queries)}
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it; the CPU's and MPS's allocators say it in words."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

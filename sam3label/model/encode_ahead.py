@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from sam3label.core.records import Frame
-from sam3label.model.device import is_out_of_memory
 from sam3label.model.head import ImageState
+from sam3label.model.memory import is_out_of_memory
+
+_TRIES = 2
 
 
 class Ahead:
@@ -24,16 +26,24 @@ class Ahead:
         self._cuda: Any = torch.cuda if device.type == "cuda" else None
         self._side = self._cuda.Stream(device) if self._cuda else None
         self._begun: deque[tuple[tuple[Frame, ...], ImageState, Any]] = deque(maxlen=2)
+        self._failures = 0
 
     def begin(self, frames: Sequence[Frame]) -> None:
-        """Encode these frames. Without the memory for it, nothing happens: they are encoded when they are asked for."""
-        if not frames:
+        """Encode these frames. Without the memory for it they are encoded when they are asked for.
+
+        What does not fit twice is not tried again.
+        """
+        if not frames or self._failures == _TRIES:
             return
         try:
             self._begun.append((tuple(frames), *self._encoded(frames)))
+            return
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+        self._failures += 1  # outside the handler, whose traceback keeps the tensors alive
+        if self._cuda:
+            self._cuda.empty_cache()
 
     def _encoded(self, frames: Sequence[Frame]) -> tuple[ImageState, Any]:
         if self._side is None:

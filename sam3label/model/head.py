@@ -15,7 +15,8 @@ N boxes, R pairs whose masks are wanted, K masks, 4h x 4w their logits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ class PairScores:
         """[P, Q] query x presence, both in [0, 1]."""
         return self.logits.sigmoid() * self.presence_logits.sigmoid()[:, None]
 
+    @staticmethod
+    def joined(chunks: Sequence[PairScores]) -> PairScores:
+        """The answers for several chunks of pairs, end to end."""
+        names = [field.name for field in fields(PairScores)]
+        return PairScores(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
+
 
 class Head:
     """Everything of a Sam3Model after the image and text encoders. Holds no state but folded weights."""
@@ -89,11 +96,22 @@ class Head:
         normal = layer.layer_norm1(tokens)
         placed = normal + position
         tokens = tokens + layer.self_attn(query=placed, key=placed, value=normal)[0]
-        summary = None
-        if with_summary:
-            none = coarse.new_zeros((len(coarse), 0))
-            summary = self.encode_boxes(coarse, coarse.new_zeros((len(coarse), 0, 4)), none.long(), none.bool())[0]
+        summary = self._summary(coarse) if with_summary else None
         return ImageState(tokens, coarse, middle, fine, summary)
+
+    def _summary(self, coarse: Tensor) -> Tensor:
+        """What the geometry encoder says of images [B, D, h, w] without boxes: [B, 1, D].
+
+        Its own way with no box at all would have the host wait for the device, twice, where images are encoded ahead.
+        """
+        geometry = self.geometry
+        token = geometry.prompt_layer_norm(geometry.final_proj(geometry.cls_embed.weight))
+        token = token[None].expand(len(coarse), -1, -1)
+        features, position = _tokens(coarse), _tokens(self.position)
+        for layer in geometry.layers:
+            token = layer(prompt_feats=token, vision_feats=features, vision_pos_encoding=position, prompt_mask=None)
+        summary: Tensor = geometry.output_layer_norm(token)
+        return summary
 
     def encode_boxes(
         self, coarse: Tensor, boxes_cxcywh: Tensor, labels: Tensor, valid: Tensor
@@ -201,11 +219,11 @@ class Head:
         pixels = memory.transpose(1, 2).reshape(len(memory), -1, self.grid, self.grid)
         for weight, skip, norm in zip(self.upsample, skips, masker.pixel_decoder.norms, strict=False):
             pixels = F.relu(norm(F.conv_transpose2d(pixels, weight, stride=2, padding=1) + skip))
-        embedding = masker.mask_embedder(queries)
-        shift = embedding @ masker.instance_projection.bias
-        flat = (embedding @ self.project) @ pixels.flatten(2)
-        logits: Tensor = flat + shift[..., None]
-        return logits.reshape(*logits.shape[:2], *pixels.shape[2:]).float()
+        with torch.autocast(pixels.device.type, enabled=False):  # bf16 would make neighbours equal, and borders rough
+            embedding = masker.mask_embedder(queries.float())
+            shift = embedding @ masker.instance_projection.bias
+            logits: Tensor = (embedding @ self.project) @ pixels.float().flatten(2) + shift[..., None]
+        return logits.reshape(*logits.shape[:2], *pixels.shape[2:])
 
 
 def _tokens(features: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ from torch import Tensor
 from sam3label.core import masks
 from sam3label.core.records import Frame, Prompt
 from sam3label.model import both_ways, mask_runs
+from sam3label.model.ask import Exemplar
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clean_masks import keep_best
-from sam3label.model.detector import Detector, Exemplar, Seen
+from sam3label.model.detector import Detector, Seen
 from sam3label.model.mask_runs import Instance
 from sam3label.model.matching_tracks import FrameDetections
 from sam3label.model.track_rules import BORDER, CONFIRM_FRAMES, OFFICIAL, Rules, TrackSettings
@@ -90,7 +91,9 @@ class Tracker:
         video = load_video_model(checkpoint)
         video.detector_model = detector.model  # before the move: its own copy of the detector is not needed
         settings = TrackSettings.of(video.config, rules)
-        return cls(video.to(detector.device), detector, rules, settings, both_ways)
+        for part in (part for part in video.children() if part is not detector.model):
+            part.to(detector.device)
+        return cls(video, detector, rules, settings, both_ways)
 
     @torch.inference_mode()
     def track(

@@ -57,6 +57,7 @@ from sam3label.media.discovery import discover
 from sam3label.media.image import decode_image
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detection, Detector
+from sam3label.model.read_off import MaskReader
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "small", "large"]
 THINGS = ["person", "helmet", "forklift", "truck", "car", "bicycle", "dog", "bottle", "chair", "sign"]
@@ -140,20 +141,20 @@ def object_shapes(queries: int, side: int) -> torch.Tensor:
 @contextmanager
 def shaped_masks(shapes: torch.Tensor | None) -> Iterator[None]:
     """The same in our detectors, those that a run loads too."""
-    made = Detector._masks
+    made = MaskReader.logits
 
-    def masks_of(self: Detector, scored: Any, row: Any, query: Any, *rest: Any) -> torch.Tensor:
+    def masks_of(self: MaskReader, scored: Any, row: Any, query: Any, *rest: Any) -> torch.Tensor:
         assert shapes is not None
         return made(self, scored, row, query, *rest) + shapes[torch.from_numpy(query).to(shapes.device)]
 
     if shapes is None:
         yield
         return
-    Detector._masks = masks_of  # type: ignore[method-assign]
+    MaskReader.logits = masks_of  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Detector._masks = made  # type: ignore[method-assign]
+        MaskReader.logits = made  # type: ignore[method-assign]
 
 
 def phrases(count: int) -> list[str]:
@@ -165,17 +166,7 @@ def phrases(count: int) -> list[str]:
 
 def floor_for(detector: Detector, frames: Sequence[Frame], prompts: Sequence[Prompt], present: float) -> float:
     """A floor that the best query of this share of (image, phrase) pairs passes, halfway between two pairs' scores."""
-    from sam3label.model.detector import _Pair
-
-    detector.encode_phrases([prompt.text or "" for prompt in prompts])
-    best: list[float] = []
-    with torch.inference_mode():
-        for frame in frames:
-            state = detector.encode_images(detector.preprocess([frame]))
-            for number in range(len(prompts)):
-                scored = detector._score(state, [_Pair(0, number, None)], detector._texts(prompts))
-                best.append(float(scored.scores.max()))
-    best.sort(reverse=True)
+    best = sorted((one for f in frames for one in detector.scores([f], prompts).scores.amax(1).tolist()), reverse=True)
     kept = max(round(present * len(best)), 1)
     below = best[kept] if kept < len(best) else 0.98 * best[-1]
     return (best[kept - 1] + below) / 2
@@ -221,7 +212,7 @@ class Bench:
     def batch(self) -> tuple[int, int]:
         """Images and pairs together in the cached variant: as in ours, on a CPU as suits the library."""
         on_cpu = self.ours.device.type == "cpu"
-        return self.ours.image_batch, PAIRS_ON_CPU if on_cpu else self.ours._sizes["pairs"]
+        return self.ours.image_batch, PAIRS_ON_CPU if on_cpu else self.ours.batches["pairs"]
 
     def run(self) -> tuple[float, int]:
         """Seconds per photo after the first batch, and objects stored."""

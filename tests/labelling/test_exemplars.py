@@ -24,8 +24,9 @@ from sam3label.errors import ConfigError, InputError
 from sam3label.labelling import reference_check
 from sam3label.labelling.questions import Guide
 from sam3label.media.image import decode_image
+from sam3label.model.ask import ReferenceTokens
 from sam3label.model.checkpoint import resolve
-from sam3label.model.detector import Detector, ReferenceTokens
+from sam3label.model.detector import Detector
 from sam3label.model.head import PairScores
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
@@ -398,14 +399,13 @@ def frame(name: str, seed: int) -> Frame:
 def spied(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> list[PairScores]:
     """The answers of the real head, as they come."""
     answers: list[PairScores] = []
-    score = detector._score
+    score = detector.asker.scorer
 
-    def listened(*args: Any) -> Any:
-        scored = score(*args)
-        answers.append(scored.answer)
-        return scored
+    def listened(*args: Any) -> PairScores:
+        answers.append(score(*args))
+        return answers[-1]
 
-    monkeypatch.setattr(detector, "_score", listened)
+    monkeypatch.setattr(detector.asker, "scorer", listened)
     return answers
 
 
@@ -471,7 +471,7 @@ def test_tokens_of_references_are_prompt_tokens_to_the_library(
         own = detector.encode_references([first, second], [r.boxes for r in guide.examples[0].references])
         assert [len(tokens) for tokens in own] == [1, 1]  # a box of `cap` says nothing about helmets here
         detector.encode_phrases(["helmet"])
-        tokens = torch.cat((detector._phrases["helmet"], state.summary[0], *own))[None]
+        tokens = torch.cat((detector.phrases.features["helmet"], state.summary[0], *own))[None]
         expected = model(
             pixel_values=detector.preprocess([target]),
             text_embeds=BaseModelOutputWithPooling(pooler_output=tokens),
