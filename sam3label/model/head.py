@@ -82,6 +82,8 @@ class Head:
         with torch.no_grad():  # every pair starts from the same boxes [1, Q, 4]
             self.boxes = self.decoder.reference_points.weight.sigmoid()[None]
             self.placed = self._place(self.boxes)
+            unplaced = self.geometry.final_proj(self.geometry.cls_embed.weight)
+            self.no_boxes = self.geometry.prompt_layer_norm(unplaced)[None]  # [1, 1, D], before it sees an image
 
     def _position(self, encoding: Any, like: Tensor) -> Tensor:
         shape = torch.Size((1, like.shape[0], self.grid, self.grid))
@@ -105,8 +107,7 @@ class Head:
         Its own way with no box at all would have the host wait for the device, twice, where images are encoded ahead.
         """
         geometry = self.geometry
-        token = geometry.prompt_layer_norm(geometry.final_proj(geometry.cls_embed.weight))
-        token = token[None].expand(len(coarse), -1, -1)
+        token = self.no_boxes.expand(len(coarse), -1, -1)
         features, position = _tokens(coarse), _tokens(self.position)
         for layer in geometry.layers:
             token = layer(prompt_feats=token, vision_feats=features, vision_pos_encoding=position, prompt_mask=None)
