@@ -113,8 +113,7 @@ def test_all_rules_together_are_those_of_the_official_loop(video: Any, seed: int
     assert born == {thing.id: thing.born for s in plain.sessions for thing in s.things}
     events = plain.events
     assert seen > 60
-    through = sum(frame < OCCLUDED.start for frame in born.values())
-    assert events["unseen"] >= len(OCCLUDED) * through > 0 and events["memories chosen"] > 0
+    assert events["unseen"] >= len(OCCLUDED) and events["memories chosen"] > 0
     assert events["confirmed"] > 0 and events["born together"] > 0 and events["born over another"] > 0
     assert events["removed"] > 0
 
