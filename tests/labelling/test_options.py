@@ -14,7 +14,7 @@ from sam3label.labelling.videos import OVERLAP
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"video": "trak"}, r"video: 'trak' is not one of auto, track, frames, off\. Did you mean track\?"),
-    ({"dtype": "fp16"}, r"dtype: 'fp16' is not one of auto, fp32, bf16\. Did you mean bf16\?"),
+    ({"dtype": "fp8"}, r"dtype: 'fp8' is not one of auto, fp32, bf16, fp16"),
     ({"prompt_style": "mine"}, r"prompt_style: 'mine' is not one of official, transformers"),
     ({"device": "gpu"}, r"device: 'gpu' is not auto, cpu, cuda, cuda:N or mps"),
     ({"model": ""}, r"model: '' names no checkpoint"),
