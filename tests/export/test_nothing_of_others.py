@@ -80,6 +80,7 @@ def test_what_trainers_leave_behind_is_no_reason_to_refuse(dataset: Path) -> Non
         (dataset / name).write_text("litter")
     (dataset / "runs").mkdir()  # empty: nothing to lose
     again(dataset)
+    assert not (dataset / "labels/train.cache").exists() and (dataset / "data.yaml").is_file()  # made anew
 
 
 def test_a_run_inside_is_never_replaced(dataset: Path) -> None:
