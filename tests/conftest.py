@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +22,25 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as many as the commands that tests start
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def fo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """`fiftyone` on a fresh database that goes with the session.
+
+    Every test that imports it in this process takes it from here: it reads its database's address when it is imported.
+    """
+    from support.reviewing import point_fiftyone_at, start_mongod, stop
+
+    folder = tmp_path_factory.mktemp("mongod")
+    process, uri = start_mongod(folder)
+    point_fiftyone_at(uri, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # strawberry's, while fiftyone is imported
+        import fiftyone
+        import fiftyone.core.session
+
+        fiftyone.list_datasets()  # the first connection has warnings of its own
+    yield fiftyone
+    fiftyone.core.odm.database._disconnect()
+    stop(process)

@@ -132,12 +132,12 @@ def test_supervision_reads_flat_yolo_and_voc(tmp_path: Path, images: list[Labele
     assert sum(len(found) for _, _, found in voc) == sum(counts(images).values())
 
 
-def test_fiftyone_reads_cvat_polygons(tmp_path: Path, images: list[LabeledImage]) -> None:
-    """Its importer, without a database: it knows boxes, polygons and points, but no <mask>."""
-    from fiftyone.utils.cvat import load_cvat_image_annotations
+def test_fiftyone_reads_cvat_polygons(fo: Any, tmp_path: Path, images: list[LabeledImage]) -> None:
+    """Its importer knows boxes, polygons and points, but no <mask>."""
+    from fiftyone.utils import cvat
 
     out = written(images, "cvat", tmp_path / "set", segmentation="polygon")
-    _, _, found = load_cvat_image_annotations(str(out / "train/annotations.xml"))
+    _, _, found = cvat.load_cvat_image_annotations(str(out / "train/annotations.xml"))
     names = Counter(polyline.label for one in found for polyline in one.polygons)
     assert names == counts(images) + Counter({"dog": 2})
 
