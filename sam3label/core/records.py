@@ -109,6 +109,30 @@ class BoxPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """Where one object is, as a person showed it: a box (x1, y1, x2, y2), points (x, y, on it or not), or both.
+
+    In pixels of the image. Raises ValueError for a hint that says nothing, and for a box without an area.
+    """
+
+    box_xyxy: Box | None = None
+    points: tuple[tuple[float, float, bool], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.box_xyxy is None and not any(inside for _, _, inside in self.points):
+            raise ValueError("a hint has a box or a point on the object, got neither")
+        if self.box_xyxy is not None:
+            x1, y1, x2, y2 = self.box_xyxy
+            if not (x2 > x1 and y2 > y1):
+                raise ValueError(f"box_xyxy must be (x1, y1, x2, y2) with x1 < x2 and y1 < y2, got {self.box_xyxy}")
+
+    @property
+    def is_single_point(self) -> bool:
+        """Whether a part or the whole may be meant."""
+        return self.box_xyxy is None and len(self.points) == 1
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One instance over the floor, as the model saw it. `score` is query x presence, both in [0, 1]."""
 

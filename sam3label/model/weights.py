@@ -26,24 +26,27 @@ def load_model(checkpoint: Checkpoint) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_video_model(checkpoint: Checkpoint) -> Any:
-    """Return the checkpoint's Sam3VideoModel, detector and tracker, as `load_model` loads. Raises CheckpointError."""
+_NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or --video frames, which tracks nothing."
+
+
+def load_video_model(checkpoint: Checkpoint, without: str = _NO_TRACKER) -> Any:
+    """Return the checkpoint's Sam3VideoModel, detector and tracker, as `load_model` loads. Raises CheckpointError.
+
+    `without` says what cannot be done with a checkpoint that has no tracker.
+    """
     from transformers import Sam3VideoModel
 
     if "tracker_config" not in checkpoint.config:
         if checkpoint.release == "3.1":
             raise CheckpointError(
                 "the tracker of SAM 3.1 follows many objects at once and is not part of this program, and SAM 3's does "
-                f"not go with its detector. {_NO_TRACKER}"
+                f"not go with its detector. {without}"
             )
-        raise CheckpointError(f"{checkpoint.source} has no tracker (a detector only). {_NO_TRACKER}")
+        raise CheckpointError(f"{checkpoint.source} has no tracker (a detector only). {without}")
     model, problems = _load(checkpoint, Sam3VideoModel, "video model")
     if problems:
-        raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {_NO_TRACKER}")
+        raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {without}")
     return model.eval().requires_grad_(False)
-
-
-_NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or --video frames, which tracks nothing."
 
 
 def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:
