@@ -95,7 +95,8 @@ def label(
         tally = JobTally(concepts, len(pending), len(videos), frames, len(before.done) - before.reopened)
         on_progress(tally.snapshot())
         asked = {item.id: before.plan.asked[item.id] for item in pending}
-        work = _units(store, guide, checkpoint, found.items, asked, options, tally, (stop or threading.Event()).is_set)
+        items = [item for item in found.items if only is None or item.id in only]  # batches are cut from these
+        work = _units(store, guide, checkpoint, items, asked, options, tally, (stop or threading.Event()).is_set)
         if pending:
             guide.detector.encode_phrases(concepts.phrases)
         with Writer(store) as writer:
