@@ -53,6 +53,7 @@ def _differences(old: Concept, new: Concept) -> Iterator[str]:
         one, other = getattr(old, field), getattr(new, field)
         if one != other:
             yield f"{field} {_number(one)} -> {_number(other)}"
+    yield from _words("where", [str(c) for c in old.where], [str(c) for c in new.where])
     if old.exemplars != new.exemplars:
         both = old.exemplars and new.exemplars
         yield "other exemplars" if both else "with exemplars" if new.exemplars else "without exemplars"

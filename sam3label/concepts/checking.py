@@ -11,9 +11,9 @@ import os
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
-from sam3label.core.records import Concept, ConceptList, Exemplars, Tiles
+from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Part, Relation, Tiles
 from sam3label.core.yamlnodes import Node, short
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
@@ -24,8 +24,13 @@ _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside
     *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
     *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
 )
-_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile")
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "where")
 _TILE_KEYS = ("size", "overlap")
+_PARTS = "top, .bottom, .left or .right"
+_CONDITIONS = (
+    "lines such as overlaps person.top, inside cage, with helmet at top, without helmet, left_of car, right_of car, "
+    "above table, below table, beside star, nearest ball, and not before any of them"
+)
 
 
 def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
@@ -42,8 +47,8 @@ def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
     for key, node in given.items():
         _check_class(key, node.where, "concepts", known, problems)
         if key not in known:  # what is in it will be wrong under the right name too
-            _concept(0, str(key), node, defaults, folder, problems)
-    concepts = (_concept(i, name, given.get(name), defaults, folder, problems) for i, name in enumerate(names))
+            _concept(0, str(key), node, defaults, known, folder, problems)
+    concepts = (_concept(i, name, given.get(name), defaults, known, folder, problems) for i, name in enumerate(names))
     return ConceptList(tuple(concepts), _exclusive(root.value.get("exclusive"), known, problems))
 
 
@@ -103,7 +108,13 @@ def _check_nc(node: Node | None, count: int, problems: list[str]) -> None:
 
 
 def _concept(
-    number: int, name: str, node: Node | None, defaults: dict[str, Any], folder: Path, problems: list[str]
+    number: int,
+    name: str,
+    node: Node | None,
+    defaults: dict[str, Any],
+    known: Collection[str],
+    folder: Path,
+    problems: list[str],
 ) -> Concept:
     key = f"concepts.{name}"
     given = _mapping(node, key, _CONCEPT_KEYS, problems)
@@ -116,7 +127,8 @@ def _concept(
             f"{given['not'].where}: {key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
         )
     rules = defaults | _rules(given, key, problems) | _tile(given, key, problems)
-    return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, **rules)
+    where = _where(given["where"], f"{key}.where", known, problems) if "where" in given else ()
+    return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, **rules)
 
 
 def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, problems: list[str]) -> list[str]:
@@ -195,6 +207,46 @@ def _tile(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Ti
             "allowed: auto, a size in pixels from 32, {size: 1024, overlap: 0.2} with an overlap from 0 to 0.5, or off"
         )
         return {}
+
+
+def _where(node: Node, key: str, names: Collection[str], problems: list[str]) -> tuple[Condition, ...]:
+    """Return the conditions of one class: a line of text each, or one line alone."""
+    lines = dict(enumerate(node.value if isinstance(node.value, list) else [] if node.value is None else [node]))
+    found = []
+    for i, child in lines.items():
+        text = _text(child, f"{key}.{i}", problems)
+        try:
+            if text is not None:
+                found.append(condition(text, names))
+        except ValueError as error:
+            problems.append(f"{child.where}: {key}: {error}")
+    return tuple(found)
+
+
+def condition(text: str, names: Collection[str]) -> Condition:
+    """Read one line of `where:`. Raises ValueError.
+
+    >>> condition("without helmet at top", ["person", "helmet"])
+    Condition(relation='with', class_name='helmet', part='top', negated=True)
+    """
+    word, _, rest = text.partition(" ")
+    negated = word in ("not", "without")
+    if word == "not":
+        word, _, rest = rest.partition(" ")
+    if word not in get_args(Relation) and word != "without":
+        options = (*get_args(Relation), "without", "not")
+        raise ValueError(f"got {short(text)}{close_to(word, options)}; allowed: {_CONDITIONS}")
+    relation = "with" if word == "without" else cast(Relation, word)
+    name, part = rest.strip(), "whole"
+    if name not in names and relation in ("with", "overlaps", "inside"):
+        name, _, part = name.rpartition(" at " if relation == "with" else ".")
+        name, part = (rest.strip(), "whole") if part not in get_args(Part) or not name else (name, part)
+    if names and name not in names:
+        raise ValueError(
+            f"got {short(text)}: no class '{name}'{close_to(name, names)}; allowed: {some(sorted(names))}"
+            f"{f', with .{_PARTS} after it' if relation in ('overlaps', 'inside') else ''}"
+        )
+    return Condition(relation, name, cast(Part, part), negated)
 
 
 def _whole(node: Node) -> int:

@@ -133,6 +133,8 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
     if concept.tile is not None:
         tile = concept.tile
         rules["tile"] = "auto" if tile.auto else {"overlap": tile.overlap, **({"size": tile.size} if tile.size else {})}
+    if concept.where:
+        rules["where"] = [str(condition) for condition in concept.where]
     if concept.exemplars is not None:
         rules["exemplars"] = {concept.exemplars.kind: concept.exemplars.path}
         if concept.exemplars.kind == "references":

@@ -50,4 +50,9 @@ KEYS = (
         "show large images in parts too: `auto`, or {size: 1024, overlap: 0.2} in pixels",
         "off",
     ),
+    Key(
+        "concepts.CLASS.where",
+        "where the labels of other classes must be: a line or a list, such as `overlaps person.top`, `without helmet`",
+        "anywhere",
+    ),
 )

@@ -13,6 +13,7 @@ the packing, the areas and the overlaps.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -165,6 +166,24 @@ def difference(a: Rle, b: Rle) -> Rle:
     outside = runs[1:] if runs[0] == 0 else np.concatenate(([0], runs))
     merged = coco_mask.merge([to_coco(a), to_coco(from_runs(outside, b.size_hw))], intersect=True)
     return Rle(size_hw=a.size_hw, counts=merged["counts"])
+
+
+def from_box(box_xyxy: Box, size_hw: tuple[int, int]) -> Rle:
+    """Return a box (left, top, right, bottom) as a mask: the pixels whose centers lie in it, cut at the image's edges.
+
+    >>> area(from_box((1.0, 0.0, 3.0, 99.0), (4, 5)))
+    8
+    """
+    height, width = size_hw
+    left, right = (min(max(math.ceil(v - 0.5), 0), width) for v in (box_xyxy[0], box_xyxy[2]))
+    top, bottom = (min(max(math.ceil(v - 0.5), 0), height) for v in (box_xyxy[1], box_xyxy[3]))
+    if left >= right or top >= bottom:
+        return from_runs([height * width], size_hw)
+    tall, gap = bottom - top, height - (bottom - top)
+    inside = [*[tall, gap] * (right - left - 1), tall] if gap else [height * (right - left)]
+    runs = [left * height + top, *inside]
+    after = height * width - sum(runs)
+    return from_runs([*runs, after] if after else runs, size_hw)
 
 
 def iou_matrix(a: Sequence[Rle], b: Sequence[Rle]) -> npt.NDArray[np.float64]:

@@ -215,6 +215,39 @@ class Tiles:
             raise ValueError(f"overlap must be between 0 and 0.5, got {self.overlap}")
 
 
+Relation = Literal["overlaps", "inside", "with", "left_of", "right_of", "above", "below", "beside", "nearest"]
+Part = Literal["whole", "top", "bottom", "left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Where a label must be to stay, said of the labels of another class: one line of `where:`.
+
+    `part` is the other label's for `overlaps` and `inside`, the label's own for `with`.
+    """
+
+    relation: Relation
+    class_name: str
+    part: Part = "whole"
+    negated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part != "whole" and self.relation not in ("overlaps", "inside", "with"):
+            raise ValueError(f"a part goes with overlaps, inside and with, got {self.relation!r} and {self.part!r}")
+
+    def __str__(self) -> str:
+        """The condition as the concept list has it.
+
+        >>> str(Condition("with", "helmet", "top", negated=True)), str(Condition("overlaps", "person", "top"))
+        ('without helmet at top', 'overlaps person.top')
+        """
+        if self.relation == "with":
+            word = "without" if self.negated else "with"
+            return f"{word} {self.class_name}{'' if self.part == 'whole' else f' at {self.part}'}"
+        word = f"not {self.relation}" if self.negated else self.relation
+        return f"{word} {self.class_name}{'' if self.part == 'whole' else f'.{self.part}'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Concept:
     """One class and the rules that turn candidates into its labels. Thresholds are in [0, 1], areas in pixels."""
@@ -231,6 +264,7 @@ class Concept:
     inside: Literal["keep", "drop"] = "drop"  # of two masks of which one lies in the other: both, or the better
     exemplars: Exemplars | None = None
     tile: Tiles | None = None
+    where: tuple[Condition, ...] = ()  # all of them must hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ The order of the rules is the meaning:
    smaller), unless the class says `inside: keep`;
 3. a `not:` candidate that covers the same object with at least the same score suppresses it;
 4. in an `exclusive:` group the class with the best score keeps the object;
-5. `max_instances`, best first.
+5. `where:` conditions on where the labels of other classes are (`conditions`), all judged on what stands by then;
+6. `max_instances`, best first.
 
 "The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
 """
@@ -25,12 +26,22 @@ import numpy.typing as npt
 
 from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, Label, exemplar_class
+from sam3label.run.conditions import satisfied
 
 SAME_OBJECT_IOU = 0.5
 INSIDE = 0.9  # share of the smaller mask that lies in the larger one
 
 Outcome = Literal[
-    "label", "low score", "low presence", "small", "duplicate", "inside", "hard negative", "exclusive", "max_instances"
+    "label",
+    "low score",
+    "low presence",
+    "small",
+    "duplicate",
+    "inside",
+    "hard negative",
+    "exclusive",
+    "where",
+    "max_instances",
 ]
 
 
@@ -59,7 +70,7 @@ def decide(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Deci
         own = [c for p in (*concept.prompts, _class_key(concept.name)) for c in by_prompt.get(p, ())]
         against = [c for p in concept.negatives for c in by_prompt.get(p, ())]
         decisions += _decide_class(_labels(own, concept, claimed), against, concept)
-    decisions = _exclusive(decisions, concepts)
+    decisions = _where(_exclusive(decisions, concepts), concepts)
     return tuple(_cap(decisions, concepts))
 
 
@@ -178,6 +189,22 @@ def _exclusive(decisions: list[Decision], concepts: ConceptList) -> list[Decisio
             else:
                 decisions[i] = replace(decisions[i], outcome="exclusive", by=decisions[standing[winner]].label.id)
     return decisions
+
+
+def _where(decisions: list[Decision], concepts: ConceptList) -> list[Decision]:
+    """Drop the labels that do not satisfy a condition of their class. All are judged before any goes."""
+    standing = _standing(decisions)
+    by_class: dict[str, list[int]] = {}
+    for i in standing:
+        by_class.setdefault(concepts.concepts[decisions[i].label.class_id].name, []).append(i)
+    failed: set[int] = set()
+    for concept in concepts.concepts:
+        own = by_class.get(concept.name, [])
+        for condition in concept.where if own else ():
+            others = [decisions[k].label for k in by_class.get(condition.class_name, [])]
+            held = satisfied(condition, [decisions[i].label for i in own], others)
+            failed.update(i for i, holds in zip(own, held, strict=True) if not holds)
+    return [replace(d, outcome="where") if i in failed else d for i, d in enumerate(decisions)]
 
 
 def _cap(decisions: Iterable[Decision], concepts: ConceptList) -> Iterator[Decision]:

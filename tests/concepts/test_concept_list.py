@@ -18,7 +18,7 @@ from sam3label.concepts.concept_list import (
     parse_concepts,
     parse_ontology,
 )
-from sam3label.core.records import Concept, ConceptList, Exemplars, Tiles
+from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Tiles
 from sam3label.errors import ConfigError
 
 FULL = """\
@@ -258,7 +258,7 @@ REFUSED = {
     "names: [a]\n? [x, y]\n: 1": "c.yaml:2: a key must be a plain word or number",
     HELMET + "prompt: [a]": (
         "c.yaml:4: concepts.helmet.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, iou, "
-        "presence, min_area, max_instances, inside, exemplars, tile"
+        "presence, min_area, max_instances, inside, exemplars, tile, where"
     ),
     "names: [a]\ndefaults: {confidence: 1}": (
         "c.yaml:2: defaults.confidence: unknown key; "
@@ -274,7 +274,7 @@ REFUSED = {
     "names: [a]\nconcepts: [a]": "c.yaml:2: concepts: got a list of 1; allowed: class names and their rules",
     "names: [a]\nconcepts: {a: 0.5}": (
         "c.yaml:2: concepts.a: got 0.5; allowed: keys and values (prompts, not, conf, iou, presence, min_area, "
-        "max_instances, inside, exemplars, tile)"
+        "max_instances, inside, exemplars, tile, where)"
     ),
     "names: [a]\ndefaults: 0.5": (
         "c.yaml:2: defaults: got 0.5; allowed: keys and values "
@@ -541,7 +541,7 @@ def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> N
         (
             {"a": {"prompt": "x"}},
             "the concept list: concepts.a.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, "
-            "iou, presence, min_area, max_instances, inside, exemplars, tile",
+            "iou, presence, min_area, max_instances, inside, exemplars, tile, where",
         ),
         ([], "the concept list: names: there are none; allowed: at least one, such as: names: [person, helmet]"),
         (
@@ -627,3 +627,40 @@ concepts: {b: {tile: 640}, c: {tile: off}, d: {tile: {size: 512, overlap: 0}}}
 """
     tiles = [concept.tile for concept in parse_concepts(text).concepts]
     assert tiles == [Tiles(auto=True), Tiles(640), None, Tiles(512, 0.0)]
+
+
+# ---- where ---------------------------------------------------------------------------------------------------------
+
+WHERE = """\
+names: [person, hard hat, v1.top]
+concepts:
+  hard hat: {where: overlaps person.top}
+  person: {where: [without hard hat at top, not beside v1.top, inside v1.top.left]}
+"""
+
+
+def test_where_conditions_are_read_and_written_back() -> None:
+    read = parse_concepts(WHERE)
+    person, hat, _ = read.concepts
+    assert hat.where == (Condition("overlaps", "person", "top"),)
+    assert person.where == (
+        Condition("with", "hard hat", "top", negated=True),
+        Condition("beside", "v1.top", negated=True),  # a class may be called so
+        Condition("inside", "v1.top", "left"),
+    )
+    assert parse_concepts(dump_concepts(read)) == read
+
+
+def test_a_wrong_condition_says_what_is_allowed() -> None:
+    found = problems(
+        "names: [person, helmet]\nconcepts:\n  person:\n"
+        "    where: [touches helmet, with helm, overlaps helmet.middle, 7]\n"
+    )
+    assert len(found) == 4
+    assert found[0].startswith("c.yaml:4: concepts.person.where: got 'touches helmet'; allowed: lines such as overlaps")
+    assert found[1] == (
+        "c.yaml:4: concepts.person.where: got 'with helm': no class 'helm' (did you mean 'helmet'?); "
+        "allowed: helmet, person"
+    )
+    assert found[2].endswith("; allowed: helmet, person, with .top, .bottom, .left or .right after it")
+    assert found[3].startswith("c.yaml:4: concepts.person.where.3: got 7; allowed: text")
