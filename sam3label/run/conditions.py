@@ -129,8 +129,8 @@ def _nearest(labels: Sequence[Label], others: Sequence[Label], possible: Pairs) 
     gaps, between = _gaps(labels, others), np.hypot(centers[..., 0], centers[..., 1])
     chosen = np.zeros((len(labels), len(others)), np.bool_)
     for column in range(len(others)):
-        rows = np.flatnonzero(possible[:, column])
-        if len(rows):
-            best = min(rows, key=lambda row: (gaps[row, column], between[row, column], -labels[row].score))
-            chosen[best, column] = True
+        rows = np.flatnonzero(possible[:, column]).tolist()
+        if rows:
+            ranks = [(gaps[row, column], between[row, column], -labels[row].score, row) for row in rows]
+            chosen[min(ranks)[-1], column] = True
     return chosen
