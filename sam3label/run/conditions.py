@@ -52,7 +52,7 @@ def satisfied(condition: Condition, labels: Sequence[Label], others: Sequence[La
     pairs = _pairs(condition, labels, others) & ~same.reshape(len(labels), len(others))
     if condition.relation == "nearest":
         pairs = _nearest(labels, others, ~same.reshape(len(labels), len(others)))
-    return [bool(found) is not condition.negated for found in pairs.any(axis=1)]
+    return [any(row) is not condition.negated for row in pairs.tolist()]
 
 
 def _pairs(condition: Condition, labels: Sequence[Label], others: Sequence[Label]) -> Pairs:
