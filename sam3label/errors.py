@@ -6,6 +6,7 @@
       CheckpointError           weights: not reachable, not SAM 3, incomplete
       StoreError                the run folder: locked, read-only, full, made with other settings
       OutputError               a dataset or report that cannot be written
+      ServerError               a verifier's server: not reachable, refuses the key, does not know the model
       ExtraMissingError         an optional extra is not installed
     UndecodableError            one file that cannot be read: recorded as `failed(reason)`, never ends a run
 
@@ -37,6 +38,10 @@ class StoreError(Sam3LabelError):
 
 class OutputError(Sam3LabelError):
     """A result cannot be written."""
+
+
+class ServerError(Sam3LabelError):
+    """A verifier's server cannot be used. Verdicts that were had are kept; the same command asks for the rest."""
 
 
 class ExtraMissingError(Sam3LabelError):
