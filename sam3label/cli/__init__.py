@@ -33,6 +33,7 @@ from sam3label.cli.report import report
 from sam3label.cli.run import run
 from sam3label.cli.status import status
 from sam3label.cli.validate import validate
+from sam3label.cli.verify import verify
 from sam3label.core.text import visible
 from sam3label.errors import Sam3LabelError
 
@@ -62,6 +63,7 @@ EXAMPLES = {
     "render": "sam3label render runs/site-a -o rendered",
     "check": "sam3label check runs/site-a --repair runs/site-a-saved",
     "doctor": "sam3label doctor --model facebook/sam3",
+    "verify": "sam3label verify runs/site-a --server http://localhost:8000/v1 --vlm qwen3-vl --budget 200",
     "push": "sam3label review push runs/site-a",
     "open": "sam3label review open runs/site-a",
     "pull": "sam3label review pull runs/site-a --who anna",
@@ -114,7 +116,7 @@ def _explain(error: Sam3LabelError) -> None:
 
 
 for _verb in (
-    init, run, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, doctor,
+    init, run, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify, doctor,
 ):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(_boundary(_verb))
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Part, Relation, Tiles
+from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Part, Relation, Tiles, Verify
 from sam3label.core.yamlnodes import Node, short
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
@@ -24,7 +24,7 @@ _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside
     *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
     *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
 )
-_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "where")
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "where", "verify")
 _TILE_KEYS = ("size", "overlap")
 _PARTS = "top, .bottom, .left or .right"
 _CONDITIONS = (
@@ -40,8 +40,9 @@ def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
         return ConceptList(())
     _refuse_unknown(root, "", (*TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=TOP_KEYS)
     names = _names(root, problems)
-    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile"), problems)
+    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile", "verify"), problems)
     defaults = _rules(general, "defaults", problems) | _tile(general, "defaults", problems)
+    defaults |= _verify(general, "defaults", problems)
     known = frozenset(names)
     given = _mapping(root.value.get("concepts"), "concepts", None, problems)
     for key, node in given.items():
@@ -126,7 +127,7 @@ def _concept(
         problems.append(
             f"{given['not'].where}: {key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
         )
-    rules = defaults | _rules(given, key, problems) | _tile(given, key, problems)
+    rules = defaults | _rules(given, key, problems) | _tile(given, key, problems) | _verify(given, key, problems)
     where = _where(given["where"], f"{key}.where", known, problems) if "where" in given else ()
     return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, **rules)
 
@@ -207,6 +208,32 @@ def _tile(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Ti
             "allowed: auto, a size in pixels from 32, {size: 1024, overlap: 0.2} with an overlap from 0 to 0.5, or off"
         )
         return {}
+
+
+def _verify(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Verify]:
+    """Return what verdicts may change, if that is given and right."""
+    if "verify" not in given:
+        return {}
+    node = given["verify"]
+    inner = _mapping(node, f"{key}.verify", ("presence", "masks"), problems)
+    presence, masks_node = inner.get("presence"), inner.get("masks")
+    # YAML reads off as false
+    says = "off" if presence is None or presence.value is False else presence.value
+    if says not in ("off", "veto", "replace"):
+        problems.append(
+            f"{node.where}: {key}.verify.presence: got {_shown(presence or node)}; allowed: off, veto, replace"
+        )
+        says = "off"
+    use = cast(Literal["off", "veto", "replace"], says)
+    below = _mapping(masks_node, f"{key}.verify.masks", ("reject_below",), problems).get("reject_below")
+    number = None if below is None else _number(below)
+    if below is not None and not (number is not None and 0 < number <= 1):
+        problems.append(
+            f"{below.where}: {key}.verify.masks.reject_below: got {_shown(below)}; "
+            "allowed: a number over 0 and at most 1"
+        )
+        number = None
+    return {"verify": Verify(use, number)}
 
 
 def _where(node: Node, key: str, names: Collection[str], problems: list[str]) -> tuple[Condition, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from sam3label.concepts.checking import CANVAS_KEYS, EXAMPLE, RULE_KEYS, check_list, close_to, some
-from sam3label.core.records import Concept, ConceptList
+from sam3label.core.records import Concept, ConceptList, Verify
 from sam3label.core.yamlnodes import Node, as_node, read_nodes
 from sam3label.errors import ConfigError
 
@@ -133,6 +133,12 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
     if concept.tile is not None:
         tile = concept.tile
         rules["tile"] = "auto" if tile.auto else {"overlap": tile.overlap, **({"size": tile.size} if tile.size else {})}
+    if concept.verify != Verify():
+        reject = concept.verify.reject_below
+        rules["verify"] = {
+            "presence": concept.verify.presence,
+            **({"masks": {"reject_below": reject}} if reject else {}),
+        }
     if concept.where:
         rules["where"] = [str(condition) for condition in concept.where]
     if concept.exemplars is not None:

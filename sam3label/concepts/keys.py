@@ -55,4 +55,9 @@ KEYS = (
         "where the labels of other classes must be: a line or a list, such as `overlaps person.top`, `without helmet`",
         "anywhere",
     ),
+    Key(
+        "concepts.CLASS.verify",
+        "what a trusted verifier's verdicts change: {presence: veto or replace, masks: {reject_below: 0.3}}",
+        "nothing",
+    ),
 )

@@ -215,6 +215,22 @@ class Tiles:
             raise ValueError(f"overlap must be between 0 and 0.5, got {self.overlap}")
 
 
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """What a verifier's verdicts may change in one class; by default they are shown and nothing else.
+
+    `presence`: `veto` drops the class where the verifier says there is none, `replace` puts its score in the place of
+    the model's presence. `reject_below`: labels whose mask it scores lower are dropped.
+    """
+
+    presence: Literal["off", "veto", "replace"] = "off"
+    reject_below: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reject_below is not None and not 0 < self.reject_below <= 1:
+            raise ValueError(f"reject_below must be over 0 and at most 1, got {self.reject_below}")
+
+
 Relation = Literal["overlaps", "inside", "with", "left_of", "right_of", "above", "below", "beside", "nearest"]
 Part = Literal["whole", "top", "bottom", "left", "right"]
 
@@ -265,6 +281,7 @@ class Concept:
     exemplars: Exemplars | None = None
     tile: Tiles | None = None
     where: tuple[Condition, ...] = ()  # all of them must hold
+    verify: Verify = Verify()
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +357,35 @@ class LabeledImage:
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels, as Pillow has it."""
         return self.size_hw[1], self.size_hw[0]
+
+
+VerdictPart = Literal["any", "all", "right", "outline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier said of one class in one image (`label_id` is None), or of one label. `score` in [0, 1].
+
+    `any`: is there any? `all`: is every one of them masked? `right`: is the label of its class? `outline`: is its mask
+    good? A score of None means that the verifier was not sure. `verifier` names the model and the digest of how it
+    was asked: verdicts of two ways of asking are never mixed.
+    """
+
+    item_id: str
+    frame: int
+    class_name: str
+    label_id: str | None
+    part: VerdictPart
+    score: float | None
+    verifier: str
+    at: str = ""  # ISO 8601, UTC
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.label_id is None) != (self.part in ("any", "all")):
+            raise ValueError(f"a label_id goes with 'right' and 'outline', got {self.part!r} and {self.label_id!r}")
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"score must be between 0 and 1, got {self.score}")
 
 
 def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:

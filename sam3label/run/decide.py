@@ -9,8 +9,10 @@ The order of the rules is the meaning:
    smaller), unless the class says `inside: keep`;
 3. a `not:` candidate that covers the same object with at least the same score suppresses it;
 4. in an `exclusive:` group the class with the best score keeps the object;
-5. `where:` conditions on where the labels of other classes are (`conditions`), all judged on what stands by then;
-6. `max_instances`, best first.
+5. a verifier's verdicts, where the class lets them count (`verify:`): it replaces the presence before rule 1, and
+   vetoes absent classes and rejects masks here;
+6. `where:` conditions on where the labels of other classes are (`conditions`), all judged on what stands by then;
+7. `max_instances`, best first.
 
 "The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
 """
@@ -25,10 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Concept, ConceptList, Label, exemplar_class
+from sam3label.core.records import Candidate, Concept, ConceptList, Label, Verdict, exemplar_class
 from sam3label.run.conditions import satisfied
 
 SAME_OBJECT_IOU = 0.5
+VETO_BELOW = 0.5  # a verifier's score for "is there any?"
 INSIDE = 0.9  # share of the smaller mask that lies in the larger one
 
 Outcome = Literal[
@@ -40,6 +43,7 @@ Outcome = Literal[
     "inside",
     "hard negative",
     "exclusive",
+    "verdict",
     "where",
     "max_instances",
 ]
@@ -59,8 +63,14 @@ def select_labels(candidates: Sequence[Candidate], concepts: ConceptList) -> tup
     return tuple(d.label for d in decide(candidates, concepts) if d.outcome == "label")
 
 
-def decide(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Decision, ...]:
-    """Return one decision for every (candidate, class that asked for it), by class id and falling score."""
+def decide(
+    candidates: Sequence[Candidate], concepts: ConceptList, verdicts: Sequence[Verdict] = ()
+) -> tuple[Decision, ...]:
+    """Return one decision for every (candidate, class that asked for it), by class id and falling score.
+
+    `verdicts` are those of one verifier on this image (frame).
+    """
+    said = Verdicts(verdicts)
     by_prompt: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_prompt.setdefault(_prompt_class(candidate) or candidate.prompt, []).append(candidate)
@@ -69,8 +79,10 @@ def decide(candidates: Sequence[Candidate], concepts: ConceptList) -> tuple[Deci
     for concept in concepts.concepts:
         own = [c for p in (*concept.prompts, _class_key(concept.name)) for c in by_prompt.get(p, ())]
         against = [c for p in concept.negatives for c in by_prompt.get(p, ())]
-        decisions += _decide_class(_labels(own, concept, claimed), against, concept)
-    decisions = _where(_exclusive(decisions, concepts), concepts)
+        labels = [said.rescored(label, concept) for label in _labels(own, concept, claimed)]
+        decisions += _decide_class(sorted(labels, key=best_first), against, concept)
+    decisions = [said.judged(d, concepts.concepts[d.label.class_id]) for d in _exclusive(decisions, concepts)]
+    decisions = _where(decisions, concepts)
     return tuple(_cap(decisions, concepts))
 
 
@@ -85,7 +97,7 @@ def _prompt_class(candidate: Candidate) -> str | None:
 
 
 def _labels(candidates: Iterable[Candidate], concept: Concept, claimed: set[str]) -> list[Label]:
-    """Labels-to-be, best first. A candidate that serves a second class gets a label id of its own there."""
+    """Return labels-to-be. A candidate that serves a second class gets a label id of its own there."""
     labels = []
     for c in candidates:
         label_id = c.id if c.id not in claimed else f"{c.id}-{concept.id}"
@@ -106,7 +118,37 @@ def _labels(candidates: Iterable[Candidate], concept: Concept, claimed: set[str]
                 concept.name,
             )
         )
-    return sorted(labels, key=best_first)
+    return labels
+
+
+class Verdicts:
+    """What a verifier said of one image, by class and by label."""
+
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        self._any = {v.class_name: v.score for v in verdicts if v.part == "any" and v.score is not None}
+        self._mask: dict[tuple[str, str], float] = {}
+        for v in verdicts:
+            if v.label_id is not None and v.score is not None:
+                key = v.class_name, v.label_id
+                self._mask[key] = min(v.score, self._mask.get(key, 1.0))
+
+    def rescored(self, label: Label, concept: Concept) -> Label:
+        """Put the verifier's presence in the place of the model's, of which the score is a multiple."""
+        presence = self._any.get(concept.name)
+        if concept.verify.presence != "replace" or presence is None:
+            return label
+        query = min(1.0, label.score / label.presence) if label.presence > 0 else 0.0
+        return replace(label, score=query * presence, presence=presence)
+
+    def judged(self, decision: Decision, concept: Concept) -> Decision:
+        """Drop a label of a class that is not there, or whose mask the verifier rejects."""
+        if decision.outcome != "label":
+            return decision
+        verify, presence = concept.verify, self._any.get(concept.name, 1.0)
+        mask = self._mask.get((concept.name, decision.label.id), 1.0)
+        vetoed = verify.presence == "veto" and presence < VETO_BELOW
+        rejected = verify.reject_below is not None and mask < verify.reject_below
+        return replace(decision, outcome="verdict") if vetoed or rejected else decision
 
 
 def best_first(label: Label) -> tuple[float, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.concepts.concept_list import parse_concepts
-from sam3label.core.records import Candidate, ConceptList, Correction, LabeledImage, MediaItem, Stamp
+from sam3label.core.records import Candidate, ConceptList, Correction, LabeledImage, MediaItem, Stamp, Verdict, Verify
 from sam3label.core.stamps import is_unchanged
 from sam3label.core.text import count
 from sam3label.errors import ConfigError
@@ -23,6 +23,8 @@ from sam3label.run.places import moved, relocated
 from sam3label.run.saturation import QUERIES, enough
 from sam3label.run.store import Store, Totals, Unit
 from sam3label.run.store_errors import DamagedStoreError
+
+TRUSTED_VERIFIER = "trusted verifier"  # the note that names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Run:
         """What the list asks the model, in the order of `presence`."""
         known = {prompt.identity: i for i, prompt in enumerate(store.prompts)}
         self._columns = [known.get(prompt.identity, -1) for prompt in self.prompts]
+        self._heeds_verdicts = any(concept.verify != Verify() for concept in concepts.concepts)
         self._missing: dict[int | None, frozenset[str]] = {}  # by question
 
     def __repr__(self) -> str:
@@ -164,6 +167,11 @@ class Run:
         relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in self.concepts.concepts)
         return Run(self._store, replace(self.concepts, concepts=relaxed), self._places)
 
+    def without_verdicts(self) -> Run:
+        """Return the same run, in which no verdict of a verifier changes anything."""
+        deaf = tuple(replace(c, verify=Verify()) for c in self.concepts.concepts)
+        return Run(self._store, replace(self.concepts, concepts=deaf), self._places)
+
     # ---- what was labelled
 
     def done_units(self) -> Iterator[Unit]:
@@ -212,10 +220,10 @@ class Run:
     def frames(self, unit: Unit) -> Iterator[SeenFrame]:
         """Yield the frames of one unit with all that was seen in them; a photo has one."""
         keys = [prompt.key for prompt in self.prompts]
-        corrections = self.corrections(unit.item.id)
+        corrections, verdicts = self.corrections(unit.item.id), self._counting(unit.item.id)
         for (frame, candidates), row in zip(self._by_frame(unit), self.presence(unit).tolist(), strict=True):
             presence = {key: value for key, value in zip(keys, row, strict=True) if value == value}
-            decisions = decide(candidates, self.concepts)
+            decisions = decide(candidates, self.concepts, verdicts.get(frame, ()))
             image = self._image(unit, frame, decisions, corrections)
             yield SeenFrame(candidates, decisions, presence, image)
 
@@ -244,8 +252,10 @@ class Run:
 
     def _images(self, unit: Unit, corrected: bool) -> Iterator[LabeledImage]:
         corrections = self.corrections(unit.item.id) if corrected else []
+        verdicts = self._counting(unit.item.id)
         for frame, candidates in self._by_frame(unit):
-            yield self._image(unit, frame, decide(candidates, self.concepts), corrections)
+            decisions = decide(candidates, self.concepts, verdicts.get(frame, ()))
+            yield self._image(unit, frame, decisions, corrections)
 
     def _by_frame(self, unit: Unit) -> Iterator[tuple[int, tuple[Candidate, ...]]]:
         frames: dict[int, list[Candidate]] = {}
@@ -261,6 +271,30 @@ class Run:
         if own := [c for c in corrections if c.frame == frame]:
             labels, reviewed = apply_corrections(labels, decisions, own, self.concepts.names)
         return LabeledImage(unit.item, unit.size_hw, labels, reviewed, frame)
+
+    # ---- what a verifier said
+
+    @property
+    def verifier(self) -> str | None:
+        """The verifier whose verdicts count where the list lets them: the last one that was trusted."""
+        name = self.note(TRUSTED_VERIFIER)
+        return name if isinstance(name, str) else None
+
+    def verdicts(self, verifier: str, item_id: str | None = None) -> Iterator[Verdict]:
+        """Yield what one verifier said, of one item or of all."""
+        return self._store.verdicts(verifier, item_id)
+
+    def record_verdicts(self, verdicts: Sequence[Verdict]) -> None:
+        """Keep verdicts, all or none. What the model saw and what people said is never touched."""
+        self._store.add_verdicts(verdicts)
+
+    def _counting(self, item_id: str) -> dict[int, list[Verdict]]:
+        """Return the trusted verdicts on an item by frame, if any class of the list lets verdicts count."""
+        by_frame: dict[int, list[Verdict]] = {}
+        if self._heeds_verdicts and (verifier := self.verifier) is not None:
+            for verdict in self._store.verdicts(verifier, item_id):
+                by_frame.setdefault(verdict.frame, []).append(verdict)
+        return by_frame
 
     # ---- what people said, and what others keep in a run
 

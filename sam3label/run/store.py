@@ -22,7 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Correction, MediaItem, Prompt, Rle, Source, Stamp, UnitResult
+from sam3label.core.records import (
+    Candidate,
+    Correction,
+    MediaItem,
+    Prompt,
+    Rle,
+    Source,
+    Stamp,
+    UnitResult,
+    Verdict,
+)
 from sam3label.errors import StoreError
 from sam3label.run import database
 from sam3label.run.asked import Asked, guide_of
@@ -334,7 +344,32 @@ class Store:
                 [(*_correction_row(one), one.item_id) for one in corrections],
             )
 
+    def add_verdicts(self, verdicts: Sequence[Verdict]) -> None:
+        """Keep a verifier's verdicts, all or none; one that was there from the same verifier is replaced.
+
+        The table is made by the first of them: a run that nobody verified has none.
+        """
+        with in_words(self.folder), self._db:
+            self._db.execute(_VERDICTS)
+            self._db.executemany(
+                f"INSERT OR REPLACE INTO verdicts VALUES ({', '.join('?' * 9)})",
+                [
+                    (v.item_id, v.frame, v.class_name, v.label_id or "", v.part, v.score, v.verifier, v.at, v.seconds)
+                    for v in verdicts
+                ],
+            )
+
     # ---- reading
+
+    def verdicts(self, verifier: str, item_id: str | None = None) -> Iterator[Verdict]:
+        """Yield what one verifier said, of one item or of all."""
+        with reading(self.folder):
+            if self._one("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'") is None:
+                return
+            where, values = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
+            for row in self._rows(f"SELECT * FROM verdicts WHERE verifier = ? {where}", (verifier, *values)):
+                item, frame, class_name, label_id, part, score, who, at, seconds = row
+                yield Verdict(item, frame, class_name, label_id or None, part, score, who, at, seconds)
 
     def items(self) -> Iterator[tuple[MediaItem, Stamp | None]]:
         """Yield every photo and video there is a unit of, in order, with its stamp where it is known."""
@@ -536,6 +571,16 @@ class Store:
         self._db.begin()
         row: tuple[Any, ...] | None = self._db.execute(sql, values).fetchone()
         return row
+
+
+_VERDICTS = """
+CREATE TABLE IF NOT EXISTS verdicts (
+    item_id TEXT NOT NULL, frame INTEGER NOT NULL, class_name TEXT NOT NULL,
+    label_id TEXT NOT NULL,           -- '' for a verdict on the class in the image
+    part TEXT NOT NULL, score REAL,   -- NULL: not sure
+    verifier TEXT NOT NULL, at TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (item_id, frame, class_name, label_id, part, verifier)) WITHOUT ROWID
+"""
 
 
 def _item(id_: str, kind: str, root: str, path: str) -> MediaItem:

@@ -163,21 +163,32 @@ class Server:
         return options.max_cost is not None and options.cost(spent.tokens_in, spent.tokens_out) >= options.max_cost
 
     def ask(self, questions: Iterable[Question]) -> Iterator[Answer]:
-        """Yield answers as they come, in any order. Ends early when the budget is spent; takes questions as needed."""
+        """Yield answers as they come, in any order. Ends early when the budget is spent; takes questions as needed.
+
+        Where the server is lost, answers that are still under way are waited for and yielded before that is raised.
+        """
         source = iter(questions)
+        lost: ServerError | None = None
         with ThreadPoolExecutor(self.options.in_flight) as pool:
             pending: set[Future[Answer]] = set()
             try:
                 while True:
-                    free = 0 if self.is_spent else self.options.in_flight - len(pending)
+                    free = 0 if lost or self.is_spent else self.options.in_flight - len(pending)
                     pending |= {pool.submit(self._answer, question) for question in islice(source, self._allowed(free))}
                     if not pending:
-                        return
+                        break
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
+                    for future in done:
+                        error = future.exception()
+                        if isinstance(error, ServerError):
+                            lost = error
+                        else:
+                            yield future.result()
             finally:
                 for future in pending:
                     future.cancel()
+        if lost is not None:
+            raise lost
 
     def _allowed(self, free: int) -> int:
         """Return how many of the free places the budget of requests can still fill."""
@@ -302,7 +313,7 @@ class Server:
             asked = float(retry_after) if retry_after else 0.0
         except ValueError:  # a date
             asked = 0.0
-        return min(_LONGEST_WAIT, max(asked, 0.25 * 2**attempt * random.uniform(0.75, 1.25)))
+        return min(_LONGEST_WAIT, max(asked, 0.25 * float(2**attempt) * random.uniform(0.75, 1.25)))
 
 
 # ---- what is sent

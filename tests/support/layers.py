@@ -28,12 +28,17 @@ LAYERS = [
     _room(
         "cli",
         "one file a verb: parse, call, print, exit",
-        "demo show review validate quality export labelling run train concepts annotations media model core",
+        "demo verify show review validate quality export labelling run train concepts annotations media model core",
     ),
     _room(
         "demo",
         "the demo job, its drawn scenes and the demo checkpoint",
         "show quality export labelling run concepts annotations media core",
+    ),
+    _room(
+        "verify",
+        "a vision-language model judges labels: `server` asks, `judge` keeps verdicts, `trust` says whether they count",
+        "show review run media core",
     ),
     _room(
         "show",

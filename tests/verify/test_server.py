@@ -186,9 +186,9 @@ def test_what_another_try_cannot_change_is_said_at_once(monkeypatch: pytest.Monk
         monkeypatch.setenv("SAM3LABEL_API_KEY", "old")
         with pytest.raises(ServerError, match="refuses the key"):
             asked(script.address, [question()])
-    with serving(lambda body, n: (404, "no such model", {})) as script:
-        with pytest.raises(ServerError, match="has no model 'eyes'.*Check --vlm, and that --server ends in /v1"):
-            asked(script.address, [question()])
+    missing = pytest.raises(ServerError, match="has no model 'eyes'.*Check --vlm, and that --server ends in /v1")
+    with serving(lambda body, n: (404, "no such model", {})) as script, missing:
+        asked(script.address, [question()])
     address = script.address  # nobody is there any more
     with pytest.raises(ServerError, match="is not reachable .* tried 4 times. Verdicts so far are kept"):
         asked(address, [question()])

@@ -1,0 +1,78 @@
+"""What a verifier is shown: the photo, the same with numbered masks, one object enlarged with and without its mask.
+
+Pixels are uint8 [H, W, 3]; pictures are JPEG bytes whose longer side is at most `SIDE`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sam3label.core.colors import class_color
+from sam3label.core.records import Label
+from sam3label.show.draw import paint_mask
+from sam3label.show.lettering import chip
+
+SIDE = 1008  # pixels: what SAM 3 itself saw
+CROP_SIDE = 448
+MARGIN = 0.5  # of the object's longer side, around it
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def whole(pixels: Pixels) -> bytes:
+    """Return the photo as it is."""
+    return _jpeg(_fitted(pixels, SIDE))
+
+
+def numbered(pixels: Pixels, labels: Sequence[Label]) -> bytes:
+    """Return the photo with each label's mask in a color of its own and its number, from 1, at its center."""
+    picture = _fitted(pixels, SIDE)
+    scale = picture.shape[1] / pixels.shape[1]
+    for number, label in enumerate(labels):
+        paint_mask(picture, label.rle, class_color(number))
+    for number, label in enumerate(labels):
+        x, y, w, h = (value * scale for value in label.box_xywh)
+        _write(picture, str(number + 1), x + w / 2, y + h / 2)
+    return _jpeg(picture)
+
+
+def enlarged(pixels: Pixels, label: Label) -> tuple[bytes, bytes]:
+    """Return the label's surroundings enlarged: as they are, and with its mask."""
+    x, y, w, h = label.box_xywh
+    margin = MARGIN * max(w, h) + 8
+    left, top = max(0, round(x - margin)), max(0, round(y - margin))
+    right, bottom = min(pixels.shape[1], round(x + w + margin)), min(pixels.shape[0], round(y + h + margin))
+    marked = pixels.copy()
+    paint_mask(marked, label.rle, class_color(0))
+    plain, over = (_fitted(p[top:bottom, left:right], CROP_SIDE, enlarge=True) for p in (pixels, marked))
+    return _jpeg(plain), _jpeg(over)
+
+
+def _fitted(pixels: Pixels, side: int, enlarge: bool = False) -> Pixels:
+    height, width = pixels.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1 and not enlarge:
+        return pixels.copy()
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.ascontiguousarray(cv2.resize(pixels, size, interpolation=how), np.uint8)
+
+
+def _write(picture: Pixels, text: str, x: float, y: float) -> None:
+    sign = chip(text, 14, (255, 255, 255), (0, 0, 0))[: picture.shape[0], : picture.shape[1]]
+    height, width = sign.shape[:2]
+    top = min(max(0, round(y - height / 2)), picture.shape[0] - height)
+    left = min(max(0, round(x - width / 2)), picture.shape[1] - width)
+    picture[top : top + height, left : left + width] = sign
+
+
+def _jpeg(pixels: Pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+    return stream.getvalue()

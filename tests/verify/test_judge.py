@@ -1,0 +1,233 @@
+"""A run is verified from the command line by a server that sees; and what its verdicts may and may not change."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.builders import candidate as box_candidate
+from support.builders import concepts as list_of
+from support.builders import rectangle
+from support.reviewing import COLOURS, CONCEPTS, candidate, disc, make_run, three_shapes
+from support.scripted_server import pictures_of, serving, text_of, words
+from typer.testing import CliRunner
+
+from sam3label.cli import app
+from sam3label.concepts.concept_list import dump_concepts
+from sam3label.core.records import Concept, ConceptList, Correction, Verdict, Verify
+from sam3label.run.decide import decide
+from sam3label.run.reader import open_run
+from sam3label.verify import judge, trust
+
+PHOTOS = 10
+SIZE = (96, 128)
+WRONG = disc(SIZE, 118, 10, 8)  # in an empty corner
+
+
+def a_run(folder: Path) -> Path:
+    """Ten photos of three shapes, and in each a disc that is not there."""
+    units = []
+    for n in range(PHOTOS):
+        unit = three_shapes(folder / "photos", f"{n}.png", SIZE)
+        ghost = candidate(unit.item.id, 9, "disc", 0.6, WRONG)
+        units.append(replace(unit, candidates=(*unit.candidates, ghost)))
+        pixels = np.array(Image.open(unit.item.path))
+        pixels[:8, 60:68] = 100 + 8 * n  # no two photos alike
+        Image.fromarray(pixels).save(unit.item.path)
+    return make_run(folder / "run", units)
+
+
+def seeing(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+    """Look at the pictures: an object is right if its class's color is in its surroundings."""
+    name = re.search(r'The class is "(\w+)"', text_of(body))
+    assert name is not None
+    color = COLOURS[name[1]]
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in pictures_of(body)]
+    share = float((np.abs(shown[-2].astype(int) - color).max(axis=2) < 40).mean())  # the one without the mask
+    if "outline" in text_of(body):
+        return words(right="yes" if share > 0.02 else "no", outline="yes")
+    return words(any="yes" if share > 0.005 else "no", all="yes")
+
+
+def verify(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["verify", *map(str, arguments)], terminal_width=200)
+
+
+def review(run_folder: Path, photos: range) -> None:
+    """A person deletes the ghosts and approves the rest."""
+    with open_run(run_folder) as run:
+        for n in photos:
+            image = run.image(f"{n}.png")
+            assert image is not None
+            rows = [
+                Correction(image.item.id, 0, "deleted" if label.score == 0.6 else "approved", label.id, at="now")
+                for label in image.labels
+            ]
+            run.record([*rows, Correction(image.item.id, 0, "reviewed", at="now")])
+
+
+HEEDING = ConceptList(tuple(replace(c, verify=Verify("veto", 0.5)) for c in CONCEPTS.concepts))
+
+
+def test_from_a_plan_to_verdicts_that_count(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    (tmp_path / "heeding.yaml").write_text(dump_concepts(HEEDING))
+    dry = verify(folder, "--dry-run", "--all", "--price", "1,2")
+    assert dry.exit_code == 0, dry.output
+    assert "70 questions to ask: 30 about a class in a photo, 40 about a label" in dry.output and "$" in dry.output
+    with serving(seeing) as script:
+        done = verify(folder, "--server", script.address, "--vlm", "eyes", "--all")
+        assert done.exit_code == 0, done.output
+        assert "70 answers, 140 verdicts kept, 0 not sure" in done.output
+        assert f"Photos of this run are sent to {script.address}, and nowhere else." in done.output
+        assert "nothing is known of this verifier" in done.output and len(script.asked) == 70
+        name = judge.verifier_of("eyes")
+        with open_run(folder, HEEDING) as run:
+            rejected = {v.item_id for v in run.verdicts(name) if v.part == "right" and v.score == 0.0}
+            assert rejected == {f"{n}.png" for n in range(PHOTOS)} and run.verifier is None
+            assert sum(len(image.labels) for image in run.images()) == 4 * PHOTOS  # kept, and nothing changed
+
+        review(folder, range(8))
+        again = verify(folder, "--server", script.address, "--vlm", "eyes", "--all")
+        assert "0 questions to ask" in again.output and "70 answered before" in again.output, again.output
+        assert len(script.asked) == 70
+    assert "accepted 24, of which people kept 1.00" in again.output and "rejected 8" in again.output
+    assert "Its verdicts count where the concept list lets them" in again.output
+    with open_run(folder, HEEDING) as run:
+        assert run.verifier == name
+        assert Counter(len(image.labels) for image in run.images()) == {3: PHOTOS}
+        seen = [one for unit in run.done_units() for one in run.frames(unit)]
+        assert [d.label.score for one in seen for d in one.decisions if d.outcome == "verdict"] == [0.6] * PHOTOS
+    with open_run(folder) as run:  # its own list lets no verdict count
+        assert Counter(len(image.labels) for image in run.images()) == {3: 8, 4: 2}
+
+
+def test_what_a_person_touched_stays(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    with serving(seeing) as script:
+        verify(folder, "--server", script.address, "--vlm", "eyes", "--all", "-q")
+        review(folder, range(8))
+        with open_run(folder) as run:
+            image = run.image("9.png")
+            assert image is not None
+            (ghost,) = (label for label in image.labels if label.score == 0.6)
+            run.record([Correction("9.png", 0, "approved", ghost.id, at="now")])
+        verify(folder, "--server", script.address, "--vlm", "eyes", "--all", "-q")
+    with open_run(folder, HEEDING) as run:
+        assert {image.item.id: len(image.labels) for image in run.images()}["9.png"] == 4
+
+
+def test_the_budget_takes_the_doubtful_first_and_reviewed_labels_before_them(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    review(folder, range(1))
+    with open_run(folder) as run:
+        whole, best = judge.plan(run, "nobody"), judge.plan(run, "nobody", budget=6)
+    assert len(whole.targets) == 70 and (len(best.targets), best.left_out) == (6, 64)
+    assert [t.gain for t in whole.targets] == sorted((t.gain for t in whole.targets), reverse=True)
+    assert best.targets == whole.targets[:6]
+    assert {t.item_id for t in best.targets[:4]} == {"0.png"} and all(t.label_id for t in best.targets[:4])
+
+
+def test_a_server_that_dies_loses_nothing_and_nothing_is_asked_twice(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    asked = Counter[str]()
+
+    def dying(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        if number > 25:
+            return 0, None, {}
+        asked[question_of(body)] += 1
+        return seeing(body, number)
+
+    options = ("--vlm", "eyes", "--all", "--in-flight", 4)
+    with serving(dying) as script, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sam3label.verify.server.time.sleep", lambda seconds: None)
+        broken = verify(folder, "--server", script.address, *options)
+    assert broken.exit_code == 1 and "not reachable" in broken.output and "repeat the command" in broken.output
+    with open_run(folder) as run:
+        kept = sum(1 for _ in run.verdicts(judge.verifier_of("eyes")))
+    assert kept == 2 * 25
+
+    def healthy(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        asked[question_of(body)] += 1
+        return seeing(body, number)
+
+    with serving(healthy) as script:
+        assert verify(folder, "--server", script.address, *options).exit_code == 0
+    assert len(asked) == 70 and set(asked.values()) == {1}
+
+
+def question_of(body: dict[str, Any]) -> str:
+    return text_of(body) + "".join(pictures_of(body))
+
+
+def test_an_unreadable_photo_and_a_refused_question_are_failures_with_their_reason(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    (tmp_path / "photos/3.png").write_bytes(b"no photo")
+    refused = re.compile(r'"bar"')
+    with serving(lambda b, n: (413, "too large", {}) if refused.search(text_of(b)) else seeing(b, n)) as script:
+        done = verify(folder, "--server", script.address, "--vlm", "eyes", "--all")
+    assert done.exit_code == 3
+    assert "failed  3.png" in done.output and "the server refused the question (status 413: too large)" in done.output
+
+
+def test_without_a_server_the_next_step_is_said(tmp_path: Path) -> None:
+    done = verify(a_run(tmp_path), "--vlm", "eyes")
+    assert done.exit_code == 1 and "--server http://localhost:8000/v1 --vlm NAME" in done.output
+    wrong = verify(tmp_path / "run", "--server", "here", "--vlm", "eyes", "--max-cost", "3")
+    assert wrong.exit_code == 1 and "is not an address" in wrong.output and "needs price" in wrong.output
+
+
+# ---- decide
+
+
+def verdict(part: Any, score: float | None, label_id: str | None = None) -> Verdict:
+    return Verdict("a.jpg", 0, "star", label_id, part, score, "eyes")
+
+
+def outcomes(verify: Verify, *verdicts: Verdict) -> list[tuple[str, float]]:
+    one = box_candidate("star", 0.9, rectangle(10, 10, 10, 10), presence=0.9)
+    two = box_candidate("star", 0.6, rectangle(40, 10, 10, 10), presence=0.9, query=1)
+    wanted = list_of(Concept(0, "star", ("star",), verify=verify))
+    return [(d.outcome, round(d.label.score, 6)) for d in decide([one, two], wanted, verdicts)]
+
+
+SECOND = box_candidate("star", 0.6, rectangle(40, 10, 10, 10), query=1).id
+
+
+@pytest.mark.parametrize(
+    ("verify", "verdicts", "expected"),
+    [
+        (Verify(), [verdict("any", 0.0), verdict("right", 0.0, SECOND)], [("label", 0.9), ("label", 0.6)]),
+        (Verify("veto"), [verdict("any", 0.4)], [("verdict", 0.9), ("verdict", 0.6)]),
+        (Verify("veto"), [verdict("any", 0.5)], [("label", 0.9), ("label", 0.6)]),
+        (Verify("veto"), [verdict("any", None)], [("label", 0.9), ("label", 0.6)]),
+        (Verify("replace"), [verdict("any", 0.72)], [("label", 0.72), ("low score", 0.48)]),
+        (Verify("replace"), [], [("label", 0.9), ("label", 0.6)]),
+        (Verify("off", 0.3), [verdict("right", 0.2, SECOND)], [("label", 0.9), ("verdict", 0.6)]),
+        (Verify("off", 0.3), [verdict("right", 0.3, SECOND)], [("label", 0.9), ("label", 0.6)]),
+        (
+            Verify("off", 0.3),
+            [verdict("right", 1.0, SECOND), verdict("outline", 0.1, SECOND)],
+            [("label", 0.9), ("verdict", 0.6)],
+        ),
+        (Verify("off", 0.3), [verdict("right", None, SECOND)], [("label", 0.9), ("label", 0.6)]),
+    ],
+)
+def test_what_verdicts_change(verify: Verify, verdicts: list[Verdict], expected: list[tuple[str, float]]) -> None:
+    assert outcomes(verify, *verdicts) == expected
+
+
+def test_trust_takes_cases_wrong_ones_among_them_and_a_correlation() -> None:
+    assert not trust.Trust(accepted_kept=100).is_trusted  # one that accepts everything
+    assert trust.Trust(100, 10, 0, 0).mcc == 0.0 and not trust.Trust(100, 10, 0, 0).is_trusted
+    good = trust.Trust(20, 1, 1, 6)
+    assert good.is_trusted and good.mcc == pytest.approx((20 * 6 - 1) / np.sqrt(21 * 21 * 7 * 7))
+    assert not trust.Trust(10, 0, 0, 5).is_trusted  # too few
