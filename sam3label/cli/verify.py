@@ -12,7 +12,7 @@ from sam3label.cli.tables import console
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
-    from sam3label.verify.judge import Done, Plan
+    from sam3label.verify.judge import Done, Agenda
     from sam3label.verify.server import Server
 
 SHOWN_FAILURES = 20
@@ -79,7 +79,7 @@ def verify(
     from sam3label.concepts.concept_list import load_concepts
     from sam3label.errors import ConfigError
     from sam3label.run.reader import open_run
-    from sam3label.verify import judge, trust
+    from sam3label.verify import judge, reliability
     from sam3label.verify.server import Server, ServerOptions, parse_price
 
     prices = None if price is None else parse_price(price)
@@ -107,8 +107,8 @@ def verify(
             if done is not None:
                 failed = done.failed or []
                 screen.print(_finished(done, asked), soft_wrap=True)
-        known = trust.score(run, name)
-        trust.keep(run, name, known)
+        known = reliability.score(run, name)
+        reliability.keep(run, name, known)
         for line in known.sentences():
             screen.print(line, soft_wrap=True)
     for item_id, reason in failed[:SHOWN_FAILURES]:
@@ -117,7 +117,7 @@ def verify(
         raise typer.Exit(3)
 
 
-def _planned(todo: Plan, price: tuple[float, float] | None) -> str:
+def _planned(todo: Agenda, price: tuple[float, float] | None) -> str:
     """Say what would be asked, how many tokens that is, and what it costs."""
     about_labels = len(todo.targets) - todo.about_classes
     tokens = todo.tokens()

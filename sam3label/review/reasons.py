@@ -21,7 +21,7 @@ from typing import Literal
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label, MediaItem
 from sam3label.review.survey import NEIGHBORS, SeenImage, Survey, UsualSize, look
-from sam3label.run.decide import SAME_OBJECT_IOU
+from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
 from sam3label.run.reader import Run
 from sam3label.run.saturation import is_full
 from sam3label.run.store import Unit
@@ -37,11 +37,12 @@ Kind = Literal[
     "unusual size",
     "saturated",
     "cut short",
+    "verifier",
     "audit",
 ]
 KINDS: tuple[Kind, ...] = (
     "near threshold", "presence disagrees", "two classes", "twins", "synonyms disagree", "hard negative",
-    "empty among similar", "unusual size", "saturated", "cut short", "audit",
+    "empty among similar", "unusual size", "saturated", "cut short", "verifier", "audit",
 )  # fmt: skip
 EXPLAINED: Mapping[Kind, str] = {
     "near threshold": "scores that could fall on either side of their class's threshold",
@@ -54,6 +55,7 @@ EXPLAINED: Mapping[Kind, str] = {
     "unusual size": "labels far larger or smaller than is usual for their class, specks, and whole images",
     "saturated": "the model gave nearly as many answers as it can: there may be more objects",
     "cut short": "more objects than the class's max_instances lets through",
+    "verifier": "a vision-language model disagrees: labels it rejects, objects it misses, classes it sees or does not",
     "audit": "the random sample: review all of it for an unbiased estimate of the error",
 }
 
@@ -176,6 +178,7 @@ def reasons(seen: SeenImage, concepts: ConceptList, whole: Survey) -> tuple[Reas
         *_unusual_size(seen, concepts, whole.sizes),
         *_saturated(seen, concepts, whole.queries),
         *_cut_short(seen, concepts),
+        *_verifier(seen, concepts),
         *_audit(seen, whole),
     ]
     open_ = (replace(reason, frame=seen.frame) for reason in found if seen.corrected.isdisjoint(reason.label_ids))
@@ -186,6 +189,29 @@ def _empty_among_similar(seen: SeenImage, whole: Survey) -> Iterator[Reason]:
     if (part := whole.empty.get(seen.item_id)) is not None and not seen.labels:
         words = f"empty, though {part:.0%} of the {NEIGHBORS} images most like it have labels"
         yield Reason("empty among similar", words, part)
+
+
+def _verifier(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
+    """What `sam3label verify` heard against the labels, whether or not its verdicts count."""
+    labelled = {concepts.names[label.class_id] for label in seen.labels}
+    rejected: dict[str, tuple[float, str]] = {}
+    for verdict in seen.verdicts:
+        if verdict.score is None or verdict.score >= VETO_BELOW:
+            if verdict.part == "any" and verdict.score is not None and verdict.class_name not in labelled:
+                words = f"{verdict.class_name}: the verifier sees one, and none is labelled"
+                yield Reason("verifier", words, verdict.score)
+        elif verdict.label_id is not None:
+            rejected[verdict.label_id] = min(
+                (verdict.score, verdict.class_name), rejected.get(verdict.label_id, (1.0, ""))
+            )
+        elif verdict.part == "all":
+            words = f"{verdict.class_name}: the verifier says that not all are masked"
+            yield Reason("verifier", words, 1 - verdict.score)
+        elif verdict.class_name in labelled:
+            words = f"{verdict.class_name}: labelled, and the verifier sees none"
+            yield Reason("verifier", words, 1 - verdict.score)
+    for label_id, (score, name) in rejected.items():
+        yield Reason("verifier", f"{name}: the verifier rejects it ({score:.2f})", 1 - score, (label_id,))
 
 
 def _audit(seen: SeenImage, whole: Survey) -> Iterator[Reason]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from sam3label.core.records import Correction, Label
+from sam3label.core.records import Correction, Label, Verdict
 from sam3label.run.decide import Decision
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
@@ -37,6 +37,7 @@ class SeenImage:
     is_video: bool = False
     reviewed: bool = False
     corrected: frozenset[str] = frozenset()  # ids of labels that a person has decided about
+    verdicts: tuple[Verdict, ...] = ()  # of the verifier that was asked last, whether or not they count
 
     @property
     def labels(self) -> list[Label]:
@@ -73,11 +74,13 @@ class Survey:
 def look(run: Run, unit: Unit) -> Iterator[SeenImage]:
     """Yield the frames of one done unit; a photo has one."""
     corrections = run.corrections(unit.item.id)
+    verdicts = list(run.verdicts(run.last_verifier, unit.item.id)) if run.last_verifier else []
     for seen in run.frames(unit):
         image = seen.image
+        own = tuple(verdict for verdict in verdicts if verdict.frame == image.frame)
         yield SeenImage(
             unit.item.id, image.frame, image.size_hw, seen.decisions, seen.presence,
-            unit.item.kind == "video", image.reviewed, _corrected(corrections, image.frame),
+            unit.item.kind == "video", image.reviewed, _corrected(corrections, image.frame), own,
         )  # fmt: skip
 
 

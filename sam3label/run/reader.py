@@ -24,7 +24,7 @@ from sam3label.run.saturation import QUERIES, enough
 from sam3label.run.store import Store, Totals, Unit
 from sam3label.run.store_errors import DamagedStoreError
 
-TRUSTED_VERIFIER = "trusted verifier"  # the note that names it
+TRUSTED_VERIFIER, LAST_VERIFIER = "trusted verifier", "last verifier"  # the notes that name them
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class Run:
         known = {prompt.identity: i for i, prompt in enumerate(store.prompts)}
         self._columns = [known.get(prompt.identity, -1) for prompt in self.prompts]
         self._heeds_verdicts = any(concept.verify != Verify() for concept in concepts.concepts)
+        self._last_verifier: str | None = None
         self._missing: dict[int | None, frozenset[str]] = {}  # by question
 
     def __repr__(self) -> str:
@@ -279,6 +280,14 @@ class Run:
         """The verifier whose verdicts count where the list lets them: the last one that was trusted."""
         name = self.note(TRUSTED_VERIFIER)
         return name if isinstance(name, str) else None
+
+    @property
+    def last_verifier(self) -> str | None:
+        """The verifier that was asked last, trusted or not."""
+        if self._last_verifier is None:
+            name = self.note(LAST_VERIFIER)
+            self._last_verifier = name if isinstance(name, str) else ""
+        return self._last_verifier or None
 
     def verdicts(self, verifier: str, item_id: str | None = None) -> Iterator[Verdict]:
         """Yield what one verifier said, of one item or of all."""

@@ -21,7 +21,7 @@ from sam3label.review.survey import SeenImage, Survey, look, survey_run
 from sam3label.run.reader import Run
 from sam3label.run.store import Unit
 from sam3label.verify import pictures
-from sam3label.verify.server import Answer, Question, Server
+from sam3label.verify.server import Answer, Inquiry, Server
 
 COMMIT_EVERY = 16  # answers
 CLASS_PARTS: tuple[VerdictPart, ...] = ("any", "all")
@@ -41,7 +41,7 @@ number 1. The second picture is that part of the photo enlarged, the third the s
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Subject:
     """One thing to ask: a class in a photo, or one of its labels. `gain` says how much an answer may correct."""
 
     gain: float
@@ -55,10 +55,10 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Agenda:
     """What would be asked, in the order of what it may gain. `known` were asked before, of the same verifier."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[Subject, ...]
     known: int = 0
     left_out: int = 0  # beyond the budget
 
@@ -68,8 +68,8 @@ class Plan:
 
     def tokens(self) -> int:
         """About how many tokens the questions will be counted as."""
-        per_class = Question("", (b"", b""), ABOUT_CLASS, CLASS_PARTS).tokens
-        per_label = Question("", (b"", b"", b""), ABOUT_LABEL, LABEL_PARTS).tokens
+        per_class = Inquiry("", (b"", b""), ABOUT_CLASS, CLASS_PARTS).tokens
+        per_label = Inquiry("", (b"", b"", b""), ABOUT_LABEL, LABEL_PARTS).tokens
         return self.about_classes * per_class + (len(self.targets) - self.about_classes) * per_label
 
 
@@ -95,7 +95,7 @@ def verifier_of(model: str) -> str:
 # ---- what to ask
 
 
-def plan(run: Run, verifier: str, budget: int | None = None) -> Plan:
+def plan(run: Run, verifier: str, budget: int | None = None) -> Agenda:
     """Return what is worth a question, best first; no more than `budget` of it. Photos only.
 
     Labels that a person has reviewed come first: those answers tell how far the verifier can be trusted.
@@ -104,7 +104,7 @@ def plan(run: Run, verifier: str, budget: int | None = None) -> Plan:
     run = run.without_verdicts()
     survey = survey_run(run, audit=0)
     known, total = 0, 0
-    heap: list[tuple[float, int, Target]] = []
+    heap: list[tuple[float, int, Subject]] = []
     for unit in run.done_units():
         if unit.item.kind != "image":
             continue
@@ -121,10 +121,10 @@ def plan(run: Run, verifier: str, budget: int | None = None) -> Plan:
             else:
                 heapq.heappushpop(heap, entry)
     best = sorted(heap, reverse=True)
-    return Plan(tuple(target for _, _, target in best), known, total - len(best))
+    return Agenda(tuple(target for _, _, target in best), known, total - len(best))
 
 
-def _targets(run: Run, seen: SeenImage, survey: Survey) -> Iterator[Target]:
+def _targets(run: Run, seen: SeenImage, survey: Survey) -> Iterator[Subject]:
     """Yield what can be asked about one photo. A label's gain is that of the strongest reason that names it."""
     named: dict[str, float] = {}
     for reason in reasons(seen, run.concepts, survey):
@@ -132,11 +132,11 @@ def _targets(run: Run, seen: SeenImage, survey: Survey) -> Iterator[Target]:
             named[label_id] = max(named.get(label_id, 0.0), reason.gain)
     for concept in run.concepts.concepts:
         presence = max((seen.presence.get(key, 0.0) for key in concept.prompts), default=0.0)
-        yield Target(_doubt(presence, 0.5), seen.item_id, concept.id)
+        yield Subject(_doubt(presence, 0.5), seen.item_id, concept.id)
     for label in seen.labels:
         conf = run.concepts.concepts[label.class_id].conf
         gain = max(named.get(label.id, 0.0), 0.5 * _doubt(label.score, conf)) + seen.reviewed
-        yield Target(gain, seen.item_id, label.class_id, label.id)
+        yield Subject(gain, seen.item_id, label.class_id, label.id)
 
 
 def _doubt(score: float, threshold: float) -> float:
@@ -148,7 +148,7 @@ def _doubt(score: float, threshold: float) -> float:
 # ---- asking
 
 
-def verify(run: Run, todo: Plan, server: Server, verifier: str) -> Iterator[Done]:
+def verify(run: Run, todo: Agenda, server: Server, verifier: str) -> Iterator[Done]:
     """Ask what the plan holds and keep the verdicts as they come; yield where it stands after each answer.
 
     Raises ServerError when the server cannot be used; what was answered by then is kept.
@@ -173,7 +173,7 @@ def verify(run: Run, todo: Plan, server: Server, verifier: str) -> Iterator[Done
         run.record_verdicts(rows)
 
 
-def _questions(run: Run, targets: Iterable[Target], done: Done) -> Iterator[Question]:
+def _questions(run: Run, targets: Iterable[Subject], done: Done) -> Iterator[Inquiry]:
     """Draw each question when there is room for it in flight. A photo that cannot be read is a failure of its own."""
     for target in targets:
         unit = run.unit(target.item_id)
@@ -185,7 +185,7 @@ def _questions(run: Run, targets: Iterable[Target], done: Done) -> Iterator[Ques
             done.fail(target.item_id, str(error))
 
 
-def _question(run: Run, unit: Unit, target: Target) -> Question:
+def _question(run: Run, unit: Unit, target: Subject) -> Inquiry:
     pixels = decode_image(unit.item.path)
     concept = run.concepts.concepts[target.class_id]
     labels = next(look(run, unit)).labels
@@ -193,10 +193,10 @@ def _question(run: Run, unit: Unit, target: Target) -> Question:
     if target.label_id is None:
         own = [label for label in labels if label.class_id == target.class_id]
         shown = pictures.whole(pixels), pictures.numbered(pixels, own)
-        return Question(target.key, shown, ABOUT_CLASS.format(**words, count=len(own)), CLASS_PARTS)
+        return Inquiry(target.key, shown, ABOUT_CLASS.format(**words, count=len(own)), CLASS_PARTS)
     label = next(label for label in labels if label.id == target.label_id)
     shown_label = pictures.numbered(pixels, [label]), *pictures.enlarged(pixels, label)
-    return Question(target.key, shown_label, ABOUT_LABEL.format(**words), LABEL_PARTS)
+    return Inquiry(target.key, shown_label, ABOUT_LABEL.format(**words), LABEL_PARTS)
 
 
 def _synonyms(concept: Concept) -> str:
@@ -204,7 +204,7 @@ def _synonyms(concept: Concept) -> str:
     return f" (also called {', '.join(others)})" if others else ""
 
 
-def _verdicts(run: Run, target: Target, answer: Answer, verifier: str) -> Iterator[Verdict]:
+def _verdicts(run: Run, target: Subject, answer: Answer, verifier: str) -> Iterator[Verdict]:
     at = datetime.now(UTC).isoformat(timespec="seconds")
     name = run.concepts.concepts[target.class_id].name
     parts: Sequence[VerdictPart] = CLASS_PARTS if target.label_id is None else LABEL_PARTS

@@ -88,7 +88,7 @@ class ServerOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Inquiry:
     """Pictures (JPEG or PNG bytes) and a text, whose parts are each answered by yes, no or unsure."""
 
     key: str
@@ -110,7 +110,7 @@ class Answer:
     `error` says why there is no answer at all; such a question can be asked again.
     """
 
-    question: Question
+    question: Inquiry
     scores: Mapping[str, float | None] = field(default_factory=dict)
     error: str | None = None
     seconds: float = 0.0
@@ -162,7 +162,7 @@ class Server:
             return True
         return options.max_cost is not None and options.cost(spent.tokens_in, spent.tokens_out) >= options.max_cost
 
-    def ask(self, questions: Iterable[Question]) -> Iterator[Answer]:
+    def ask(self, questions: Iterable[Inquiry]) -> Iterator[Answer]:
         """Yield answers as they come, in any order. Ends early when the budget is spent; takes questions as needed.
 
         Where the server is lost, answers that are still under way are waited for and yielded before that is raised.
@@ -196,7 +196,7 @@ class Server:
             return free
         return max(0, min(free, self.options.max_requests - self.spent.requests))
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Inquiry) -> Answer:
         start = time.perf_counter()
         votes: list[Mapping[str, float | None]] = []
         for _ in range(self.options.votes):
@@ -209,7 +209,7 @@ class Server:
         scores = {part: _mean([vote[part] for vote in votes]) for part in question.parts}
         return Answer(question, scores, seconds=time.perf_counter() - start)
 
-    def _reply(self, question: Question, sampled: bool) -> Reply | str:
+    def _reply(self, question: Inquiry, sampled: bool) -> Reply | str:
         """Return one reading of the model's reply, or why there is none. A reply that is no JSON is asked for once."""
         messages = _messages(question)
         for attempt in range(2):
@@ -226,7 +226,7 @@ class Server:
                 ]
         return Reply(dict.fromkeys(question.parts), False)
 
-    def _body(self, question: Question, messages: Sequence[Mapping[str, Any]], sampled: bool) -> dict[str, Any]:
+    def _body(self, question: Inquiry, messages: Sequence[Mapping[str, Any]], sampled: bool) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.options.model,
             "messages": list(messages),
@@ -319,7 +319,7 @@ class Server:
 # ---- what is sent
 
 
-def _messages(question: Question) -> list[dict[str, Any]]:
+def _messages(question: Inquiry) -> list[dict[str, Any]]:
     pictures = [{"type": "image_url", "image_url": {"url": _data_url(data)}} for data in question.pictures]
     text = f"{question.text}\n\nAnswer with JSON such as {_example(question.parts)}; allowed words: yes, no, unsure."
     return [

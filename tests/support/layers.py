@@ -37,7 +37,7 @@ LAYERS = [
     ),
     _room(
         "verify",
-        "a vision-language model judges labels: `server` asks, `judge` keeps verdicts, `trust` says whether they count",
+        "a vision-language model judges labels: `server` asks, `judge` keeps verdicts, `reliability` weighs them",
         "show review run media core",
     ),
     _room(

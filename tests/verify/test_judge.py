@@ -23,9 +23,11 @@ from typer.testing import CliRunner
 from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core.records import Concept, ConceptList, Correction, Verdict, Verify
+from sam3label.review.reasons import cases
+from sam3label.review.survey import survey_run
 from sam3label.run.decide import decide
 from sam3label.run.reader import open_run
-from sam3label.verify import judge, trust
+from sam3label.verify import judge, reliability
 
 PHOTOS = 10
 SIZE = (96, 128)
@@ -99,6 +101,9 @@ def test_from_a_plan_to_verdicts_that_count(tmp_path: Path) -> None:
         again = verify(folder, "--server", script.address, "--vlm", "eyes", "--all")
         assert "0 questions to ask" in again.output and "70 answered before" in again.output, again.output
         assert len(script.asked) == 70
+    with open_run(folder) as run:
+        found = [reason for case in cases(run, survey_run(run, 0)) for reason in case.of("verifier")]
+        assert [reason.words for reason in found] == ["disc: the verifier rejects it (0.00)"] * 2  # the unreviewed
     assert "accepted 24, of which people kept 1.00" in again.output and "rejected 8" in again.output
     assert "Its verdicts count where the concept list lets them" in again.output
     with open_run(folder, HEEDING) as run:
@@ -226,8 +231,8 @@ def test_what_verdicts_change(verify: Verify, verdicts: list[Verdict], expected:
 
 
 def test_trust_takes_cases_wrong_ones_among_them_and_a_correlation() -> None:
-    assert not trust.Trust(accepted_kept=100).is_trusted  # one that accepts everything
-    assert trust.Trust(100, 10, 0, 0).mcc == 0.0 and not trust.Trust(100, 10, 0, 0).is_trusted
-    good = trust.Trust(20, 1, 1, 6)
+    assert not reliability.Reliability(accepted_kept=100).is_trusted  # one that accepts everything
+    assert reliability.Reliability(100, 10, 0, 0).mcc == 0.0 and not reliability.Reliability(100, 10, 0, 0).is_trusted
+    good = reliability.Reliability(20, 1, 1, 6)
     assert good.is_trusted and good.mcc == pytest.approx((20 * 6 - 1) / np.sqrt(21 * 21 * 7 * 7))
-    assert not trust.Trust(10, 0, 0, 5).is_trusted  # too few
+    assert not reliability.Reliability(10, 0, 0, 5).is_trusted  # too few

@@ -11,16 +11,16 @@ import pytest
 from support.scripted_server import completion, pictures_of, serving, slowly, text_of, words
 
 from sam3label.errors import ConfigError, ServerError
-from sam3label.verify.server import Answer, Question, Server, ServerOptions, parse_price, read_reply
+from sam3label.verify.server import Answer, Inquiry, Server, ServerOptions, parse_price, read_reply
 
 PICTURE = b"\xff\xd8 not really"
 
 
-def question(number: int = 0, *parts: str) -> Question:
-    return Question(f"q{number}", (PICTURE,), f"Is it a star? ({number})", parts or ("right",))
+def question(number: int = 0, *parts: str) -> Inquiry:
+    return Inquiry(f"q{number}", (PICTURE,), f"Is it a star? ({number})", parts or ("right",))
 
 
-def asked(address: str, questions: list[Question], **options: Any) -> tuple[list[Answer], Server]:
+def asked(address: str, questions: list[Inquiry], **options: Any) -> tuple[list[Answer], Server]:
     with Server(ServerOptions(address, "eyes", **{"retries": 3, "timeout": 5.0, **options})) as server:
         return sorted(server.ask(questions), key=lambda answer: answer.question.key), server
 

@@ -14,7 +14,7 @@ from typing import Any
 from sam3label.core.records import Label
 from sam3label.core.text import count
 from sam3label.review.survey import look
-from sam3label.run.reader import TRUSTED_VERIFIER, Run
+from sam3label.run.reader import LAST_VERIFIER, TRUSTED_VERIFIER, Run
 
 LEAST_CASES = 20  # verdicts on reviewed labels, and at least
 LEAST_WRONG = 5  # of them on labels that people rejected
@@ -22,7 +22,7 @@ LEAST_MCC = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
+class Reliability:
     """Labels of reviewed images by what the verifier said and what the person did: kept as it was, or not."""
 
     accepted_kept: int = 0
@@ -86,7 +86,7 @@ def interval(hits: int, cases: int) -> str:
     return f"{share:.2f} ({max(0.0, center - half):.2f} to {min(1.0, center + half):.2f})"
 
 
-def score(run: Run, verifier: str) -> Trust:
+def score(run: Run, verifier: str) -> Reliability:
     """Compare a verifier's verdicts on labels of reviewed photos with what became of those labels."""
     blind = run.without_verdicts()
     counts = {(said, kept): 0 for said in (True, False) for kept in (True, False)}
@@ -106,18 +106,19 @@ def score(run: Run, verifier: str) -> Trust:
         for label_id, said in worst.items():
             if label_id in before:
                 counts[said >= 0.5, after.get(label_id) is not None and _same(before[label_id], after[label_id])] += 1
-    return Trust(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
+    return Reliability(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
 
 
 def _same(before: Label, after: Label) -> bool:
     return before.class_id == after.class_id and before.rle == after.rle
 
 
-def keep(run: Run, verifier: str, trust: Trust) -> None:
+def keep(run: Run, verifier: str, trust: Reliability) -> None:
     """Let the verifier's verdicts count from now on, or no longer."""
     if trust.is_trusted:
         run.keep_note(TRUSTED_VERIFIER, verifier)
     elif run.verifier == verifier:
         run.keep_note(TRUSTED_VERIFIER, None)
+    run.keep_note(LAST_VERIFIER, verifier)
     known = dict(run.note("verifiers") or {})
     run.keep_note("verifiers", known | {verifier: trust.to_json()})
