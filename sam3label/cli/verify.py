@@ -12,7 +12,7 @@ from sam3label.cli.tables import console
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
-    from sam3label.verify.judge import Done, Agenda
+    from sam3label.verify.judge import Agenda, Done
     from sam3label.verify.server import Server
 
 SHOWN_FAILURES = 20
