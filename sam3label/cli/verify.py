@@ -70,12 +70,7 @@ def verify(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Let a vision-language model judge a run's labels: is there any, are all masked, is each right?
-
-    Verdicts are kept in the run beside what SAM 3 saw. They change labels only where the concept list says so
-    (`verify:`), and only once the verifier has proved itself on images that a person reviewed. The key comes from
-    SAM3LABEL_API_KEY or OPENAI_API_KEY.
-    """
+    """Let a vision-language model judge labels; its verdicts count once it agreed with what people reviewed."""
     from sam3label.concepts.concept_list import load_concepts
     from sam3label.errors import ConfigError
     from sam3label.run.reader import open_run
