@@ -8,21 +8,23 @@
             print(image.path, label.class_name, label.score, label.box_xyxy)
     run.export("yolo", "datasets/site-a", split={"train": 0.8, "val": 0.2})
 
-Names that do the same are called the same on both sides: keywords are the fields of `LabelOptions` and of the export's
-options. Everything raises a `Sam3LabelError` with a message made for people.
+The command line calls these and nothing else, and keywords are called as its options are. Everything raises a
+`Sam3LabelError` with a message made for people.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam3label.concepts.concept_list import concepts_from, load_concepts
+from sam3label.concepts.concept_list import concepts_from, from_phrases, load_concepts, parse_ontology
 from sam3label.core.records import ConceptList, Frame, LabeledImage, MediaItem, Prompt
+from sam3label.errors import ConfigError
 from sam3label.labelling.options import LabelOptions
-from sam3label.run import reader
 from sam3label.run.reader import Run
 
 if TYPE_CHECKING:
@@ -30,15 +32,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from sam3label.demo.films import FilmResult
+    from sam3label.demo.job import DemoResult
     from sam3label.export.dataset import Summary
+    from sam3label.export.options import Options, Placement
     from sam3label.labelling.progress import Progress, RunSummary
+    from sam3label.labelling.reference_check import Trust
+    from sam3label.model.doctor import Check
+    from sam3label.model.inventory import Weights
     from sam3label.quality.calibrate import Calibration
     from sam3label.quality.evaluate import Evaluation
+    from sam3label.review.fiftyone.app import ReviewApp
     from sam3label.review.fiftyone.pull import Pulled
     from sam3label.review.fiftyone.push import Pushed
+    from sam3label.review.summary import ReviewSummary
+    from sam3label.run.repair import StoreFindings
+    from sam3label.show.preview import Preview
     from sam3label.validate import Report
 
 Source = str | Path
+OnCount = Callable[[int, int], None]  # called with how much is done, and out of how much
 
 
 class Concepts(ConceptList):
@@ -60,6 +73,24 @@ class Concepts(ConceptList):
     def load(path: Source, *settings: str) -> ConceptList:
         """Read a concept list from a YAML file; `settings` override keys of it, such as "defaults.conf=0.3"."""
         return load_concepts(path, settings)
+
+    @staticmethod
+    def from_phrases(phrases: Sequence[str], *settings: str) -> ConceptList:
+        """Make a class of each phrase.
+
+        >>> sl.Concepts.from_phrases(["hard hat"], "defaults.conf=0.3").concepts[0].conf
+        0.3
+        """
+        return from_phrases(phrases, settings)
+
+    @staticmethod
+    def from_ontology(ontology: Mapping[str, str] | str, *settings: str) -> ConceptList:
+        """Make the classes that phrases are mapped to: a dict, its JSON text, or a JSON file.
+
+        >>> sl.Concepts.from_ontology({"hard hat": "helmet", "safety helmet": "helmet"}).names
+        ('helmet',)
+        """
+        return parse_ontology(ontology if isinstance(ontology, str) else json.dumps(ontology), settings)
 
 
 def label(
@@ -87,9 +118,8 @@ def label(
     """
     from sam3label.labelling import job
 
-    sources = [photos] if isinstance(photos, str | Path) else list(photos)
     summary = job.label(
-        sources,
+        _several(photos),
         concepts_from(concepts),
         out,
         LabelOptions(**options),
@@ -102,15 +132,30 @@ def label(
     return run
 
 
-def open_run(folder: Source, concepts: ConceptList | Source | None = None) -> LabeledRun:
+def open_run(
+    run: Source,
+    concepts: ConceptList | Source | None = None,
+    *,
+    photos: Source | None = None,
+    settings: Sequence[str] = (),
+) -> LabeledRun:
     """Open a run folder, with the concept list it was made with or another over the same phrases.
 
-    >>> with sl.open_run("runs/demo") as run:
+    `photos` is where the photos are now, if not where they were labelled. `settings` override keys of the concept list.
+
+    >>> with sl.open_run("runs/demo", settings=["concepts.star.conf=0.99"]) as run:
     ...     sorted({label.class_name for image in run for label in image.labels})
-    ['disc', 'star']
+    ['disc']
     """
-    opened = reader.open_run(folder, None if concepts is None else concepts_from(concepts))
-    return LabeledRun(opened._store, opened.concepts)
+    if concepts is not None:
+        opened = LabeledRun.open(run, concepts_from(concepts, settings), photos)
+        opened.concept_file = Path(concepts) if isinstance(concepts, str | Path) else None
+        return opened
+    if not settings:
+        return LabeledRun.open(run, photos=photos)
+    with LabeledRun.open(run) as opened:
+        own = concepts_from(opened.concepts, settings, f"{run} (the run's own concept list)")
+    return LabeledRun.open(run, own, photos)
 
 
 class LabeledRun(Run):
@@ -125,15 +170,23 @@ class LabeledRun(Run):
     """
 
     summary: RunSummary | None = None  # of the session that `label` just ended; None for a run that was opened
+    concept_file: Path | None = None  # that it was opened with, where that is not its own list
 
     def __repr__(self) -> str:
         return "Labeled" + super().__repr__()
 
-    def __enter__(self) -> LabeledRun:
-        return self
-
     def __iter__(self) -> Iterator[LabeledImage]:
         return self.images()
+
+    def trust(self) -> dict[str, Trust]:
+        """Return how far the reference images of a class can be trusted, by class; empty where there are none.
+
+        >>> sl.open_run("runs/demo").trust()
+        {}
+        """
+        from sam3label.labelling.reference_check import Trust
+
+        return {name: Trust.from_json(figures) for name, figures in (self.note("trust") or {}).items()}
 
     def export(
         self,
@@ -152,13 +205,59 @@ class LabeledRun(Run):
         >>> sl.open_run("runs/demo").export("yolo", "datasets/demo", split={"train": 1.0}).images
         4
         """
-        from sam3label.export.options import Options
-        from sam3label.export.splits import parse_splits
         from sam3label.export.write import export
 
-        text = split if split is None or isinstance(split, str) else ",".join(f"{k}={v}" for k, v in split.items())
-        chosen = Options(splits=parse_splits(text, seed, group, group_regex), **options)
+        chosen = self._export_options(split, seed, group, group_regex, **options)
         return export(self, format, out or self.folder / "exports" / format, chosen, on_progress)
+
+    def export_each(
+        self,
+        formats: Sequence[str],
+        out: Source | None = None,
+        *,
+        split: Mapping[str, float] | str | None = None,
+        seed: int = 0,
+        group: str | None = None,
+        group_regex: str | None = None,
+        on_progress: Callable[[str, int], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Summary]:
+        """Write several training sets, into OUT/FORMAT. What one of them cannot do is refused before the first.
+
+        >>> [summary.format for summary in sl.open_run("runs/demo").export_each(["coco", "voc"], "datasets/both")]
+        ['coco', 'voc']
+        """
+        from sam3label.export.write import export, refuse_senseless
+
+        wanted = list(dict.fromkeys(formats))
+        chosen = self._export_options(split, seed, group, group_regex, **options)
+        refuse_senseless(wanted, chosen)
+        folder = Path(out) if out is not None else self.folder / "exports"
+        for name in wanted:
+            yield export(self, name, folder / name, chosen, None if on_progress is None else partial(on_progress, name))
+
+    def _export_options(
+        self,
+        split: Mapping[str, float] | str | None,
+        seed: int,
+        group: str | None,
+        group_regex: str | None,
+        *,
+        classes: Sequence[str] = (),
+        map: Mapping[str, str] | Sequence[str] = (),
+        **options: Any,
+    ) -> Options:
+        from sam3label.export.options import Options, parse_classes, parse_map
+        from sam3label.export.splits import parse_splits
+
+        text = split if split is None or isinstance(split, str) else ",".join(f"{k}={v}" for k, v in split.items())
+        names = self.concepts.names
+        return Options(
+            splits=parse_splits(text, seed, group, group_regex),
+            classes=parse_classes(classes, names),
+            map=map if isinstance(map, Mapping) else parse_map(map, names),
+            **options,
+        )
 
     def validate(self, dataset: Source) -> Report:
         """Read a dataset of this run back as trainers do: what they would drop, and how much of each label comes back.
@@ -170,65 +269,280 @@ class LabeledRun(Run):
 
         return validate(dataset, self)
 
-    def evaluate(self, truth: Source | Sequence[Source], *, attributes: Source | None = None) -> Evaluation:
+    def evaluate(
+        self, gt: Source | Sequence[Source], *, attributes: Source | None = None, gt_split: str | None = None
+    ) -> Evaluation:
         """Judge the labels against truth; several files are several annotators. Raises `InputError`.
 
-        >>> sl.open_run("runs/demo").evaluate("photos/truth.json").cgf1 > 0.4
+        >>> 0.4 < sl.open_run("runs/demo").evaluate("photos/truth.json").cgf1 <= 1
         True
         """
-        from sam3label.annotations.youtube_vis import is_video_truth
         from sam3label.quality.evaluate import evaluate_run
         from sam3label.quality.evaluate_tracks import evaluate_tracked_run
 
-        truths = [truth] if isinstance(truth, str | Path) else list(truth)
-        if is_video_truth(Path(truths[0])):
+        truths = _several(gt)
+        if _is_of_videos(truths, attributes, gt_split):
             return evaluate_tracked_run(self.folder, truths[0], self.concepts)
-        return evaluate_run(self.folder, truths, self.concepts, attributes)
+        return evaluate_run(self.folder, truths, self.concepts, attributes, gt_split)
 
     def calibrate(
         self,
-        truth: Source,
+        gt: Source,
         out: Source | None = None,
         *,
+        gt_split: str | None = None,
         beta: float = 1.0,
         precision: float | None = None,
         folds: int = 5,
     ) -> Calibration:
         """Choose each class's thresholds from a few labelled images, and write them, by default into the run folder.
 
-        >>> sl.open_run("runs/demo").calibrate("photos/truth.json").goal.beta
-        1.0
+        A run that was opened with a concept list in a file gets that list back, comments and all, with new thresholds.
+
+        >>> calibration = sl.open_run("runs/demo").calibrate("photos/truth.json")
+        >>> [(result.name, result.note) for result in calibration.classes]
         """
         from sam3label.quality.calibrate import Goal, calibrate_run
         from sam3label.quality.calibrated_list import write_concepts
 
-        calibration = calibrate_run(self.folder, truth, self.concepts, Goal(beta, precision), folds)
-        write_concepts(calibration, out or self.folder / "concepts.calibrated.yaml")
+        calibration = calibrate_run(self.folder, gt, self.concepts, Goal(beta, precision), folds, gt_split)
+        write_concepts(calibration, out or self.folder / "concepts.calibrated.yaml", self.concept_file)
         return calibration
 
-    def report(self, out: Source | None = None) -> Path:
+    def report(
+        self,
+        out: Source | None = None,
+        *,
+        gt: Source | Sequence[Source] = (),
+        gt_split: str | None = None,
+        on_progress: OnCount = lambda done, total: None,
+    ) -> Path:
         """Write one self-contained HTML page about the run, by default RUN/report.html, and return where it is.
 
-        >>> sl.open_run("runs/demo").report().name
+        With `gt`, the truth of photos, it also shows where the run and that truth disagree.
+
+        >>> sl.open_run("runs/demo").report(gt="photos/truth.json").name
         'report.html'
         """
         from sam3label.show.report import write_report
 
         target = Path(out) if out is not None else self.folder / "report.html"
-        write_report(self.folder, target, self.concepts)
+        truths = _several(gt)
+        if truths and _is_of_videos(truths):
+            raise ConfigError("gt: a video truth has figures and no pictures. They are in: sam3label evaluate")
+        mistakes = self.evaluate(truths, gt_split=gt_split).mistakes if truths else None
+        write_report(self, target, on_progress, mistakes)
         return target
 
-    def review_push(self, dataset: str | None = None, *, audit: int | None = None) -> tuple[Pushed, ...]:
+    def render(
+        self,
+        out: Source,
+        item: str | None = None,
+        *,
+        on_progress: OnCount = lambda done, total: None,
+        on_message: Callable[[str], None] = lambda _: None,
+    ) -> int:
+        """Draw the tracks of the run's videos, or of the one with id `item`, and return how many were drawn.
+
+        `out` is the file of one video (.mp4 or .mov), or a folder. Raises `InputError` where there is no such video.
+
+        >>> sl.open_run("runs/demo").render("rendered")
+        Traceback (most recent call last):
+        sam3label.errors.InputError: the run has no labelled videos. ...
+        """
+        from sam3label.show.render import render
+
+        return render(self, out, item, on_progress, on_message)
+
+    def review_push(
+        self, dataset: str | None = None, *, audit: int | None = None, on_progress: OnCount = lambda done, total: None
+    ) -> tuple[Pushed, ...]:
         """Bring the run into FiftyOne. Again: adds what is new and leaves people's work alone."""
         from sam3label.review.fiftyone.push import push
 
-        return push(self, dataset, audit)
+        return push(self, dataset, audit, on_progress)
+
+    def review_open(self, dataset: str | None = None, *, remote: bool = False, port: int = 5151) -> ReviewApp:
+        """Start the FiftyOne App on the review queue, reachable from this machine only. It runs until it is closed."""
+        from sam3label.review.fiftyone.app import open_app
+
+        return open_app(self, dataset, remote, port)
 
     def review_pull(self, dataset: str | None = None, *, who: str | None = None) -> tuple[Pulled, ...]:
         """Record what people changed in FiftyOne; pulling twice changes nothing."""
         from sam3label.review.fiftyone.pull import pull
 
         return pull(self, dataset, who)
+
+    def review_summary(self) -> ReviewSummary:
+        """Return how good the model was, from the images that people reviewed.
+
+        >>> sl.open_run("runs/demo").review_summary().reviewed_images
+        0
+        """
+        from sam3label.review.summary import summarize
+
+        return summarize(self)
+
+    def review_write(
+        self, out: Source, *, images: Placement = "hardlink", audit: int | None = None
+    ) -> tuple[Path, ...]:
+        """Write the run as a folder that FiftyOne loads on another machine. Needs no FiftyOne and no database here.
+
+        >>> [path.name for path in sl.open_run("runs/demo").review_write("fiftyone", audit=2)]
+        ['fiftyone']
+        """
+        from sam3label.review.fiftyone.folder import write_folder
+
+        return write_folder(self, Path(out), audit, images)
+
+
+# ---- what needs no run, or no open one
+
+
+def preview(
+    photos: Source | Sequence[Source],
+    concepts: ConceptList | Sequence[str] | Mapping[str, Any] | Source,
+    out: Source = "preview",
+    n: int = 16,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Preview:
+    """Label `n` photos spread over all: a contact sheet, a page, and what the whole folder would take.
+
+    A run into `out`/run goes on from it. `options` are the fields of `LabelOptions`.
+
+    >>> made = sl.preview("photos", ["circle"], out="look", n=2, model="demo", workers=0)
+    >>> made.labelled, made.total, made.page.name
+    (2, 4, 'report.html')
+    """
+    from sam3label.show.preview import preview
+
+    return preview(_several(photos), concepts_from(concepts), out, n, LabelOptions(**options), on_progress, on_message)
+
+
+def validate(dataset: Source) -> Report:
+    """Read a dataset, whoever wrote it, as trainers do, and say what they would drop.
+
+    `Run.validate` also says how much of each label of the run comes back.
+
+    >>> report = sl.validate("datasets/demo")
+    >>> report.kind, report.clean
+    """
+    from sam3label.validate import validate
+
+    return validate(dataset)
+
+
+def evaluate(
+    gt: Source | Sequence[Source], pred: Source, *, attributes: Source | None = None, gt_split: str | None = None
+) -> Evaluation:
+    """Judge a COCO (or YouTube-VIS) results file against truth, as `Run.evaluate` judges a run. Raises `InputError`."""
+    from sam3label.quality.evaluate import evaluate_results
+    from sam3label.quality.evaluate_tracks import evaluate_track_results
+
+    truths = _several(gt)
+    if _is_of_videos(truths, attributes, gt_split):
+        return evaluate_track_results(truths[0], pred)
+    return evaluate_results(truths, pred, attributes, gt_split)
+
+
+def check(run: Source, *, photos: Source | None = None, repair: Source | None = None) -> StoreFindings:
+    """Go through all of a run: the database, every mask and correction, and whether the photos are still the same.
+
+    With `repair`, write what is whole into a new run there.
+
+    >>> sl.check("runs/demo").is_sound
+    True
+    """
+    from sam3label.run import repair as repairs
+
+    return repairs.examine(run, photos) if repair is None else repairs.repair(run, repair)
+
+
+def init(out: Source = "concepts.yaml", *, source: Source | None = None, force: bool = False) -> tuple[str, ...]:
+    """Write a commented concept list to start from, and return its class names: those of `source`, if it is given.
+
+    >>> sl.init("concepts.yaml")
+    ('person', 'helmet')
+    """
+    from sam3label.concepts.starter import write_starter
+
+    return write_starter(Path(out), None if source is None else Path(source), force)
+
+
+def demo(
+    out: Source | None = None,
+    number: int | None = None,
+    seed: int = 0,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> DemoResult:
+    """Label synthetic photos with the demo checkpoint into `out`, and judge the labels by their known truth."""
+    from sam3label.demo.job import demo
+
+    return demo(out or "runs/demo", number or 24, seed, on_progress)
+
+
+def demo_videos(
+    out: Source | None = None,
+    number: int | None = None,
+    seed: int = 0,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> FilmResult:
+    """Track objects through synthetic videos with the demo checkpoint into `out`, and judge them by their truth."""
+    from sam3label.demo.films import film_demo
+
+    return film_demo(out or "runs/demo-video", number or 2, seed, on_progress)
+
+
+def doctor(model: str = "facebook/sam3") -> list[Check]:
+    """Check this machine: Python, torch, device and memory, access to the checkpoint, optional extras.
+
+    >>> [check.advice for check in sl.doctor("demo") if check.what == "checkpoint"]
+    ['']
+    """
+    from sam3label.model.doctor import examine
+
+    return examine(model)
+
+
+def weights() -> list[Weights]:
+    """Return which weights are on this machine, where they came from, and what they can do.
+
+    >>> sl.weights()[0].model
+    'demo'
+    """
+    from sam3label.model.inventory import on_this_machine
+
+    return on_this_machine()
+
+
+def convert_weights(source: str, out: Source) -> str:
+    """Write weights under the official code's names (`out` ends in .pt), else in the hub's layout; say what it is."""
+    from sam3label.model.inventory import convert
+
+    return convert(source, Path(out))
+
+
+def _several(sources: Source | Sequence[Source]) -> list[Source]:
+    return [sources] if isinstance(sources, str | Path) else list(sources)
+
+
+def _is_of_videos(truths: Sequence[Source], attributes: Source | None = None, gt_split: str | None = None) -> bool:
+    from sam3label.annotations.youtube_vis import is_video_truth
+
+    if not is_video_truth(Path(truths[0])):
+        return False
+    if attributes or gt_split or len(truths) > 1:
+        raise ConfigError("gt: a video truth is judged alone: one file, without attributes and gt_split")
+    return True
+
+
+# ---- one picture
 
 
 class PictureDetector:

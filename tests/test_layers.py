@@ -11,7 +11,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from support.layers import LAYERS, NEVER_IMPORTED, imports, modules, table, violations
+from support.layers import (
+    CALLED_BY_CLI,
+    CLI_VALUES,
+    LAYERS,
+    NEVER_IMPORTED,
+    imported_when_run,
+    imports,
+    modules,
+    table,
+    violations,
+)
 
 import sam3label
 
@@ -49,6 +59,23 @@ def test_each_forbidden_import_is_noticed(room: str, other: str, tmp_path: Path)
         f"from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sam3label.{other} import anything\n"
     )
     assert violations(copy) == [f"{room}.guest imports {other}"]
+
+
+def test_the_command_line_calls_the_face_alone() -> None:
+    """What runs: for types it may look anywhere. Beside the face there are the values that its calls are made from."""
+    seen = {
+        (name, dotted.removeprefix("sam3label."))
+        for name, path in MODULES.items()
+        if name.split(".")[0] == "cli"
+        for dotted in imported_when_run(path)
+        if dotted.startswith("sam3label.")
+    }
+    allowed = CALLED_BY_CLI | CLI_VALUES
+    wrong = [
+        f"{name} imports {module}" for name, module in sorted(seen) if not {module, module.split(".")[0]} & allowed
+    ]
+    assert wrong == []
+    assert {module for _, module in seen} >= CLI_VALUES, "the list of values is longer than it need be"
 
 
 def test_a_public_type_name_is_defined_once() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    run_folder: RunFolder,
+    run: RunFolder,
     gt: Annotated[
         Path, typer.Option("--gt", help="Truth of some of the run's images: COCO JSON, a YOLO data.yaml or its folder.")
     ],
@@ -37,26 +37,18 @@ def calibrate(
     folds: Annotated[int, typer.Option(min=2, max=50, help="Parts for cross-validation over images.")] = 5,
 ) -> None:
     """Choose each class's score, presence and NMS thresholds from a few labelled images. No GPU."""
-    from sam3label.concepts.concept_list import load_concepts
-    from sam3label.quality.calibrate import Goal, calibrate_run
-    from sam3label.quality.calibrated_list import write_concepts
+    from sam3label.face import open_run
 
-    target = out or run_folder / "concepts.calibrated.yaml"
-    goal = Goal(beta, precision)
-    own = load_concepts(concepts) if concepts else None
-    calibration = calibrate_run(run_folder, gt, own, goal, folds, gt_split)
-    write_concepts(calibration, target, concepts)
-    _print_calibration(console(), calibration, run_folder, target)
+    target = out or run / "concepts.calibrated.yaml"
+    with open_run(run, concepts) as opened:
+        calibration = opened.calibrate(gt, target, gt_split=gt_split, beta=beta, precision=precision, folds=folds)
+    _print_calibration(console(), calibration, run, target)
 
 
 def _print_calibration(console: Console, calibration: Calibration, run_folder: Path, target: Path) -> None:
     from rich.table import Table
 
-    from sam3label.quality.calibrate import describe_goal
-
-    console.print(
-        f"Thresholds for {describe_goal(calibration.goal, calibration.compared)}; F is cross-validated over images."
-    )
+    console.print(f"Thresholds for {calibration.sought}; F is cross-validated over images.")
     table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", r"gain \[95 %]", "note")
     for result in calibration.classes:
         table.add_row(*_calibration_row(result))

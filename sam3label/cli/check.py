@@ -23,19 +23,16 @@ def check(
     ] = None,
 ) -> None:
     """Go through all of a run: the database, every mask and correction, and whether the photos are still the same."""
-    from sam3label.run.repair import examine
-    from sam3label.run.repair import repair as save
+    from sam3label import face
 
+    found = face.check(run, photos=photos, repair=repair)
+    _show(found)
     if repair is not None:
-        found = save(run, repair)
-        _show(found)
         typer.echo(
             f"Saved into {repair}: {found.corrections} corrections, {found.units} units (photos, clips of videos). "
             f"What is missing is labelled again by: sam3label run PHOTOS -c LIST -o {repair}"
         )
         return
-    found = examine(run, photos)
-    _show(found)
     if not found.is_sound:
         typer.echo(
             f"{found.units} units and {found.corrections} corrections are whole: sam3label check {run} --repair NEWRUN"

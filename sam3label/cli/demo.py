@@ -26,16 +26,16 @@ def demo(
 ) -> None:
     """See the main job at work, without the real weights: synthetic photos, right labels, known truth."""
     if videos:
-        _films(out or Path("runs/demo-video"), number or 2, seed)
+        _videos(out or Path("runs/demo-video"), number, seed)
     else:
-        _photos(out or Path("runs/demo"), number or 24, seed)
+        _photos(out or Path("runs/demo"), number, seed)
 
 
-def _photos(out: Path, images: int, seed: int) -> None:
-    from sam3label.demo.job import demo as job
+def _photos(out: Path, number: int | None, seed: int) -> None:
+    from sam3label import face
 
     with progress_display(False, "loading the demo model ...") as display:
-        result = job(out, images, seed, on_progress=display.job)
+        result = face.demo(out, number, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(f"\n{metrics.images} synthetic photos labelled in {metrics.seconds:.1f} s with the demo checkpoint.")
     typer.echo(
@@ -59,11 +59,11 @@ def _photos(out: Path, images: int, seed: int) -> None:
     )
 
 
-def _films(out: Path, films: int, seed: int) -> None:
-    from sam3label.demo.films import film_demo
+def _videos(out: Path, number: int | None, seed: int) -> None:
+    from sam3label import face
 
     with progress_display(False, "loading the demo model ...") as display:
-        result = film_demo(out, films, seed, on_progress=display.job)
+        result = face.demo_videos(out, number, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(
         f"\n{metrics.films} synthetic videos, {metrics.frames} frames, tracked in {metrics.seconds:.1f} s with the "

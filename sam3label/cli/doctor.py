@@ -12,10 +12,10 @@ def doctor(model: Model = "facebook/sam3") -> None:
     """Check this machine: Python, torch, device and memory, access to the checkpoint, optional extras."""
     from rich.table import Table
 
-    from sam3label.model.doctor import examine
+    from sam3label import face
 
     table = Table("what", "found", "advice")
-    checks = examine(model)
+    checks = face.doctor(model)
     for check in checks:
         table.add_row(check.what, check.found, check.advice)
     console().print(table)

@@ -35,7 +35,7 @@ _MANY = "images or videos"
 
 def evaluate(
     gt: TruthFiles,
-    run_folder: Annotated[
+    run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder, or leave it out and give --pred.")
     ] = None,
     pred: Annotated[Path | None, typer.Option("--pred", help="COCO results JSON instead of a run.")] = None,
@@ -49,30 +49,18 @@ def evaluate(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
 ) -> None:
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
-    from sam3label.annotations.youtube_vis import is_video_truth
-    from sam3label.concepts.concept_list import load_concepts
-    from sam3label.quality.evaluate import evaluate_results, evaluate_run, write_json
-    from sam3label.quality.evaluate_tracks import evaluate_track_results, evaluate_tracked_run
+    from sam3label import face
 
-    if (run_folder is None) == (pred is None):
+    if (run is None) == (pred is None):
         raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
-    other = load_concepts(concepts) if concepts else None
-    videos = is_video_truth(gt[0])
-    if videos and (attributes or gt_split or len(gt) > 1):
-        raise typer.BadParameter(
-            "a video truth is judged alone: one --gt, no --attributes, no --gt-split", param_hint="--gt"
-        )
-    if run_folder is not None:
-        evaluation = (
-            evaluate_tracked_run(run_folder, gt[0], other)
-            if videos
-            else evaluate_run(run_folder, gt, other, attributes, gt_split)
-        )
-    else:
+    if run is None:
         assert pred is not None
-        evaluation = evaluate_track_results(gt[0], pred) if videos else evaluate_results(gt, pred, attributes, gt_split)
+        evaluation = face.evaluate(gt, pred, attributes=attributes, gt_split=gt_split)
+    else:
+        with face.open_run(run, concepts) as opened:
+            evaluation = opened.evaluate(gt, attributes=attributes, gt_split=gt_split)
     if json_out is not None:
-        write_json(evaluation.to_json(), json_out)
+        evaluation.write_json(json_out)
     _print_evaluation(console(), evaluation)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +16,10 @@ from sam3label.core.text import one_line
 from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from sam3label.export.dataset import Summary
-    from sam3label.run.reader import Run
+    from sam3label.face import LabeledRun
 
 
 def export(
@@ -96,77 +99,42 @@ def export(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
-    from sam3label.export.options import Options, parse_classes, parse_map
-    from sam3label.export.splits import parse_splits
-    from sam3label.export.write import export as write
-    from sam3label.export.write import refuse_senseless
+    from sam3label.face import open_run
 
-    with _opened(run, concepts, settings or [], photos) as labelled:
-        names = labelled.concepts.names
-        options = Options(
-            splits=parse_splits(split, seed, group, group_regex),
-            images=images,
-            classes=parse_classes(classes or [], names),
-            map=parse_map(map or [], names),
-            min_score=min_score,
-            keep_empty=empty,
-            every=every,
-            fps=fps,
-            flat=flat,
-            segmentation=segmentation,
-            simplify_px=simplify,
-            append=append,
-            overwrite=overwrite,
-        )
-        wanted = list(dict.fromkeys(formats))
-        refuse_senseless(wanted, options)
-        for name in wanted:
-            target = _target(run, out, name, several=len(wanted) > 1)
-            with _progress(labelled, name, quiet) as step:
-                summary = write(labelled, name, target, options, step)
+    target = out or run / "exports"
+    options: dict[str, Any] = {
+        "split": split, "seed": seed, "group": group, "group_regex": group_regex, "images": images,
+        "classes": classes or (), "map": map or (), "min_score": min_score, "empty": empty, "every": every, "fps": fps,
+        "flat": flat, "segmentation": segmentation, "simplify": simplify, "append": append, "overwrite": overwrite,
+    }  # fmt: skip
+    with open_run(run, concepts, photos=photos, settings=settings or ()) as opened, _progress(opened, quiet) as step:
+        if out is not None and len(set(formats)) == 1:
+            summaries = iter([opened.export(formats[0], out, on_progress=partial(step, formats[0]), **options)])
+        else:
+            summaries = opened.export_each(formats, target, on_progress=step, **options)
+        for summary in summaries:
             if not quiet:
                 print_export(summary)
 
 
-def _opened(run: Path, concepts: Path | None, settings: list[str], photos: Path | None) -> Run:
-    """The run with its own concept list, or with that of a file, and the settings over it."""
-    from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
-    from sam3label.run.reader import open_run
-
-    if concepts is not None:
-        return open_run(run, load_concepts(concepts, settings), photos)
-    if not settings:
-        return open_run(run, photos=photos)
-    with open_run(run) as labelled:
-        own, names = dump_concepts(labelled.concepts), labelled.concepts.names
-    for_each = [s for text in settings for s in _spelled_out(text, names)]
-    return open_run(run, parse_concepts(own, f"{run} (the run's own concept list)", for_each), photos)
-
-
-def _spelled_out(setting: str, names: Sequence[str]) -> list[str]:
-    """A default as the rule of every class: in a run's own list each class has all of its rules."""
-    key = setting.removeprefix("defaults.")
-    return [setting] if key == setting else [f"concepts.{name}.{key}" for name in names]
-
-
-def _target(run: Path, out: Path | None, name: str, *, several: bool) -> Path:
-    if out is None:
-        return run / "exports" / name
-    return out / name if several else out
-
-
 @contextmanager
-def _progress(labelled: Run, name: str, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, nothing elsewhere."""
+def _progress(opened: LabeledRun, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """A bar a format on a terminal, nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield lambda name, done: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"Exporting {name}", total=len(labelled))
-        yield lambda done: bar.update(task, completed=done)
+        tasks: dict[str, TaskID] = {}
+
+        def step(name: str, done: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(f"Exporting {name}", total=len(opened))
+            bar.update(tasks[name], completed=done)
+
+        yield step
 
 
 def print_export(summary: Summary) -> None:

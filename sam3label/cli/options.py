@@ -162,8 +162,8 @@ def read_concepts(
     path: Path | None, ontology: str | None, settings: Sequence[str], phrases: Sequence[str] = ()
 ) -> ConceptList:
     """The concept list of the command line: a file, an ontology, or phrases. Raises `ConfigError`."""
-    from sam3label.concepts import concept_list as concept_lists
     from sam3label.errors import ConfigError
+    from sam3label.face import Concepts
 
     given = [source for source in (path, ontology, phrases or None) if source is not None]
     if len(given) != 1:
@@ -172,10 +172,10 @@ def read_concepts(
             "or --ontology '{...}'"
         )
     if path is not None:
-        return concept_lists.load_concepts(path, settings)
+        return Concepts.load(path, *settings)
     if ontology is not None:
-        return concept_lists.parse_ontology(ontology, settings)
-    return concept_lists.from_phrases(phrases, settings)
+        return Concepts.from_ontology(ontology, *settings)
+    return Concepts.from_phrases(phrases, *settings)
 
 
 def images_together(text: str) -> int | None:

@@ -55,17 +55,14 @@ def preview(
     video: VideoChoice = "auto",
 ) -> None:
     """Label a spread sample: a contact sheet, a page, and what the whole folder would take."""
-    from sam3label.labelling.options import LabelOptions
-
-    options = LabelOptions(
-        model=model, revision=revision, device=device, batch_size=images_together(batch_size), workers=workers,
-        video=video,
-    )  # fmt: skip
     concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
     with progress_display(False, "reading the photos ...") as display:
-        from sam3label.show.preview import preview as make_preview
+        from sam3label import face
 
-        made = make_preview(photos, concept_list, out, n, options, on_progress=display.job, on_message=display.say)
+        made = face.preview(
+            photos, concept_list, out, n, model=model, revision=revision, device=device, workers=workers, video=video,
+            batch_size=images_together(batch_size), on_progress=display.job, on_message=display.say,
+        )  # fmt: skip
     _print_preview(console(), made)
     if made.labelled:
         given = [*photos, *(["-c", str(concepts)] if concepts else []), *(f"-p={phrase}" for phrase in phrases or [])]

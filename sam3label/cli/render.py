@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sam3label.cli.options import INPUT, OUTPUT, OtherConcepts, PhotosNow, Quiet, RunFolder
-from sam3label.cli.progress import progress_display, stepper
+from sam3label.cli.progress import progress_display
 from sam3label.core.text import count
 
 
@@ -34,20 +34,13 @@ def render(
     quiet: Quiet = False,
 ) -> None:
     """Draw the tracks of a run's videos, to look at."""
-    from sam3label.concepts.concept_list import load_concepts
-    from sam3label.run.reader import open_run
+    with progress_display(quiet, "reading the run ...") as display:
+        from sam3label.face import open_run
 
-    with (
-        progress_display(quiet, "reading the run ...") as display,
-        open_run(run, load_concepts(concepts) if concepts else None, photos) as labelled,
-    ):
-        from sam3label.show.lettering import notice
-        from sam3label.show.render import render as draw
+        def tell(done: int, total: int) -> None:
+            display.step("drawing", done, total, "frames")
 
-        units = [unit for unit in labelled.done_units() if unit.item.kind == "video" and item in (None, unit.item.id)]
-        frames = sum(unit.frame_stop - unit.frame_start for unit in units)
-        if said := notice(labelled.concepts.names):
-            display.say(said)
-        drawn = draw(labelled, out, item, stepper(display, "drawing", frames, "frames"))
+        with open_run(run, concepts, photos=photos) as opened:
+            drawn = opened.render(out, item, on_progress=tell, on_message=display.say)
     if not quiet:
         typer.echo(f"{count(drawn, 'video')}: {out}")

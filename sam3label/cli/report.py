@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sam3label.cli.options import INPUT, OUTPUT, GtSplit, OtherConcepts, PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
 
-if TYPE_CHECKING:
-    from sam3label.core.records import ConceptList
-    from sam3label.quality.mistakes import Mistakes
-
 
 def report(
-    run_folder: RunFolder,
+    run: RunFolder,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write this HTML file instead of RUN/report.html.", rich_help_panel=OUTPUT),
@@ -35,26 +31,12 @@ def report(
     gt_split: GtSplit = None,
 ) -> None:
     """Write one self-contained HTML page about a run: counts, sliders, suspicious cases, a gallery, failures."""
-    from sam3label.concepts.concept_list import load_concepts
-
-    target, other = out or run_folder / "report.html", load_concepts(concepts) if concepts else None
     with progress_display(False, "writing the report ...") as display:
-        from sam3label.show.report import write_report
+        from sam3label.face import open_run
 
         def tell(done: int, total: int) -> None:
             display.step("writing the report", done, total, "steps")
 
-        mistakes = _mistakes(run_folder, gt, other, gt_split) if gt else None
-        write_report(run_folder, target, other, tell, photos, mistakes)
-    typer.echo(f"Report: {target}")
-
-
-def _mistakes(run_folder: Path, gt: list[Path], concepts: ConceptList | None, gt_split: str | None) -> Mistakes:
-    from sam3label.annotations.youtube_vis import is_video_truth
-    from sam3label.quality.evaluate import evaluate_run
-
-    if is_video_truth(gt[0]):
-        raise typer.BadParameter("a video truth has figures and no pictures: sam3label evaluate", param_hint="--gt")
-    mistakes = evaluate_run(run_folder, gt, concepts, split=gt_split).mistakes
-    assert mistakes is not None  # only videos have none
-    return mistakes
+        with open_run(run, concepts, photos=photos) as opened:
+            page = opened.report(out, gt=gt or (), gt_split=gt_split, on_progress=tell)
+    typer.echo(f"Report: {page}")

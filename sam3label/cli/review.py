@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from sam3label.cli.options import PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
 from sam3label.core.text import one_line
-
-if TYPE_CHECKING:
-    from sam3label.export.options import Placement
+from sam3label.export.options import Placement
 
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
 
@@ -32,12 +30,15 @@ def push(
     ] = None,
 ) -> None:
     """Bring a run into FiftyOne. Again: adds what is new and leaves people's work alone."""
-    from sam3label.review.fiftyone.push import push as send
-    from sam3label.run.reader import open_run
+    with progress_display(False, "starting FiftyOne ...") as display:
+        from sam3label.face import open_run
 
-    with progress_display(False, "starting FiftyOne ...") as display, open_run(run, photos=photos) as opened:
-        wait = opened.coverage().wait
-        done = send(opened, dataset, audit, lambda n, total: display.step("pushing", n, total, "photos and videos"))
+        def tell(done: int, total: int) -> None:
+            display.step("pushing", done, total, "photos and videos")
+
+        with open_run(run, photos=photos) as opened:
+            wait = opened.coverage().wait
+            done = opened.review_push(dataset, audit=audit, on_progress=tell)
     for pushed in done:
         typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
     if wait:
@@ -55,25 +56,18 @@ def open_app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App.")] = 5151,
 ) -> None:
     """Start the FiftyOne App on the review queue, reachable from this machine only. Ctrl-C ends it."""
-    from sam3label.review.fiftyone import connect
-    from sam3label.review.fiftyone.schema import QUEUE, slug
-    from sam3label.run.reader import open_run
+    from sam3label.face import open_run
 
-    fo = connect.fiftyone()
     with open_run(run) as opened:
-        chosen = connect.load_dataset(fo, opened, dataset)
+        shown = opened.review_open(dataset, remote=remote, port=port)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start deaf to it
-    address = "127.0.0.1"
-    queue = chosen.load_saved_view(QUEUE) if chosen.has_saved_view(QUEUE) else chosen
-    work_left = queue is not chosen and len(queue) > 0
-    session = fo.launch_app(queue if work_left else chosen, port=port, address=address, remote=remote)
-    shown = f"'{QUEUE}' of '{chosen.name}' ({len(queue)} left)" if work_left else f"'{chosen.name}', no queue left,"
-    query = f"?view={slug(QUEUE)}" if work_left else ""
-    typer.echo(f"FiftyOne shows {shown} at http://{address}:{port}/datasets/{chosen.slug}{query}")
+    whole = f"'{shown.dataset}', no queue left,"
+    what = f"'{shown.view}' of '{shown.dataset}' ({shown.samples} left)" if shown.view else whole
+    typer.echo(f"FiftyOne shows {what} at {shown.url}")
     if remote:
-        typer.echo(f"From your own machine: ssh -N -L {port}:{address}:{port} THIS_MACHINE, then open that address.")
+        typer.echo(f"From your own machine: ssh -N -L {port}:127.0.0.1:{port} THIS_MACHINE, then open that address.")
     typer.echo(f"When you are done here: Ctrl-C, then sam3label review pull {run}")
-    session.wait(-1)
+    shown.wait()
 
 
 @app.command("pull")
@@ -83,11 +77,10 @@ def pull(
     who: Annotated[str | None, typer.Option(help="Whose corrections these are. Default: your login name.")] = None,
 ) -> None:
     """Record what people changed in FiftyOne. The model's labels are kept beside it; pulling twice changes nothing."""
-    from sam3label.review.fiftyone.pull import pull as fetch
-    from sam3label.run.reader import open_run
+    from sam3label.face import open_run
 
     with open_run(run) as opened:
-        for pulled in fetch(opened, dataset, who):
+        for pulled in opened.review_pull(dataset, who=who):
             counts = ", ".join(f"{count} {action}" for action, count in sorted(pulled.actions.items()))
             typer.echo(f"{pulled.dataset}: {counts or 'nothing new'}")
             for note in pulled.notes:
@@ -100,11 +93,10 @@ def pull(
 @app.command("summary")
 def summary(run: RunFolder) -> None:
     """How good the model was, from the reviewed images: the audit sample gives the unbiased figure."""
-    from sam3label.review.summary import summarize, to_text
-    from sam3label.run.reader import open_run
+    from sam3label.face import open_run
 
     with open_run(run) as opened:
-        typer.echo(to_text(summarize(opened)))
+        typer.echo(opened.review_summary().to_text())
 
 
 @app.command("write")
@@ -113,21 +105,17 @@ def write(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
     photos: PhotosNow = None,
     images: Annotated[
-        str, typer.Option(help="Place photos by hardlink (copies where it cannot), copy, symlink, or none.")
+        Placement, typer.Option(help="Place photos by hardlink (copies where it cannot), copy, symlink, or none.")
     ] = "hardlink",
     audit: Annotated[
         int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
     ] = None,
 ) -> None:
     """Write the run as a FiftyOneDataset folder, which FiftyOne loads without this package. Needs no database."""
-    from sam3label.export.options import PLACEMENTS
-    from sam3label.review.fiftyone.folder import write_folder
-    from sam3label.run.reader import open_run
+    from sam3label.face import open_run
 
-    if images not in PLACEMENTS:
-        raise typer.BadParameter(f"{images!r} is not one of {', '.join(PLACEMENTS)}", param_hint="--images")
     with open_run(run, photos=photos) as opened:
-        for path in write_folder(opened, out, audit, cast("Placement", images)):
+        for path in opened.review_write(out, images=images, audit=audit):
             typer.echo(
                 f"{path}: load it with fiftyone.Dataset.from_dir({str(path)!r}, "
                 "dataset_type=fiftyone.types.FiftyOneDataset)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sam3label.cli.export import print_export
 from sam3label.cli.options import (
     INPUT,
     MODEL,
@@ -42,7 +43,7 @@ from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
 
 if TYPE_CHECKING:
-    from sam3label.export.splits import Splits
+    from sam3label.face import LabeledRun
     from sam3label.labelling.progress import RunSummary
 
 SHOWN_FAILURES = 50
@@ -115,7 +116,7 @@ def run(
         float | None,
         typer.Option(min=0.0, help="Use at most this many GB of GPU memory.", rich_help_panel=SPEED),
     ] = None,
-    compiled: Annotated[
+    compile: Annotated[
         bool,
         typer.Option(
             "--compile",
@@ -182,31 +183,40 @@ def run(
     """Label folders of images and videos. The same command again continues where it stopped."""
     from sam3label.export.registry import refuse_unknown_formats
     from sam3label.export.splits import parse_splits
-    from sam3label.labelling.options import LabelOptions
 
     refuse_unknown_formats(export or [])
-    splits = parse_splits(split)
+    parse_splits(split)
     concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
-    options = LabelOptions(
-        model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
-        batch_size=images_together(batch_size), vram_gb=vram, compiled=compiled, workers=workers, limit=limit,
-        max_megapixels=max_megapixels,
-        fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars, video=video,
-        clip_frames=clip_frames, every=every, fps=fps,
-        tracker=tracker, tracking_extras=tuple(tracking_extra or ()),  # type: ignore[arg-type]
-        both_ways=both_ways,
-    )  # fmt: skip
     with progress_display(quiet, "reading the photos ...") as display, stop_on_interrupt(display) as stop:
-        from sam3label.labelling.job import label
+        from sam3label import face
 
-        summary = label(photos, concept_list, out, options, on_progress=display.job, on_message=display.say, stop=stop)
-    stopped = summary.interrupted and stop.is_set()
+        labelled = face.label(
+            photos, concept_list, out, on_progress=display.job, on_message=display.say, stop=stop,
+            model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
+            batch_size=images_together(batch_size), vram=vram, compile=compile, workers=workers, limit=limit,
+            max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars,
+            video=video, clip_frames=clip_frames, every=every, fps=fps, tracker=tracker,
+            tracking_extra=tuple(tracking_extra or ()), both_ways=both_ways,
+        )  # fmt: skip
+    with labelled:
+        finish(labelled, stopped=stop.is_set(), formats=export or [], split=split, quiet=quiet)
+
+
+def finish(labelled: LabeledRun, *, stopped: bool, formats: list[str], split: str | None, quiet: bool) -> None:
+    """Say what the session came to and export, or leave with 130 where it was stopped; with 3 after failures."""
+    summary = labelled.summary
+    assert summary is not None  # of the session that just ended
+    stopped = stopped and summary.interrupted
     if not quiet:
-        print_summary(summary, out, next_step=not stopped)
+        print_summary(labelled, summary, next_step=not stopped)
     if stopped:
-        typer.echo(f"Stopped. Everything labelled so far is in {out}: the same command continues.", err=True)
+        typer.echo(
+            f"Stopped. Everything labelled so far is in {labelled.folder}: the same command continues.", err=True
+        )
         raise typer.Exit(130)
-    export_all(out, export or [], splits, quiet)
+    for exported in labelled.export_each(formats, split=split):
+        if not quiet:
+            print_export(exported)
     if summary.failures:
         raise typer.Exit(3)
 
@@ -230,19 +240,15 @@ def stop_on_interrupt(display: Display) -> Iterator[threading.Event]:
             signal.signal(signum, handler)
 
 
-def print_summary(summary: RunSummary, out: Path, *, next_step: bool = True) -> None:
+def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool = True) -> None:
     """The table at the end of a run, with everything a user must know before training on the labels.
 
     Every class is in it: one of which nothing was found may have a phrase that the model does not know.
     """
     from rich.table import Table
 
-    from sam3label.run.reader import count_objects, open_run
-
-    screen, progress = console(), summary.progress
-    with open_run(out) as labelled:
-        counts = {name: objects for name, (objects, _) in count_objects(labelled).items()}
-        full = list(full_answers(labelled))
+    screen, progress, out = console(), summary.progress, labelled.folder
+    counts = {name: objects for name, (objects, _) in labelled.count_objects().items()}
     done = f"{count(progress.done, 'image')} labelled in {duration(progress.seconds)} ({rate(progress)})"
     screen.print(done if progress.finished else "Nothing to do: everything was labelled before.")
     table = Table("class")
@@ -252,7 +258,7 @@ def print_summary(summary: RunSummary, out: Path, *, next_step: bool = True) -> 
         table.add_row(name, str(objects), str(progress.objects.get(name, 0)))
     table.add_row("all", str(sum(counts.values())), str(sum(progress.objects.values())), style="bold")
     screen.print(table)
-    for line in (*_remarks(summary, out, sum(counts.values())), *full):
+    for line in (*_remarks(summary, out, sum(counts.values())), *full_answers(labelled)):
         screen.print(line, soft_wrap=True)
     screen.print(f"Run: {out}", soft_wrap=True)
     if next_step:
@@ -287,18 +293,3 @@ def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
 
 def _some(names: tuple[str, ...], n: int = 5) -> str:
     return ", ".join(map(one_line, names[:n])) + (", ..." if len(names) > n else "")
-
-
-def export_all(run_folder: Path, formats: list[str], splits: Splits, quiet: bool) -> None:
-    """Export a run into RUN/exports/FORMAT, one after the other, and say what a trainer must know."""
-    from sam3label.cli.export import print_export
-    from sam3label.export.options import Options
-    from sam3label.export.write import export
-    from sam3label.run.reader import open_run
-
-    for name in formats:
-        target = run_folder / "exports" / name
-        with open_run(run_folder) as labelled:
-            summary = export(labelled, name, target, Options(splits=splits))
-        if not quiet:
-            print_export(summary)

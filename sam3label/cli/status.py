@@ -26,31 +26,30 @@ def _coverage(coverage: Coverage) -> Iterator[str]:
         yield f"asked once and no longer on the list, not exported: {', '.join(map(one_line, coverage.unlisted))}"
 
 
-def status(run_folder: RunFolder) -> None:
+def status(run: RunFolder) -> None:
     """Show what a run holds: progress, objects per class, failures. It is safe while the run is going on."""
     from rich.table import Table
 
-    from sam3label.labelling.reference_check import Trust
-    from sam3label.run.reader import count_objects, open_run
+    from sam3label.face import open_run
 
     screen = console()
-    with open_run(run_folder) as labelled:
+    with open_run(run) as labelled:
         totals, info = labelled.totals(), labelled.info
         screen.print(
-            f"{run_folder}: {count(totals.done, 'image')} labelled, {totals.failed} failed, "
+            f"{run}: {count(totals.done, 'image')} labelled, {totals.failed} failed, "
             f"{count(totals.candidates, 'candidate')}"
         )
         screen.print(f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}")
         table = Table("class", "objects", "images")
-        for class_name, (objects, images) in count_objects(labelled).items():
+        for class_name, (objects, images) in labelled.count_objects().items():
             table.add_row(class_name, str(objects), str(images))
         screen.print(table)
         for line in (*_coverage(labelled.coverage()), *full_answers(labelled)):
             screen.print(line, soft_wrap=True)
-        for figures in (labelled.note("trust") or {}).values():
-            screen.print(Trust.from_json(figures).sentence())
+        for trust in labelled.trust().values():
+            screen.print(trust.sentence())
         failures = labelled.failures()
     for item_id, reason in failures[:SHOWN_FAILURES]:
         screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
     if len(failures) > SHOWN_FAILURES:
-        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: sam3label report {run_folder} lists them")
+        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: sam3label report {run} lists them")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import PhotosNow
+from sam3label.core.files import write_whole
+from sam3label.core.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,16 +33,13 @@ def validate(
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write everything here.")] = None,
 ) -> None:
     """Load a dataset as trainers do and say what they would drop. Exit code 3 if they would, 1 if it is unreadable."""
-    from sam3label.concepts.concept_list import load_concepts
-    from sam3label.core.files import write_whole
-    from sam3label.run.reader import open_run
-    from sam3label.validate import validate as check
+    from sam3label import face
 
     if run is None:
-        report = check(dataset)
+        report = face.validate(dataset)
     else:
-        with open_run(run, load_concepts(concepts) if concepts else None, photos) as labelled:
-            report = check(dataset, labelled)
+        with face.open_run(run, concepts, photos=photos) as opened:
+            report = opened.validate(dataset)
     print_report(report)
     if json_out is not None:
         text = json.dumps(report.as_json(), ensure_ascii=False, indent=1) + "\n"
@@ -78,8 +77,6 @@ def _print_counts(report: Report, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sam3label.validate.report import shown
-
     console.print(f"{report.dataset} ({report.kind})", markup=False, soft_wrap=True)
     table = Table("")
     for split in report.splits:
@@ -89,7 +86,7 @@ def _print_counts(report: Report, console: Console) -> None:
     table.add_row("instances", *(str(s.instances.total()) for s in report.splits))
     table.add_section()
     for name in list(report.classes.values())[:40]:
-        table.add_row(escape(shown(name)), *(str(s.instances[name]) for s in report.splits))
+        table.add_row(escape(one_line(name)), *(str(s.instances[name]) for s in report.splits))
     console.print(table)
 
 

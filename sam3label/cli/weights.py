@@ -19,9 +19,9 @@ def weights(context: typer.Context) -> None:
     """Show which weights are on this machine, where they came from, and what they can do."""
     if context.invoked_subcommand is not None:
         return
-    from sam3label.model.inventory import on_this_machine
+    from sam3label import face
 
-    for held in on_this_machine():
+    for held in face.weights():
         typer.echo(f"{held.model}\n  {held.release}: {', '.join(held.can)}; {held.size / 1e6:,.0f} MB")
         typer.echo(f"  from {held.came_from}\n  {held.identity}\n  licence: {held.licence}")
 
@@ -32,6 +32,6 @@ def convert(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A .pt file for the official code, else a new folder.")],
 ) -> None:
     """Write weights under the official code's names, or in the layout of facebook/sam3."""
-    from sam3label.model.inventory import convert as write
+    from sam3label import face
 
-    typer.echo(f"Written: {write(source, out)}")
+    typer.echo(f"Written: {face.convert_weights(source, out)}")

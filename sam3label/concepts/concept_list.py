@@ -44,18 +44,19 @@ def parse_concepts(
     return _parse(text, name, lambda line: f"{name}:{line}", overrides, Path(folder))
 
 
-def concepts_from(source: object, overrides: Sequence[str] = ()) -> ConceptList:
+def concepts_from(source: object, overrides: Sequence[str] = (), name: str = "the concept list") -> ConceptList:
     """Return the concept list of a program: a YAML file, class names, classes and their phrases, or a whole document.
 
-    Raises ConfigError. Examples: concepts_from("concepts.yaml"), concepts_from(["person", "helmet"]),
-    concepts_from({"helmet": ["hard hat", "safety helmet"], "person": None}), concepts_from({"helmet": {"conf": 0.6}}),
+    `name` is what messages call it. Raises ConfigError. Examples: concepts_from("concepts.yaml"),
+    concepts_from(["person", "helmet"]), concepts_from({"helmet": ["hard hat", "safety helmet"], "person": None}),
+    concepts_from({"helmet": {"conf": 0.6}}) and
     concepts_from({"names": ["car", "truck"], "exclusive": [["car", "truck"]]}).
     """
-    name = "the concept list"
     if isinstance(source, ConceptList) and not overrides:
         return source
     if isinstance(source, ConceptList):
-        return parse_concepts(dump_concepts(source), name, overrides)
+        for_each = [one for text in overrides for one in _spelled_out(text, source.names)]
+        return parse_concepts(dump_concepts(source), name, for_each)
     if isinstance(source, str | PathLike):
         return load_concepts(Path(source), overrides)
     if isinstance(source, Mapping):
@@ -66,6 +67,12 @@ def concepts_from(source: object, overrides: Sequence[str] = ()) -> ConceptList:
             'such as {"helmet": ["hard hat"]}'
         )
     return _checked(as_node(source, name), name, overrides, Path())
+
+
+def _spelled_out(setting: str, names: Sequence[str]) -> list[str]:
+    """Return a default as the rule of every class: in a list that was read each class has all of its rules."""
+    key = setting.removeprefix("defaults.")
+    return [setting] if key == setting else [f"concepts.{name}.{key}" for name in names]
 
 
 def from_phrases(phrases: Sequence[str], overrides: Sequence[str] = ()) -> ConceptList:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sam3label.concepts.concept_list import load_concepts
+from sam3label.core.files import write_whole
+from sam3label.errors import OutputError
 
 _STARTER = """\
 # A concept list for sam3label: the classes to label, and by which phrases to find them.
@@ -35,6 +40,22 @@ concepts:
 exclusive: []
 # exclusive: [[car, truck], [cat, dog]]
 """
+
+
+def write_starter(out: Path, source: Path | None = None, force: bool = False) -> tuple[str, ...]:
+    """Write a commented concept list with the classes of `source`, or two to start from, and return their names.
+
+    Raises `OutputError` when there is something in the way, `ConfigError` when `source` is no concept list.
+    """
+    names: Sequence[str] = ("person", "helmet") if source is None else load_concepts(source).names
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder: name a file, such as {out / 'concepts.yaml'}")
+    if source is not None and out.exists() and out.samefile(source):
+        raise OutputError(f"{out} is the file the names come from: write to another one")
+    if out.exists() and not force:
+        raise OutputError(f"{out} is already there: write to another file, or overwrite it with --force")
+    write_whole(out, starter(names))
+    return tuple(names)
 
 
 def starter(names: Sequence[str]) -> str:

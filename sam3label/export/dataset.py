@@ -146,7 +146,7 @@ class Selection:
                 tally.frames_left_out += 1
                 continue
             labels = tuple(self._labels(image.labels, tally))
-            if labels or self.options.keep_empty or self.whole_videos:
+            if labels or self.options.empty or self.whole_videos:
                 sample = Sample(replace(self._named(image), labels=labels), self.options.splits.of(image.item.id))
                 tally.count(sample)
                 yield sample

@@ -24,7 +24,7 @@ class Options:
     `images`: how photos get there, None for the format's own way. `classes`: names of the run to keep, all if empty.
     `map`: the run's class names to the dataset's; several may become one. `every` or `fps`: of videos, every so many
     frames, or so many a second. `flat`: no subfolders. `segmentation`: how masks are held, None for the format's own
-    way. `simplify_px`: how far a polygon may leave the mask's border. `overwrite`: replace what people changed, too.
+    way. `simplify`: how far a polygon may leave the mask's border. `overwrite`: replace what people changed, too.
     """
 
     splits: Splits = field(default_factory=Splits)
@@ -32,12 +32,12 @@ class Options:
     classes: tuple[str, ...] = ()
     map: Mapping[str, str] = field(default_factory=dict)
     min_score: float = 0.0
-    keep_empty: bool = True
+    empty: bool = True
     every: int = 1
     fps: float | None = None
     flat: bool = False
     segmentation: Segmentation | None = None
-    simplify_px: float = 0.0
+    simplify: float = 0.0
     append: bool = False
     overwrite: bool = False
 
@@ -54,7 +54,7 @@ class Options:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Options:
         """Return the choice of images and labels that `to_json` noted; the defaults where nothing is noted."""
-        known = ("map", "min_score", "keep_empty", "every", "fps", "flat")
+        known = ("map", "min_score", "empty", "every", "fps", "flat")
         return cls(classes=tuple(values.get("classes", ())), **{k: values[k] for k in known if k in values})
 
 
@@ -65,8 +65,8 @@ def _problems(options: Options) -> Iterator[str]:
         yield f"--segmentation: {options.segmentation!r} is not one of {', '.join(SEGMENTATIONS)}"
     if not 0 <= options.min_score <= 1:
         yield f"--min-score must be between 0 and 1, got {options.min_score:g}"
-    if not 0 <= options.simplify_px < math.inf:
-        yield f"--simplify must be 0 or more pixels, got {options.simplify_px:g}"
+    if not 0 <= options.simplify < math.inf:
+        yield f"--simplify must be 0 or more pixels, got {options.simplify:g}"
     if options.every < 1:
         yield f"--every must be 1 or more frames, got {options.every}"
     if options.fps is not None and not 0 < options.fps < math.inf:

@@ -90,7 +90,7 @@ def write_dataset(
             classes,
             options.splits.names,
             Placer(options.images or chosen.images),
-            Outline(options.simplify_px),
+            Outline(options.simplify),
             options.segmentation or next(iter(chosen.segmentations), None),
             info,
             options.append,
@@ -121,7 +121,7 @@ def refuse_senseless(formats: Iterable[str], options: Options) -> None:
         if options.append and not chosen.classes:
             able = ", ".join(n for n, f in FORMATS.items() if f.classes)
             problems.append(f"--append is not possible for {name} (only for {able}). Export to a folder of its own.")
-        if options.simplify_px and not chosen.draws_polygons(options.segmentation):
+        if options.simplify and not chosen.draws_polygons(options.segmentation):
             add = "; add --segmentation polygon" if "polygon" in chosen.segmentations else ""
             problems.append(f"--simplify is for polygons, and {name} would have none{add}.")
     if problems:
@@ -216,7 +216,7 @@ def _refuse_empty(summary: Summary, tally: Tally, options: Options, wait: str | 
             f"there are photos only, and {summary.format} holds videos. Photos go into coco, yolo and others."
         )
     why = wait or "no image of the run has been labelled"
-    if not options.keep_empty or tally.frames_left_out:
+    if not options.empty or tally.frames_left_out:
         why = "no image passes what was chosen (--classes, --min-score, --no-empty, --every, --fps)"
     raise OutputError(f"there is nothing to export: {why}. No dataset was written.")
 

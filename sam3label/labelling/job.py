@@ -149,8 +149,8 @@ def _loaded(
         device=options.device,
         dtype=options.dtype,
         prompt_style=options.prompt_style,
-        vram_gb=options.vram_gb,
-        compiled=options.compiled,
+        vram_gb=options.vram,
+        compiled=options.compile,
     )
     fingerprint = {
         "floor": options.floor,

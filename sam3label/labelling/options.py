@@ -35,8 +35,8 @@ class LabelOptions:
     prompt_style: PromptStyle = "official"
     floor: float = 0.1  # candidates under this score are not kept; no class may have a lower threshold
     batch_size: int | None = None  # images per batch; None: from free memory
-    vram_gb: float | None = None
-    compiled: bool = False  # torch.compile: a slow start, then faster; the same labels, to rounding
+    vram: float | None = None  # GB of a GPU's memory to take at most
+    compile: bool = False  # torch.compile: a slow start, then faster; the same labels, to rounding
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
     max_megapixels: float = 178.0  # larger photos are refused; 178 take up to 2.6 GB to decode, for each process
     accept_exemplars: bool = False  # label by references whatever they are worth
@@ -44,7 +44,7 @@ class LabelOptions:
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
     video: VideoMode = "auto"
     tracker: TrackerForm = "official"  # whose rules objects are tracked by
-    tracking_extras: tuple[TrackingExtra, ...] = ()  # rules of SAM 3.1's tracker on top
+    tracking_extra: tuple[TrackingExtra, ...] = ()  # rules of SAM 3.1's tracker on top
     both_ways: bool = False  # follow objects to the frames before their first sure one too
     clip_frames: int = 600  # of a video that are tracked, and committed, as one
     every: int = 30  # with video "frames": label every so many frames,
@@ -64,7 +64,7 @@ class LabelOptions:
     def tracker_settings(self) -> str:
         """By whose rules objects are tracked, in words: a field of the fingerprint."""
         both = ["both ways"] if self.both_ways else []
-        return ", ".join((self.tracker, *sorted(self.tracking_extras), *both)) if self.tracks else "none"
+        return ", ".join((self.tracker, *sorted(self.tracking_extra), *both)) if self.tracks else "none"
 
     @property
     def settings(self) -> dict[str, str | float | None]:
@@ -95,14 +95,14 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.one_of("prompt_style", options.prompt_style, PromptStyle)
     yield checks.within("floor", options.floor, 0, 1)
     yield checks.whole("batch_size", options.batch_size, 1)
-    yield checks.above_zero("vram_gb", options.vram_gb)
+    yield checks.above_zero("vram", options.vram)
     yield checks.whole("workers", options.workers, 0)
     yield checks.above_zero("max_megapixels", options.max_megapixels)
     yield checks.whole("limit", options.limit, 1)
     yield checks.one_of("video", options.video, VideoMode)
     yield checks.one_of("tracker", options.tracker, TrackerForm)
-    for extra in options.tracking_extras:
-        yield checks.one_of("tracking_extras", extra, TrackingExtra)
+    for extra in options.tracking_extra:
+        yield checks.one_of("tracking_extra", extra, TrackingExtra)
     yield checks.whole("clip_frames", options.clip_frames, SHORTEST_CLIP)
     yield checks.whole("every", options.every, 1)
     yield checks.above_zero("fps", options.fps)

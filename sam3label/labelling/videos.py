@@ -50,7 +50,7 @@ def label_videos(
         from sam3label.model.track_rules import Rules
         from sam3label.model.tracker import Tracker
 
-        rules = Rules.of(options.tracker, options.tracking_extras)
+        rules = Rules.of(options.tracker, options.tracking_extra)
         tracker = Tracker.load(checkpoint, guide.detector, rules, options.both_ways)
         return _watched(videos, lambda item: _tracked_on(store, guide, tracker, item, options, tally), tally, stopped)
     return _watched(videos, lambda item: _sampled_on(store, guide, item, options, tally), tally, stopped)

@@ -132,6 +132,13 @@ class Calibration:
     notes: tuple[str, ...]
     compared: Kind = "segm"
 
+    @property
+    def sought(self) -> str:
+        """Say what was sought, for a headline."""
+        if self.goal.precision is not None:
+            return f"the most recall at precision {self.goal.precision:g}"
+        return f"F{self.goal.beta:g} at {'mask' if self.compared == 'segm' else 'box'} IoU {MATCH_IOU:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -443,13 +450,6 @@ def _phrase_effects(
 
 
 # ---- in words
-
-
-def describe_goal(goal: Goal, compared: Kind = "segm") -> str:
-    """Return what was sought, for a headline."""
-    if goal.precision is not None:
-        return f"the most recall at precision {goal.precision:g}"
-    return f"F{goal.beta:g} at {'mask' if compared == 'segm' else 'box'} IoU {MATCH_IOU:g}"
 
 
 def describe(result: ClassResult) -> list[str]:

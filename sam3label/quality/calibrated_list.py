@@ -17,7 +17,7 @@ from sam3label.concepts.concept_list import dump_concepts, parse_concepts
 from sam3label.core.files import write_whole
 from sam3label.core.records import Concept, ConceptList
 from sam3label.errors import ConfigError, InputError
-from sam3label.quality.calibrate import Calibration, describe, describe_goal
+from sam3label.quality.calibrate import Calibration, describe
 
 _HEADER = "# Thresholds calibrated by sam3label"
 _END = "# ---- end of calibration"
@@ -84,11 +84,10 @@ def _with_rules(document: Any, concept: Concept, changed: dict[str, Any]) -> Any
 
 
 def _header(calibration: Calibration) -> list[str]:
-    goal = describe_goal(calibration.goal, calibration.compared)
     rows = [f"#   {result.name}: {'; '.join(describe(result))}" for result in calibration.classes]
     return [
         f"{_HEADER} {version('sam3label')} against {Path(calibration.truth).name}",
-        f"# for {goal}. F is cross-validated over images; brackets are 95 % intervals.",
+        f"# for {calibration.sought}. F is cross-validated over images; brackets are 95 % intervals.",
         *rows,
         _END,
     ]

@@ -60,6 +60,10 @@ class Evaluation:
         counts = {"pairs": self.pairs, "images": self.images, "notes": list(self.notes)}
         return {**figures, **counts, "mistakes": mistakes}
 
+    def write_json(self, path: str | Path) -> None:
+        """Write every figure to a file that appears whole. Raises `OutputError`."""
+        write_whole(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False))
+
 
 def evaluate_results(
     truth_paths: Sequence[str | Path],
@@ -285,8 +289,3 @@ def _by_score(objects: _Objects) -> dict[str, Figures]:
 
 def _share(hits: npt.NDArray[np.bool_]) -> float:
     return float(hits.mean()) if len(hits) else -1.0
-
-
-def write_json(figures: Mapping[str, Any], path: str | Path) -> None:
-    """Write figures to a file that appears whole. Raises `OutputError`."""
-    write_whole(path, json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False))

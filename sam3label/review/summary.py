@@ -73,6 +73,25 @@ class ReviewSummary:
     minutes_per_image: float | None
     conflicts: Sequence[str]
 
+    def to_text(self) -> str:
+        """Return what `sam3label review summary` prints."""
+        lines = [f"{self.reviewed_images} of {self.images} images reviewed"]
+        if not self.reviewed_images:
+            lines.append("Mark images as reviewed in FiftyOne (review_status), then: sam3label review pull RUN")
+            return "\n".join(lines)
+        decisions = ", ".join(f"{n} {action}" for action, n in sorted(self.decisions.items()))
+        lines.append(f"decisions: {decisions}")
+        if self.minutes_per_image is not None:
+            lines.append(f"time: {self.minutes_per_image:.1f} minutes per image (median)")
+        lines += ["", *_audit_lines(self)]
+        lines += ["", "All reviewed images (the queue shows the worst first: not typical of the run)"]
+        lines += _table(self.reviewed)
+        if self.confused:
+            lines += ["", "Most confused: " + ", ".join(f"{a} was {b} ({n})" for a, b, n in self.confused)]
+        if self.conflicts:
+            lines += ["", "Conflicts between pulls (the later stands):", *(f"  {text}" for text in self.conflicts)]
+        return "\n".join(lines)
+
 
 def summarize(run: Run) -> ReviewSummary:
     """Walk the reviewed images of a run."""
@@ -188,26 +207,6 @@ def minutes_per_image(corrections: Iterable[Correction]) -> float | None:
 
 
 # ---- words
-
-
-def to_text(summary: ReviewSummary) -> str:
-    """Return what `sam3label review summary` prints."""
-    lines = [f"{summary.reviewed_images} of {summary.images} images reviewed"]
-    if not summary.reviewed_images:
-        lines.append("Mark images as reviewed in FiftyOne (review_status), then: sam3label review pull RUN")
-        return "\n".join(lines)
-    decisions = ", ".join(f"{n} {action}" for action, n in sorted(summary.decisions.items()))
-    lines.append(f"decisions: {decisions}")
-    if summary.minutes_per_image is not None:
-        lines.append(f"time: {summary.minutes_per_image:.1f} minutes per image (median)")
-    lines += ["", *_audit_lines(summary)]
-    lines += ["", "All reviewed images (the queue shows the worst first: not typical of the run)"]
-    lines += _table(summary.reviewed)
-    if summary.confused:
-        lines += ["", "Most confused: " + ", ".join(f"{a} was {b} ({n})" for a, b, n in summary.confused)]
-    if summary.conflicts:
-        lines += ["", "Conflicts between pulls (the later stands):", *(f"  {text}" for text in summary.conflicts)]
-    return "\n".join(lines)
 
 
 def _audit_lines(summary: ReviewSummary) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,21 @@ class Run:
         self._last_verifier: str | None = None
         self._missing: dict[int | None, frozenset[str]] = {}  # by question
 
+    @classmethod
+    def open(cls, folder: str | Path, concepts: ConceptList | None = None, photos: str | Path | None = None) -> Self:
+        """Open a run folder: see `open_run`."""
+        store = Store.open(folder)
+        try:
+            places = {} if photos is None else relocated(store.items(), Path(photos).absolute())
+            run = cls(store, concepts or _own_concepts(store), places)
+            if concepts is not None:
+                _refuse_unasked(concepts, store)
+                refuse_below_floor(concepts, run.floor)
+        except BaseException:
+            store.close()
+            raise
+        return run
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {len(self)} images, {len(self.concepts.concepts)} classes)"
 
@@ -92,7 +107,7 @@ class Run:
         """Return how many images, and of videos how many clips, are done."""
         return sum(1 for _ in self.done_units())
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -305,6 +320,15 @@ class Run:
                 by_frame.setdefault(verdict.frame, []).append(verdict)
         return by_frame
 
+    def count_objects(self) -> dict[str, tuple[int, int]]:
+        """Return (objects, images with at least one) per class name, in id order."""
+        objects, images = Counter[int](), Counter[int]()
+        for image in self.images():
+            found = [label.class_id for label in image.labels]
+            objects.update(found)
+            images.update(set(found))
+        return {c.name: (objects[c.id], images[c.id]) for c in self.concepts.concepts}
+
     # ---- what people said, and what others keep in a run
 
     def corrections(self, item_id: str | None = None) -> list[Correction]:
@@ -333,33 +357,13 @@ def _change(item: MediaItem, stamp: Stamp | None) -> str | None:
         return "gone since it was labelled"
 
 
-def count_objects(run: Run) -> dict[str, tuple[int, int]]:
-    """Return (objects, images with at least one) per class name, in id order."""
-    objects, images = Counter[int](), Counter[int]()
-    for image in run.images():
-        found = [label.class_id for label in image.labels]
-        objects.update(found)
-        images.update(set(found))
-    return {c.name: (objects[c.id], images[c.id]) for c in run.concepts.concepts}
-
-
 def open_run(folder: str | Path, concepts: ConceptList | None = None, photos: str | Path | None = None) -> Run:
     """Open a run for reading, with the concept list it was made with or another over the same phrases.
 
     `photos` is where the photos are now, if not where they were labelled. Raises `StoreError` when there is no run,
     `ConfigError` when `concepts` asks for phrases the run never put, `InputError` when `photos` holds others.
     """
-    store = Store.open(folder)
-    try:
-        places = {} if photos is None else relocated(store.items(), Path(photos).absolute())
-        run = Run(store, concepts or _own_concepts(store), places)
-        if concepts is not None:
-            _refuse_unasked(concepts, store)
-            refuse_below_floor(concepts, run.floor)
-    except BaseException:
-        store.close()
-        raise
-    return run
+    return Run.open(folder, concepts, photos)
 
 
 def _own_concepts(store: Store) -> ConceptList:

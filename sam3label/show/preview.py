@@ -284,5 +284,6 @@ def _title(item_id: str, objects: int) -> str:
 
 
 def _write_page(folder: Path) -> Path:
-    write_report(folder / "run", folder / "report.html")
+    with open_run(folder / "run") as labelled:
+        write_report(labelled, folder / "report.html")
     return folder / "report.html"

@@ -13,22 +13,31 @@ from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.media import video as media_video
 from sam3label.media.video_writer import SUFFIXES, VideoWriter
 from sam3label.show.draw import Pixels, draw_labels
+from sam3label.show.lettering import notice
 
 if TYPE_CHECKING:
     from sam3label.run.reader import Run
 
 
 def render(
-    run: Run, out: str | Path, video: str | None = None, progress: Callable[[int], None] = lambda _: None
+    run: Run,
+    out: str | Path,
+    video: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_message: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Draw the run's videos, or the one with id `video`, and return how many there were.
 
     `out` is the file of one video (.mp4 or .mov), or a folder that gets `NAME.mp4` of each: its id, less its own
-    suffix. `progress` is called with the number of frames so far. Raises InputError when the run has no such video,
-    OutputError when `out` does not fit or cannot be written.
+    suffix. `on_progress` is called with the number of frames so far, and of all; `on_message` with what a user should
+    know of the pictures. Raises InputError when the run has no such video, OutputError when `out` does not fit or
+    cannot be written.
     """
     out, done, frames = Path(out), 0, 0
     wanted = _wanted(run, video)
+    total = sum(unit.frame_stop - unit.frame_start for unit in run.done_units() if unit.item.id in wanted)
+    if said := notice(run.concepts.names):
+        on_message(said)
     if single := out.suffix.lower() in SUFFIXES:
         _refuse_several(wanted, out)
     targets = dict.fromkeys(wanted, out) if single else _targets(out, wanted)
@@ -37,7 +46,7 @@ def render(
         first = next(group)
         for _ in _write(targets[first.item.id], first, group, run.concepts.names):
             frames += 1
-            progress(frames)
+            on_progress(frames, total)
         done += 1
     return done
 

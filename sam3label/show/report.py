@@ -24,7 +24,7 @@ from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList
 from sam3label.review.reasons import EXPLAINED, Case, cases, worst_first
 from sam3label.review.survey import survey_run
-from sam3label.run.reader import Run, open_run
+from sam3label.run.reader import Run
 from sam3label.show import lettering, report_pictures
 from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, ReportCounts, tally_run
 
@@ -40,20 +40,16 @@ T = TypeVar("T")
 
 
 def write_report(
-    run_folder: str | Path,
+    run: Run,
     path: str | Path,
-    concepts: ConceptList | None = None,
     on_progress: OnProgress = lambda done, total: None,
-    photos: str | Path | None = None,
     mistakes: Mistakes | None = None,
 ) -> None:
     """Write the page; with `mistakes` also where run and truth disagree, as `evaluate_run` finds it.
 
-    `photos` is where the photos are now, if not where they were labelled. Raises `StoreError` when there is no run,
-    `OutputError` when the page cannot be written.
+    Raises `OutputError` when the page cannot be written.
     """
-    with open_run(run_folder, concepts, photos) as run:
-        write_whole(path, render(collect(run, str(run_folder), on_progress, mistakes)))
+    write_whole(path, render(collect(run, str(run.folder), on_progress, mistakes)))
 
 
 def render(data: Mapping[str, Any]) -> str:

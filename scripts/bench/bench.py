@@ -224,7 +224,7 @@ class Bench:
             label(
                 [self.photos], concepts, out,
                 LabelOptions(model=str(self.folder), device=options.device, dtype=options.dtype, floor=self.floor,
-                           prompt_style="transformers", workers=options.workers, compiled=options.compile,
+                           prompt_style="transformers", workers=options.workers, compile=options.compile,
                            limit=options.images, batch_size=max(1, min(self.ours.image_batch, options.images // 2))),
                 on_progress=lambda progress: seen.append((now(), progress)),
             )  # fmt: skip

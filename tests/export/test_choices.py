@@ -40,9 +40,7 @@ OTHER = rectangle(50, 20, 20, 20)
 def test_every_problem_of_the_options_is_said_at_once() -> None:
     odd: dict[str, Any] = {"images": "links", "segmentation": "png"}
     with pytest.raises(ConfigError) as caught:
-        Options(
-            **odd, min_score=2, simplify_px=-1, every=0, fps=math.inf, append=True, overwrite=True, map={"cat": " "}
-        )
+        Options(**odd, min_score=2, simplify=-1, every=0, fps=math.inf, append=True, overwrite=True, map={"cat": " "})
     assert str(caught.value).splitlines() == [
         "--images: 'links' is not one of hardlink, upright, copy, symlink, none",
         "--segmentation: 'png' is not one of rle, polygon, uncompressed",
@@ -59,7 +57,7 @@ def test_every_problem_of_the_options_is_said_at_once() -> None:
 @pytest.mark.parametrize("value", [math.inf, math.nan, -0.5])
 def test_simplify_is_a_finite_number_of_pixels(value: float) -> None:
     with pytest.raises(ConfigError, match=f"--simplify must be 0 or more pixels, got {value:g}"):
-        Options(simplify_px=value)
+        Options(simplify=value)
 
 
 @pytest.mark.parametrize("field", ["min_score", "fps"])
@@ -69,7 +67,7 @@ def test_no_number_is_no_number_of_anything(field: str) -> None:
 
 
 def test_simplify_is_refused_where_there_are_no_polygons() -> None:
-    options = Options(simplify_px=1)
+    options = Options(simplify=1)
     with pytest.raises(ConfigError) as caught:
         refuse_senseless(["coco", "yolo", "yolo-detect", "coco-zero", "cvat"], options)
     assert str(caught.value).splitlines() == [
@@ -77,7 +75,7 @@ def test_simplify_is_refused_where_there_are_no_polygons() -> None:
         "--simplify is for polygons, and yolo-detect would have none.",
         "--simplify is for polygons, and cvat would have none; add --segmentation polygon.",
     ]
-    refuse_senseless(["coco", "cvat"], Options(simplify_px=1, segmentation="polygon"))
+    refuse_senseless(["coco", "cvat"], Options(simplify=1, segmentation="polygon"))
 
 
 def test_classes_with_commas_in_their_names() -> None:

@@ -188,7 +188,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rle is not possible for yolo, which holds masks in one way only"):
         write_dataset(concept_list(), [], "yolo", tmp_path / "s", Options(segmentation="rle"))
     with pytest.raises(ConfigError, match="--simplify must be 0 or more pixels, got -1"):
-        write_dataset(concept_list(), [], "coco", tmp_path / "s", Options(simplify_px=-1))
+        write_dataset(concept_list(), [], "coco", tmp_path / "s", Options(simplify=-1))
     with pytest.raises(ConfigError, match=r"--min-score must be between 0 and 1, got 1.5"):
         write_dataset(concept_list(), [], "coco", tmp_path / "s", Options(min_score=1.5))
     assert list(tmp_path.iterdir()) == []

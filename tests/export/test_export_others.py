@@ -230,7 +230,7 @@ def test_nothing_to_export_is_an_error_and_leaves_the_old_dataset(tmp_path: Path
     write_dataset(concept_list(("one",)), [low], kind, out)
     before = tree(out)
     with pytest.raises(OutputError, match=r"no image passes what was chosen .*--min-score"):
-        write_dataset(concept_list(("one",)), [low], kind, out, Options(min_score=0.5, keep_empty=False))
+        write_dataset(concept_list(("one",)), [low], kind, out, Options(min_score=0.5, empty=False))
     assert tree(out) == before
     summary = write_dataset(concept_list(("one",)), [low], kind, out, Options(min_score=0.5))
     assert "There is not one label in it: every image is background." in summary.notes

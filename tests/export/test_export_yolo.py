@@ -147,7 +147,7 @@ def test_empty_photo_has_an_empty_file_and_absent_means_not_labelled(tmp_path: P
     out = written(images, tmp_path / "set")
     assert (out / "labels/train/a.txt").read_bytes() == b""
     images.append(image(tmp_path / "photos", "b.jpg", [label(masks.encode(shape("donut")))]))
-    summary = write_dataset(concept_list(), images, "yolo", tmp_path / "none", Options(keep_empty=False))
+    summary = write_dataset(concept_list(), images, "yolo", tmp_path / "none", Options(empty=False))
     assert summary.images == 1 and not (tmp_path / "none/labels/train/a.txt").exists()
 
 
@@ -212,7 +212,7 @@ def test_append_refuses_conflicting_classes(tmp_path: Path) -> None:
 def test_simplify_reports_what_it_costs(tmp_path: Path) -> None:
     item = image(tmp_path / "photos", "a.jpg", [label(masks.encode(shape("donut")))])
     exact = write_dataset(concept_list(), [item], "yolo", tmp_path / "exact")
-    rough = write_dataset(concept_list(), [item], "yolo", tmp_path / "rough", Options(simplify_px=2.0))
+    rough = write_dataset(concept_list(), [item], "yolo", tmp_path / "rough", Options(simplify=2.0))
     assert exact.polygon_iou == (1.0, 1.0) and rough.polygon_iou is not None
     mean, lowest = rough.polygon_iou
     _, segments, _ = read_back(placed(tmp_path / "rough", item), len(NAMES))

@@ -21,7 +21,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"floor": 7}, r"floor: 7 is not a number from 0 to 1"),
     ({"floor": float("nan")}, r"floor: nan is not a number from 0 to 1"),
     ({"batch_size": -3}, r"batch_size: -3 is not a whole number from 1 on"),
-    ({"vram_gb": 0}, r"vram_gb: 0 is not a number over 0"),
+    ({"vram": 0}, r"vram: 0 is not a number over 0"),
     ({"workers": -1}, r"workers: -1 is not a whole number from 0 on"),
     ({"limit": 0}, r"limit: 0 is not a whole number from 1 on"),
     ({"clip_frames": 15}, r"clip_frames: 15 is not a whole number from 16 on"),

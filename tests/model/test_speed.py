@@ -150,10 +150,10 @@ def test_no_compiler_is_said_in_one_sentence(
 @pytest.mark.parametrize(
     ("words", "chosen"),
     [
-        ([], {"dtype": "auto", "batch_size": None, "vram_gb": None, "compiled": False}),
+        ([], {"dtype": "auto", "batch_size": None, "vram": None, "compile": False}),
         (
             ["--dtype", "bf16", "--batch-size", "auto", "--vram", "16", "--compile"],
-            {"dtype": "bf16", "batch_size": None, "vram_gb": 16.0, "compiled": True},
+            {"dtype": "bf16", "batch_size": None, "vram": 16.0, "compile": True},
         ),
         (["--batch-size", "12"], {"batch_size": 12}),
     ],

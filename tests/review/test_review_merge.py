@@ -23,7 +23,6 @@ from sam3label.review.summary import (
     minutes_per_image,
     quality,
     ratio,
-    to_text,
     wilson,
 )
 
@@ -228,7 +227,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 
 def test_nothing_reviewed_says_what_to_do() -> None:
     empty = ReviewSummary(5, 0, 5, 0, {}, {}, [], {}, None, [])
-    assert to_text(empty) == (
+    assert empty.to_text() == (
         "0 of 5 images reviewed\nMark images as reviewed in FiftyOne (review_status), then: sam3label review pull RUN"
     )
 
@@ -236,7 +235,7 @@ def test_nothing_reviewed_says_what_to_do() -> None:
 def test_summary_in_words() -> None:
     counts = [np.array([[3, 4, 3], [0, 0, 1]])] * 10
     figures = quality(counts, ["cat", "dog"])
-    text = to_text(ReviewSummary(50, 10, 20, 10, figures, figures, [("cat", "dog", 3)], {"deleted": 10}, 1.5, ["x"]))
+    text = ReviewSummary(50, 10, 20, 10, figures, figures, [("cat", "dog", 3)], {"deleted": 10}, 1.5, ["x"]).to_text()
     assert "Random audit sample (10 of 20 images): unbiased, with 95% intervals" in text
     assert "as long as the 10 images left were not passed over for what they show" in text
     assert "all classes  precision 0.750 [" in text

@@ -11,7 +11,7 @@ from support.builders import candidate, concepts, phrase_prompts, rectangle, uni
 from sam3label.core.records import Concept, Exemplars, Prompt
 from sam3label.errors import ConfigError
 from sam3label.run.asked import Asked, Wanted
-from sam3label.run.reader import count_objects, open_run
+from sam3label.run.reader import open_run
 from sam3label.run.store import Store
 
 GUIDE = Exemplars("refs", "references")
@@ -76,7 +76,7 @@ def test_answers_lie_beside_those_that_were_there_and_images_wait_until_all_are(
     both = concepts(Concept(0, "cat", ("cat",), conf=0.3), Concept(1, "dog", ("dog",), conf=0.3))
     with open_run(tmp_path, both) as run:
         assert [u.item.id for u in run.done_units()] == ["a.jpg"]
-        assert count_objects(run) == {"cat": (1, 1), "dog": (1, 1)}
+        assert run.count_objects() == {"cat": (1, 1), "dog": (1, 1)}
         coverage = run.coverage()
         assert (coverage.units, dict(coverage.asked), coverage.waiting) == (2, {"cat": 2, "dog": 1}, ("b.jpg",))
         assert run.image("b.jpg") is None
@@ -98,7 +98,7 @@ def test_what_could_not_be_asked_is_a_failure_and_costs_nothing_that_was_there(t
         assert len(run) == 0
     with open_run(tmp_path, concepts("cat")) as run:
         assert run.failures() == []
-        assert count_objects(run) == {"cat": (1, 1)}
+        assert run.count_objects() == {"cat": (1, 1)}
     with pytest.raises(ConfigError, match="asks for 'bird', which this run never put.*Ask for it now"):
         open_run(tmp_path, concepts("bird"))
 

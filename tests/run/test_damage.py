@@ -12,7 +12,7 @@ from support.builders import candidate, concepts, phrase_prompts, rectangle, uni
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core.records import Correction
 from sam3label.errors import StoreError
-from sam3label.run.reader import count_objects, open_run
+from sam3label.run.reader import open_run
 from sam3label.run.repair import examine, repair
 from sam3label.run.store import DATABASE, Store
 
@@ -35,7 +35,7 @@ def test_flipped_bytes_end_in_a_sentence_or_in_the_truth(run: Path, seed: int) -
     (run / DATABASE).write_bytes(data)
     try:
         with open_run(run) as damaged:
-            count_objects(damaged)
+            damaged.count_objects()
     except StoreError as error:
         assert "\n" not in str(error)
     examine(run)
@@ -50,7 +50,7 @@ def test_an_empty_file_and_masks_that_do_not_fit_are_named_and_the_rest_is_saved
         pytest.raises(StoreError, match=r"the masks of 001.jpg do not fit it.*sam3label check"),
         open_run(run) as opened,
     ):
-        count_objects(opened)
+        opened.count_objects()
     assert examine(run).lost == ["001.jpg"]
     saved = repair(run, tmp_path / "saved")
     assert (saved.units, saved.corrections, saved.lost) == (59, 1, ["001.jpg"])

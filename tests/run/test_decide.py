@@ -14,7 +14,7 @@ from sam3label.core.records import Candidate, Concept, ConceptList, Correction, 
 from sam3label.errors import ConfigError
 from sam3label.run.corrections import apply_corrections
 from sam3label.run.decide import decide, select_labels
-from sam3label.run.reader import Run, count_objects, open_run
+from sam3label.run.reader import Run, open_run
 from sam3label.run.store import Store
 
 HERE, NEAR, FAR = rectangle(10, 10, 20, 20), rectangle(11, 10, 20, 20), rectangle(50, 30, 20, 20)  # IoU HERE/NEAR 0.905
@@ -233,7 +233,7 @@ def test_a_run_streams_done_images_in_order_and_lists_failures(tmp_path: Path) -
         assert run.failures() == [("bad.jpg", "truncated")]
         assert len(run) == 2
         assert run.info == {"model": "tiny"}
-        assert count_objects(run) == {"a": (1, 1), "b": (0, 0)}
+        assert run.count_objects() == {"a": (1, 1), "b": (0, 0)}
         *_, last = run.done_units()
         (seen,) = run.frames(last)
         assert (seen.candidates, seen.image) == (run.candidates(last), images[1])
@@ -245,7 +245,7 @@ def test_a_run_streams_done_images_in_order_and_lists_failures(tmp_path: Path) -
 def test_thresholds_may_change_after_the_run_but_phrases_may_not(tmp_path: Path) -> None:
     make_run(tmp_path, concepts("a", "b"))
     with open_run(tmp_path, concepts(Concept(0, "b", ("b",), conf=0.4))) as run:
-        assert count_objects(run) == {"b": (1, 1)}
+        assert run.count_objects() == {"b": (1, 1)}
     with pytest.raises(ConfigError, match="asks for 'c', which this run never put"):
         open_run(tmp_path, concepts("c"))
     with pytest.raises(ConfigError, match=r"at least 0\.1.*b \(0\.05\).*--floor"):

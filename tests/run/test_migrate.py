@@ -16,7 +16,7 @@ from support.builders import unit
 from sam3label.core.records import Prompt
 from sam3label.errors import StoreError
 from sam3label.run import migrate
-from sam3label.run.reader import count_objects, open_run
+from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE, Store
 
 OLD = gzip.decompress((Path(__file__).parents[1] / "data" / "run_format1.sqlite.gz").read_bytes())
@@ -45,7 +45,7 @@ def test_it_opens_and_says_what_it_said(old: Path) -> None:
             ("a/1.png", 0, 1), ("a/2.png", 0, 1), ("b.png", 0, 1), ("v.mp4", 0, 16), ("v.mp4", 16, 24)
         ]  # fmt: skip
         assert run.failures() == [("broken.jpg", "not an image (unknown format, or its header is damaged)")]
-        assert count_objects(run) == {"disc": (22, 22), "square": (24, 23)}
+        assert run.count_objects() == {"disc": (22, 22), "square": (24, 23)}
         assert [(c.action, c.who) for c in run.corrections()] == [("deleted", "ann"), ("reviewed", "ann")]
         assert run.image("a/1.png").reviewed and run.image("a/1.png").labels == ()
         assert run.floor == 0.2

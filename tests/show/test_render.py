@@ -46,10 +46,10 @@ def frames_of(path: Path) -> list[np.ndarray]:
 
 def test_a_video_is_named_like_its_source_and_no_two_alike(tmp_path: Path) -> None:
     run_folder = make_run(tmp_path, concepts("cat"), "a/bedroom.mp4", "b/clip.avi", "b/clip.mp4", "b/frames")
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     with open_run(run_folder) as run:
-        assert render(run, tmp_path / "out", progress=seen.append) == 4
-    assert seen == list(range(1, 4 * FRAMES + 1))
+        assert render(run, tmp_path / "out", on_progress=lambda *step: seen.append(step)) == 4
+    assert seen == [(done, 4 * FRAMES) for done in range(1, 4 * FRAMES + 1)]
     made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     assert made == ["a/bedroom.mp4", "b/clip.avi.mp4", "b/clip.mp4.mp4", "b/frames.mp4"]
 

@@ -24,10 +24,17 @@ from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, Correction, MediaItem, Rle, UnitResult
 from sam3label.errors import OutputError, StoreError
 from sam3label.review.reasons import EXPLAINED
-from sam3label.run.reader import Run, count_objects, open_run
+from sam3label.run.reader import Run, open_run
 from sam3label.run.store import Store
-from sam3label.show.report import collect, write_report
+from sam3label.show.report import collect
+from sam3label.show.report import write_report as write_report_of
 from sam3label.show.report_counts import MAX_EMBEDDED
+
+
+def write_report(run_folder: Path, path: Path, concepts: ConceptList | None = None) -> None:
+    with open_run(run_folder, concepts) as run:
+        write_report_of(run, path)
+
 
 CLASSES = concepts(
     Concept(0, "cat", ("cat", "kitten"), ("fox",)), Concept(1, "dog", ("dog",), conf=0.4, presence=0.3), "<i>cow</i>"
@@ -114,7 +121,7 @@ def live_counts(page: Page) -> list[int]:
 
 def labels_of(run_folder: Path, classes: ConceptList) -> list[int]:
     with open_run(run_folder, classes) as run:
-        return [objects for objects, _ in count_objects(run).values()]
+        return [objects for objects, _ in run.count_objects().values()]
 
 
 def test_counts_are_those_of_select(page: Page, run_folder: Path) -> None:

@@ -1,0 +1,62 @@
+"""The command line and Python have the same words: an option is called as the keyword that it goes to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from cli.test_help import options, verbs
+
+from sam3label import face
+from sam3label.export.options import Options
+from sam3label.labelling.options import LabelOptions
+
+VERBS = dict(verbs())
+RUN = face.LabeledRun
+LISTS = (face.Concepts.from_phrases, face.Concepts.from_ontology)
+CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "init": (face.init,),
+    "run": (face.label, LabelOptions, *LISTS, RUN.export_each),
+    "demo": (face.demo,),
+    "status": (face.open_run,),
+    "check": (face.check,),
+    "export": (face.open_run, RUN.export_each, Options),
+    "validate": (face.open_run, face.validate),
+    "preview": (face.preview, LabelOptions, *LISTS),
+    "evaluate": (face.open_run, RUN.evaluate, face.evaluate),
+    "calibrate": (face.open_run, RUN.calibrate),
+    "report": (face.open_run, RUN.report),
+    "render": (face.open_run, RUN.render),
+    "doctor": (face.doctor,),
+    "weights convert": (face.convert_weights,),
+    "review push": (face.open_run, RUN.review_push),
+    "review open": (face.open_run, RUN.review_open),
+    "review pull": (face.open_run, RUN.review_pull),
+    "review summary": (face.open_run, RUN.review_summary),
+    "review write": (face.open_run, RUN.review_write),
+}
+FOR_THE_EYE = {"--quiet", "--json", "--help"}  # what is printed, and where else
+A_METHOD = {("run", "--export"), ("demo", "--videos")}  # and a function of its own in Python
+OTHER_WORDS = {"--set": "settings", "--phrase": "phrases", "--format": "formats", "--from": "source", "-n": "n"}
+
+
+def keywords(call: Callable[..., Any]) -> set[str]:
+    named = inspect.signature(call).parameters.values()
+    return {p.name for p in named if p.kind is not p.VAR_KEYWORD} - {"self"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_is_called_as_its_keyword(verb: str) -> None:
+    known = {name for call in CALLS[verb] for name in keywords(call)}
+    given = {name for name in options(VERBS[verb]) if name not in FOR_THE_EYE and (verb, name) not in A_METHOD}
+    words = {OTHER_WORDS.get(name, name.removeprefix("--").replace("-", "_")) for name in given}
+    assert words <= known, f"{verb}: no keyword for {words - known}"
+
+
+@pytest.mark.parametrize(("verb", "choices"), [("run", LabelOptions), ("export", Options)])
+def test_every_choice_is_an_option(verb: str, choices: Any) -> None:
+    named = {parameter.name for parameter in VERBS[verb].params}
+    assert {field.name for field in fields(choices)} - named == ({"splits"} if choices is Options else set())
