@@ -106,7 +106,7 @@ def make_official_file(checkpoint: Path, out: Path, release: str = "3") -> Path:
 
 def _video_config(size: Size, vocabulary: int) -> dict[str, Any]:
     grid = size.image // 14
-    detector = _detector_config(size, vocabulary)
+    detector = detector_config(size, vocabulary)
     tracker = {
         "model_type": "sam3_tracker_video",
         "image_size": size.image,
@@ -131,7 +131,7 @@ def _video_config(size: Size, vocabulary: int) -> dict[str, Any]:
     return {"detector_config": detector, "tracker_config": tracker, "low_res_mask_size": 4 * grid}
 
 
-def _detector_config(size: Size, vocabulary: int) -> dict[str, Any]:
+def detector_config(size: Size, vocabulary: int) -> dict[str, Any]:
     grid = size.image // 14
     block = {"hidden_size": size.width, "num_attention_heads": size.heads, "intermediate_size": size.mlp}
     vit = {

@@ -19,7 +19,9 @@ from support.layers import (
     imported_when_run,
     imports,
     modules,
+    private_names,
     table,
+    uses_of_private,
     violations,
 )
 
@@ -149,3 +151,11 @@ def test_only_the_job_and_the_reader_open_a_store() -> None:
         name for name, path in MODULES.items() if re.search(r"(?<!sam3label\.)\brun\.store\.", path.read_text())
     ]
     assert reachers == []
+
+
+def test_nothing_private_is_used_from_outside() -> None:
+    """Tests and scripts go the public way, or the name is not private. (What other libraries hide is not ours.)"""
+    outside = [path for folder in ("tests", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+    ours = {name for path in (*MODULES.values(), *outside) for name in private_names(path)}
+    used = [f"{path.relative_to(ROOT)}: {name}" for path in outside for name in uses_of_private(path) if name in ours]
+    assert used == []

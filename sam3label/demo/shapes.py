@@ -97,7 +97,7 @@ def make_scene(seed: int, size_hw: tuple[int, int] = (480, 640), objects: int | 
     things: list[Thing] = []
     for _ in range(count):
         things.append(_pick_thing(rng, things))
-    placed = _place(rng, things, size_hw)
+    placed = place(rng, things, size_hw)
     return _photograph(rng, _background(rng, size_hw), placed)
 
 
@@ -129,7 +129,7 @@ def _random_pose(rng: np.random.Generator, thing: Thing, size_hw: tuple[int, int
     return Placed(thing, center, radius, float(rng.uniform(0, 2 * math.pi)), _paint(rng, thing.color), shade)
 
 
-def _place(rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int, int]) -> list[Placed]:
+def place(rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int, int]) -> list[Placed]:
     """Find poses, back to front, that hide no object too much; an object that fits nowhere is left out."""
     placed: list[Placed] = []
     whole: list[int] = []
@@ -137,7 +137,7 @@ def _place(rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int
     for thing in things:
         for _ in range(10):
             pose = _random_pose(rng, thing, size_hw)
-            alpha = _alpha(pose, size_hw) >= 128
+            alpha = alpha_of(pose, size_hw) >= 128
             area = int(alpha.sum())
             left = np.bincount(index[~alpha], minlength=len(placed) + 1)[1:]
             if area and all(seen >= (1 - MAX_HIDDEN) * full for seen, full in zip(left, whole, strict=True)):
@@ -162,7 +162,7 @@ def _outline(pose: Placed) -> list[npt.NDArray[np.float64]]:
     return [outer, np.array(pose.center) + unit * (0.52 * pose.radius)]
 
 
-def _alpha(pose: Placed, size_hw: tuple[int, int]) -> Pixels:
+def alpha_of(pose: Placed, size_hw: tuple[int, int]) -> Pixels:
     """Return how much of each pixel the object covers, 0 to 255, edges smooth."""
     alpha = np.zeros(size_hw, np.uint8)
     fixed = [np.round((contour - 0.5) * 16).astype(np.int32) for contour in _outline(pose)]  # 4 fractional bits
@@ -194,7 +194,7 @@ def _photograph(rng: np.random.Generator, ground: npt.NDArray[np.float32], place
     size_hw = (ground.shape[0], ground.shape[1])
     index = np.zeros(size_hw, np.uint8)
     for number, pose in enumerate(placed, start=1):
-        alpha = _alpha(pose, size_hw)
+        alpha = alpha_of(pose, size_hw)
         _paint_over(ground, alpha, pose)
         index[alpha >= 128] = number
     side = math.sqrt(size_hw[0] * size_hw[1])

@@ -87,7 +87,7 @@ def measure(guide: Guide, examples: Examples, floor: float) -> Trust:
         for start in range(0, len(examples.references), step):
             some = examples.references[start : start + step]
             for reference, detection in zip(some, alone.detect([r.frame() for r in some], floor), strict=True):
-                counts += _compared(select_labels(detection.candidates, alone.concepts), reference)
+                counts += compared(select_labels(detection.candidates, alone.concepts), reference)
     found, wrong, missed = (int(count) for count in counts)
     return Trust(examples.concept.name, showing, found, wrong, missed, examples.concept.conf)
 
@@ -151,7 +151,7 @@ def refuse_poor(figures: Iterable[Trust]) -> None:
         )
 
 
-def _compared(labels: Sequence[Label], reference: Reference) -> npt.NDArray[np.int64]:
+def compared(labels: Sequence[Label], reference: Reference) -> npt.NDArray[np.int64]:
     """Return (found, wrong, missed): best label first, each truth box is found by the label that overlaps it most."""
     truth = _truth(reference)
     boxes = np.array([label.box_xywh for label in labels], dtype=np.float64).reshape(-1, 4)

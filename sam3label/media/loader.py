@@ -40,7 +40,7 @@ Place = torch.Tensor | Path  # pixels in shared memory, or in a file
 Value = tuple[Place, Stamp | None] | str  # a photo, or why there is none
 
 _AHEAD = 2  # images each worker decodes ahead
-_ROOM = 64 << 20  # bytes of shared memory to leave per worker
+ROOM = 64 << 20  # bytes of shared memory to leave per worker
 _SHARED_MEMORY = "/dev/shm"
 CRASHED = "the decoder crashed on this file"
 
@@ -89,7 +89,7 @@ def _decode_here(items: Sequence[MediaItem], pin: bool, decode: Decode) -> Itera
 def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
     """Decode by workers; after a death, decode one by one what it may have held, then go on."""
     with tempfile.TemporaryDirectory(prefix="sam3label-") as folder:
-        task = _Task(decode, Path(folder), workers * _ROOM)
+        task = _Task(decode, Path(folder), workers * ROOM)
         done = 0
         while done < len(items):
             for value in _until_death(task, items[done:], workers, pin):

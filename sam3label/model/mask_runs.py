@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +42,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class _Axis:
+class Axis:
     """Bilinear upsampling of one axis: output i is low[i] and high[i] weighted by the two weights."""
 
     low: torch.Tensor  # int64 [n_out]
@@ -66,6 +65,23 @@ class _Axis:
         return mixed.add_(values.index_select(0, self.high[start:stop]).mul_(self.weight_high[start:stop]))
 
 
+class Upsampling:
+    """Keeps what upsampling to a size needs, of the sizes that were asked for last: a run's images have few sizes."""
+
+    def __init__(self, kept: int = 64) -> None:
+        self._kept = kept
+        self._axes: dict[tuple[int, tuple[int, int], int, torch.device], Axis] = {}
+
+    def axis(self, n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> Axis:
+        """Return how `n_in` rows (axis 0) or columns (axis 1) become those of an image of this size."""
+        asked = n_in, size_hw, axis, device
+        found = self._axes.pop(asked, None) or _measured(*asked)
+        self._axes[asked] = found  # last: the first ones go first
+        if len(self._axes) > self._kept:
+            del self._axes[next(iter(self._axes))]
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Region:
     """What of mask number `mask` can be inside: columns x0:x1 of the image, between the logits' rows top..bottom."""
@@ -86,13 +102,13 @@ class _Region:
         return self.tall * (self.x1 - self.x0)
 
 
-def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Instance | None]:
+def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int], upsampling: Upsampling) -> list[Instance | None]:
     """Return one instance per mask of float32 `mask_logits` [K, h, w]; None where no pixel of the image is inside.
 
     Equal, pixel for pixel, to `F.interpolate(mask[None, None], size_hw, mode="bilinear") > 0` of each mask. (Several
     masks in one such call can differ from that, and from it, where a value is 0 but for rounding.)
     """
-    rows, columns = (_axis(mask_logits.shape[1 + axis], size_hw, axis, mask_logits.device) for axis in (0, 1))
+    rows, columns = (upsampling.axis(mask_logits.shape[1 + axis], size_hw, axis, mask_logits.device) for axis in (0, 1))
     found: list[Instance | None] = [None] * len(mask_logits)
     for chunk in _chunks(_regions(mask_logits, columns)):
         for region, runs in zip(chunk, _chunk_runs(mask_logits, chunk, rows, columns, size_hw), strict=True):
@@ -100,7 +116,7 @@ def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Insta
     return found
 
 
-def _regions(mask_logits: torch.Tensor, columns: _Axis) -> Iterator[_Region]:
+def _regions(mask_logits: torch.Tensor, columns: Axis) -> Iterator[_Region]:
     """Yield the reach of each mask's support. Above and below it is a row that is outside, or the image's edge."""
     last = mask_logits.shape[1] - 1
     for mask, (top, bottom, left, right) in enumerate(_supports(mask_logits)):
@@ -135,7 +151,7 @@ def _chunks(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
 
 
 def _chunk_runs(
-    mask_logits: torch.Tensor, chunk: list[_Region], rows: _Axis, columns: _Axis, size_hw: tuple[int, int]
+    mask_logits: torch.Tensor, chunk: list[_Region], rows: Axis, columns: Axis, size_hw: tuple[int, int]
 ) -> list[_Runs]:
     """Return the runs of each region, computed together: the device is waited for a few times a chunk."""
     import torch
@@ -177,7 +193,7 @@ class _Places:
 
 
 def _rows(
-    edge: _Places, around: npt.NDArray[np.float64], rows: _Axis
+    edge: _Places, around: npt.NDArray[np.float64], rows: Axis
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the image's row [N] of each edge, and where rounding decides it.
 
@@ -236,8 +252,7 @@ def _instance(runs: _Runs, size_hw: tuple[int, int]) -> Instance | None:
     return Instance(masks.from_runs(counts.astype(np.uint32), size_hw), box, int((stop - start).sum()))
 
 
-@lru_cache(maxsize=64)
-def _axis(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> _Axis:
+def _measured(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> Axis:
     """Return indices and weights as F.interpolate has them for this size and device, by upsampling indicator signals.
 
     Of three neighbouring inputs each has another remainder by 3, so the two that an output mixes are told apart. They
@@ -268,7 +283,7 @@ def _axis(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) 
     high = np.where(use_left, nearest, right)
     weight_low = np.where(use_left, left_weight, weights[nearest % 3, column])
     weight_high = np.where(use_left, weights[nearest % 3, column], right_weight)
-    return _Axis(
+    return Axis(
         low=torch.from_numpy(low).to(device),
         high=torch.from_numpy(high).to(device),
         weight_low=torch.from_numpy(weight_low.astype(np.float32)[:, None]).to(device),

@@ -51,6 +51,7 @@ class MaskReader:
 
     def __init__(self, head: Head, compute: Compute, batches: Batches) -> None:
         self._head, self._compute, self._batches = head, compute, batches
+        self._upsampling = mask_runs.Upsampling()
 
     def kept(
         self,
@@ -70,7 +71,7 @@ class MaskReader:
             with clock("heads"):
                 logits = self.logits(scored, row, query, skips())
             with clock("post"):
-                instances = mask_runs.instances(logits, size_hw)
+                instances = mask_runs.instances(logits, size_hw, self._upsampling)
             return [Kept(int(r), int(q), i) for r, q, i in zip(row, query, instances, strict=True) if i is not None]
 
         for part in self._batches.each(len(rows), "masks", read):

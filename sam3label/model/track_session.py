@@ -104,7 +104,7 @@ class TrackSession:
         born = list(range(self._next, self._next + len(matches.born)))
         self._next += len(born)
         gone, hidden = self.lives.update(now, numbers, matches, born)
-        corrections = self._correct(now, features, found, matches, tracked)
+        corrections = self.correct(now, features, found, matches, tracked)
         masks = self._hide_overlapping(now, tracked.masks, phrases, gone)
         self._remember(now, features, masks, phrases, corrections.remembered)
         births = Births(
@@ -118,7 +118,7 @@ class TrackSession:
                 self.born[now] = births
             self._bear(now, features, births, size_hw, tracked)
         before = self.targets
-        self._take_back(gone)
+        self.take_back(gone)
         shown = {
             one.number: corrections.shown.get(place, masks[place]) for place, one in enumerate(before[: len(masks)])
         }
@@ -194,7 +194,7 @@ class TrackSession:
 
     # ---- corrections
 
-    def _correct(
+    def correct(
         self, now: int, features: FrameFeatures, found: FrameDetections, matches: FrameMatches, tracked: _Tracked
     ) -> _Corrections:
         """Let sure detections confirm or correct objects, every so many frames, which become conditioning frames."""
@@ -329,7 +329,7 @@ class TrackSession:
         side = self.parts.memory_side
         return ((logits if logits.shape[-1] == side else shrink(logits, side)) > 0).float()
 
-    def _take_back(self, gone: Iterable[int]) -> None:
+    def take_back(self, gone: Iterable[int]) -> None:
         gone = set(gone)
         litters = {one.litter for one in self.targets if one.number in gone}
         self.targets = [one for one in self.targets if one.number not in gone]

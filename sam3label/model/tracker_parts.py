@@ -76,7 +76,7 @@ class TrackerParts:
         fine, middle, coarse = decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), levels[2]
         return FrameFeatures(fine, middle, _tokens(coarse), _tokens(places[2]))
 
-    def _map(self, tokens: Tensor) -> Tensor:
+    def as_map(self, tokens: Tensor) -> Tensor:
         """Reshape [S, N, D] to [N, D, g, g]."""
         return tokens.permute(1, 2, 0).reshape(tokens.shape[1], -1, self.grid, self.grid)
 
@@ -93,7 +93,7 @@ class TrackerParts:
             memory_posision_embeddings=places.expand(-1, n, -1),
             num_object_pointer_tokens=pointers,
         )  # [1, N, S, D]
-        seen = self._map(attended[0].transpose(0, 1))
+        seen = self.as_map(attended[0].transpose(0, 1))
         return self._heads(features, seen, None, self._several_masks())
 
     def _several_masks(self) -> bool:
@@ -173,7 +173,7 @@ class TrackerParts:
         prompt = self.model.mask_downsample(mask)
         if prompt.shape[-1] != self.mask_side:
             prompt = shrink(prompt, self.mask_side)
-        pixels = self._map(features.tokens).expand(len(mask), -1, -1, -1)
+        pixels = self.as_map(features.tokens).expand(len(mask), -1, -1, -1)
         pointers = self._heads(features, pixels, prompt, several=not single).pointers
         there = mask.flatten(1).gt(0).any(1, keepdim=True).to(pointers.dtype)
         known: Tensor = there * pointers + (1 - there) * self.model.no_object_pointer
@@ -182,7 +182,7 @@ class TrackerParts:
     def memory_of(self, features: FrameFeatures, mask: Tensor, appears: Tensor) -> Tensor:
         """Return spatial memories [N, S, M] in bf16 of masks [N, 1, 4h, 4w] of 0 to 1; `appears` bool [N]."""
         scaled = mask * self.config.sigmoid_scale_for_mem_enc + self.config.sigmoid_bias_for_mem_enc
-        memory, _ = self.model.memory_encoder(self._map(features.tokens), scaled)
+        memory, _ = self.model.memory_encoder(self.as_map(features.tokens), scaled)
         hidden = self.model.occlusion_spatial_embedding_parameter
         if hidden is not None:
             memory = memory + (~appears)[:, None, None, None].float() * hidden[..., None, None]

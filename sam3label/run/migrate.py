@@ -107,14 +107,14 @@ def _to_2(db: sqlite3.Connection) -> None:
     fingerprint.pop("phrases", None)
     for name, digest in guides.items():
         db.execute("UPDATE prompts SET digest = ? WHERE class_name = ?", (digest, name))
-    _share_questions(db, guides)
+    share_questions(db, guides)
     db.executemany(
         "INSERT OR REPLACE INTO meta VALUES (?, ?)",
         [("fingerprint", json.dumps(fingerprint)), ("exemplars", json.dumps(guides)), ("format", json.dumps(2))],
     )
 
 
-def _share_questions(db: sqlite3.Connection, guides: dict[str, str]) -> None:
+def share_questions(db: sqlite3.Connection, guides: dict[str, str]) -> None:
     """Rewrite each unit's presence without the prompts it was not asked, and give it a question that says which."""
     (prompts,) = db.execute("SELECT count(*) FROM prompts").fetchone()
     for (unit_id,) in db.execute("SELECT id FROM units WHERE error IS NULL ORDER BY id").fetchall():

@@ -56,7 +56,7 @@ def draw_labels(
 
 def paint_mask(picture: Pixels, rle: Rle, color: Rgb) -> None:
     """Blend one mask and its outline into the picture (any size of the same shape), by coverage: edges are smooth."""
-    cover, top, left = _coverage(rle, picture.shape[0], picture.shape[1])
+    cover, top, left = coverage(rle, picture.shape[0], picture.shape[1])
     height, width = cover.shape
     if not height or not width:
         return
@@ -89,7 +89,7 @@ def _resized(pixels: Pixels, max_side: int | None) -> Pixels:
     return np.array(resized)
 
 
-def _coverage(rle: Rle, height: int, width: int) -> tuple[npt.NDArray[np.uint8], int, int]:
+def coverage(rle: Rle, height: int, width: int) -> tuple[npt.NDArray[np.uint8], int, int]:
     """Return (uint8 [h, w] of how much of each pixel a mask covers, top, left) in a picture of height x width."""
     x, y, mask = masks.crop(rle)
     if not mask.size:

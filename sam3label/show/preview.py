@@ -244,12 +244,12 @@ def _example_cells(examples: Examples, sample: Sequence[MediaItem], no: int) -> 
         chosen = canvas.choose([crops(reference) for reference in examples.references_for(pixel_digest(target.pixels))])
         if chosen:
             made = canvas.compose(target.pixels, chosen, rules.share)
-            yield made.pixels, _boxed(made.boxes, made.pixels.shape[:2], number, no), f"{name}: as the model sees it"
+            yield made.pixels, boxed(made.boxes, made.pixels.shape[:2], number, no), f"{name}: as the model sees it"
     for reference in examples.references[:SHOWN_EXAMPLES]:
         title = f"{name}: {reference.name}"
-        yield reference.frame().pixels, _boxed(reference.boxes, reference.size_hw, number, no), title
+        yield reference.frame().pixels, boxed(reference.boxes, reference.size_hw, number, no), title
     for frame in _decoded([item for item in sample if item.id in examples.photos][:SHOWN_EXAMPLES]):
-        yield frame.pixels, _boxed(_boxes_on(examples, frame), frame.size_hw, number, no), f"{name}: {frame.item.id}"
+        yield frame.pixels, boxed(_boxes_on(examples, frame), frame.size_hw, number, no), f"{name}: {frame.item.id}"
 
 
 def _boxes_on(examples: Examples, frame: Frame) -> BoxPrompt | None:
@@ -267,7 +267,7 @@ def _decoded(sample: Sequence[MediaItem]) -> Iterator[Frame]:
             continue
 
 
-def _boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
+def boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
     """Boxes as labels to draw, of the frame alone, so that the example shows; a negative one as of class `no`."""
     height, width = size_hw[0], size_hw[1]
     labels = []

@@ -252,14 +252,14 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
     except OSError:
         yield lambda: 0
         return
-    yield lambda: max(0, _resident("VmHWM") - before)
+    yield lambda: max(0, resident("VmHWM") - before)
 
 
-def _resident(field_name: str) -> int:
+def resident(field_name: str) -> int:
     text = Path("/proc/self/status").read_text()
     return int(re.findall(rf"{field_name}:\s+(\d+) kB", text)[0]) * 1024
 

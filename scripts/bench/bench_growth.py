@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from bench import CACHE, _resident, checkpoint_folder
+from bench import CACHE, checkpoint_folder, resident
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.labelling.job import label
@@ -47,7 +47,7 @@ class Parts:
         elif progress.done - self.done >= self.size:
             self.costs.append((now - self.since) / (progress.done - self.done))
             self.done, self.since = progress.done, now
-            memory = _resident("VmRSS") / 2**20
+            memory = resident("VmRSS") / 2**20
             print(f"{self.done:>8} images {1000 * self.costs[-1]:>8.2f} ms an image {memory:>8.0f} MiB", flush=True)
 
     def spread(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from random_checkpoint import SIZES, _detector_config
+from random_checkpoint import SIZES, detector_config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -63,7 +63,7 @@ def count(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def costs(size: str) -> Costs:
     """Count every part of a model of this size."""
-    config = Sam3Config() if size == "full" else Sam3Config(**_detector_config(SIZES[size], vocabulary=1000))
+    config = Sam3Config() if size == "full" else Sam3Config(**detector_config(SIZES[size], vocabulary=1000))
     with FakeTensorMode():
         model: Any = Sam3Model(config).eval()
         side, width = config.vision_config.image_size, config.vision_config.fpn_hidden_size

@@ -84,7 +84,7 @@ def _iou(a: Masks, b: Masks) -> npt.NDArray[np.float32]:
     return overlap
 
 
-def _without_doubles(masks: Masks, nms: float) -> Masks:
+def without_doubles(masks: Masks, nms: float) -> Masks:
     """Masks, best first, without those that overlap a better one by more than `nms`."""
     if nms >= 1 or len(masks) < 2:
         return masks
@@ -176,7 +176,7 @@ def examine(
         for pair, (sheet, question) in enumerate(asked):
             order = scores[pair].argsort(descending=True)
             masks = _full_size(outputs.masks[pair, -1, order[scores[pair, order] >= threshold]], sheet)
-            _mark(tally, sheet, question, _without_doubles(masks, nms), bool(presence[pair] >= 0.5))
+            _mark(tally, sheet, question, without_doubles(masks, nms), bool(presence[pair] >= 0.5))
     return tally.summary()
 
 

@@ -298,7 +298,7 @@ def collate(lessons: Sequence[tuple[Sample, Sequence[Question]]], tokenize: Toke
 
     from sam3label.train.detector import PAD, Batch
 
-    turned = [_turn(sample, int(rng.integers(8)) if rng else 0) for sample, _ in lessons]
+    turned = [turn(sample, int(rng.integers(8)) if rng else 0) for sample, _ in lessons]
     asked = [(b, question) for b, (_, questions) in enumerate(lessons) for question in questions]
     phrases = list(dict.fromkeys(question.phrase for _, question in asked)) or [VISUAL]
     ids, mask = tokenize(phrases)
@@ -336,7 +336,7 @@ def _attributes(things: Sequence[Thing]) -> Tensor:
     return torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
 
 
-def _turn(sample: Sample, way: int) -> Sample:
+def turn(sample: Sample, way: int) -> Sample:
     """One of the eight flips and quarter turns of a picture; the arrays are made contiguous again."""
     if way == 0:
         return sample

@@ -26,7 +26,7 @@ from sam3label.demo.shapes import (
     without_slivers,
     write_scenes,
 )
-from sam3label.demo.shapes import _alpha as alpha_of
+from sam3label.demo.shapes import alpha_of as alpha_of
 
 SIZE = (120, 160)
 
@@ -72,7 +72,7 @@ def test_no_object_is_hidden_by_more_than_35_percent() -> None:
 
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        placed = shapes._place(rng, [Thing("red", "square")] * 8, SIZE)
+        placed = shapes.place(rng, [Thing("red", "square")] * 8, SIZE)
         index = np.zeros(SIZE, np.uint8)
         for number, pose in enumerate(placed, start=1):
             index[alpha_of(pose, SIZE) >= 128] = number
@@ -224,7 +224,7 @@ def test_a_canvas_keeps_the_truth_of_both_sides() -> None:
 def test_turned_pictures_turn_their_masks_and_boxes_with_them() -> None:
     sample = lessons.to_sample(make_scene(2, (128, 128)), 128, 64)
     for way in range(8):
-        turned = lessons._turn(sample, way)
+        turned = lessons.turn(sample, way)
         for mask, box in zip(turned.masks, turned.boxes, strict=True):
             ys, xs = np.nonzero(mask > 0)
             x0, y0 = (box[0] - box[2] / 2) * 64, (box[1] - box[3] / 2) * 64

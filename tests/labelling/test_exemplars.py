@@ -606,9 +606,9 @@ def test_labels_are_compared_with_a_references_boxes_one_to_one(tmp_path: Path) 
         candidate(key, 0.4, rectangle(50, 20, 10, 10), source="both", query=4),  # under the threshold
     ]
     labels = select_labels(found, concepts)
-    assert reference_check._compared(labels, examples.references[0]).tolist() == [1, 2, 1]
-    assert reference_check._compared((), examples.references[0]).tolist() == [0, 0, 2]
-    assert reference_check._compared(labels, examples.references[1]).tolist() == [
+    assert reference_check.compared(labels, examples.references[0]).tolist() == [1, 2, 1]
+    assert reference_check.compared((), examples.references[0]).tolist() == [0, 0, 2]
+    assert reference_check.compared(labels, examples.references[1]).tolist() == [
         0,
         3,
         0,
@@ -738,7 +738,7 @@ def test_drawn_exemplars_are_frames_that_leave_the_object_to_see() -> None:
     boxes = BoxPrompt(
         np.array([(0.1, 0.1, 0.5, 0.5), (0.6, 0.2, 1, 0.4), (0, 0, 0.001, 0.001)], np.float32), (True, False, True)
     )
-    drawn = preview._boxed(boxes, (400, 800), class_id=2, no=5)
+    drawn = preview.boxed(boxes, (400, 800), class_id=2, no=5)
     assert [label.class_id for label in drawn] == [2, 5, 2]
     assert drawn[0].box_xywh == (80, 40, 320, 160) and drawn[1].box_xywh == (480, 80, 320, 80)
     mask = masks.decode(drawn[0].rle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -207,7 +208,7 @@ def test_little_shared_memory_is_no_obstacle(
     """Containers often have 64 MB of it. Then pixels travel through files, which are gone afterwards."""
     folder = tmp_path_factory.mktemp("spill")
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    monkeypatch.setattr(loader, "_ROOM", 1 << 60)
+    monkeypatch.setattr(loader, "ROOM", 1 << 60)
     items = photos(9)
     stream = batches(items, 3, 2)
     got = next(stream)
@@ -289,7 +290,7 @@ def test_where_no_process_can_start_this_one_decodes_and_says_so(
     def refuse(_self: object) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(type(loader._context().Process()), "start", refuse)
+    monkeypatch.setattr(multiprocessing.get_context("forkserver").Process, "start", refuse)
     with pytest.warns(RuntimeWarning, match=r"cannot start \(no more processes\): decoding goes on in this process"):
         decoded = [entry for batch in batches(photos(6), 4, 2) for entry in batch]
     assert len(decoded) == 6 and all(isinstance(entry, Frame) for entry in decoded)

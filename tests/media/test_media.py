@@ -396,7 +396,7 @@ def test_inverted_cmyk_as_adobe_writes_it(tmp_path: Path) -> None:
 def test_the_quick_decoder_gives_the_pixels_of_the_careful_one(tmp_path: Path) -> None:
     for options in ({"quality": 75}, {"quality": 95, "subsampling": 0}, {"progressive": True}):
         content = oddfiles.encoded(oddfiles.photo(), "JPEG", **options)
-        quick = image_file._decode_jpeg(content)
+        quick = image_file.decode_jpeg(content)
         assert quick is not None
         with Image.open(io.BytesIO(content)) as image:
             assert np.abs(quick.astype(int) - np.array(image)).max() <= 1

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from sam3label.core import masks
 from sam3label.model import mask_runs
-from sam3label.model.mask_runs import Instance, instances
+from sam3label.model.mask_runs import Instance, Upsampling, instances
 
 SIZES = ((1, 1), (1, 700), (33, 1), (20_000, 10), (10, 20_000), (480, 640), (64, 64), (100, 64), (40, 25))
 
@@ -29,7 +30,7 @@ def truth(logits: torch.Tensor, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def check(logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Instance | None]:
-    found = instances(logits, size_hw)
+    found = instances(logits, size_hw, Upsampling())
     assert len(found) == len(logits)
     for instance, inside in zip(found, truth(logits, size_hw), strict=True):
         if instance is None:
@@ -87,13 +88,16 @@ def test_equals_full_size_upsampling_of_anything(
 
 
 def test_empty_input() -> None:
-    assert instances(torch.empty(0, 8, 8), (30, 40)) == []
+    assert instances(torch.empty(0, 8, 8), (30, 40), Upsampling()) == []
 
 
 def test_masks_without_a_pixel_are_none() -> None:
     logits = torch.full((2, 64, 64), -5.0)
     logits[1, 3, 3] = 1.0
-    assert instances(logits, (8, 8)) == [None, None]  # the positive logit falls between the image's pixels
+    assert instances(logits, (8, 8), Upsampling()) == [
+        None,
+        None,
+    ]  # the positive logit falls between the image's pixels
 
 
 def test_masks_are_read_off_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,26 +108,41 @@ def test_masks_are_read_off_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_rounding_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits whose interpolation is 0 but for rounding take the exact way; ordinary ones hardly ever do."""
-    taken: list[int] = []
-    settled = mask_runs._settled
+    interpolate, whole = F.interpolate, list[int]()
 
-    def counted(*arguments):  # type: ignore[no-untyped-def]
-        taken.append(1)
-        return settled(*arguments)
+    def counted(values: torch.Tensor, size: Any, **how: Any) -> torch.Tensor:
+        whole.append(1)
+        return interpolate(values, size, **how)
 
-    monkeypatch.setattr(mask_runs, "_settled", counted)
+    def taken(logits: torch.Tensor, size_hw: tuple[int, int]) -> int:
+        upsampling = Upsampling()
+        instances(logits[:0], size_hw, upsampling)  # from here on masks alone are interpolated
+        whole.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(F, "interpolate", counted)
+            instances(logits, size_hw, upsampling)
+        return len(whole)
+
     check(integers(20), (61, 47))
-    assert len(taken) == 4
-    taken.clear()
-    check(smooth(72), (300, 400))
-    assert len(taken) <= 1
+    assert taken(integers(20), (61, 47)) == 4
+    assert taken(smooth(72), (300, 400)) <= 1
+
+
+def test_what_a_size_needs_is_measured_once_and_forgotten_in_time() -> None:
+    upsampling, here = Upsampling(kept=2), torch.device("cpu")
+    first = upsampling.axis(8, (30, 40), 0, here)
+    assert upsampling.axis(8, (30, 40), 0, here) is first
+    for width in (41, 42):
+        upsampling.axis(8, (30, width), 0, here)
+    assert upsampling.axis(8, (30, 40), 0, here) is not first
 
 
 @pytest.mark.parametrize("size_hw", [(77, 51), (77, 52), (52, 77), (129, 1), (1080, 1920), (33, 4001)])
 def test_weights_are_those_of_full_size_upsampling(size_hw: tuple[int, int]) -> None:
     """To the bound that doubt is decided by. On a CPU they are rounded otherwise where height + width exceed 128."""
     logits = noise(288)[0]
-    rows, columns = (mask_runs._axis(288, size_hw, axis, logits.device) for axis in (0, 1))
+    upsampling = Upsampling()
+    rows, columns = (upsampling.axis(288, size_hw, axis, logits.device) for axis in (0, 1))
 
     def upsampled(values: torch.Tensor) -> torch.Tensor:
         across = columns.mix(values.T.double(), 0, size_hw[1])
@@ -161,7 +180,7 @@ def test_a_4k_image_with_100_objects_fits() -> None:
     radii = torch.linspace(4, 60, 100)[:, None, None]  # up to a seventh of the image
     logits = (radii - ((x - centres[:, 0]) ** 2 + (y - centres[:, 1]) ** 2).sqrt()) / 4
     with peak_memory() as peak:
-        found = instances(logits, size_hw)
+        found = instances(logits, size_hw, Upsampling())
     assert peak[0] < 250
     assert all(instance is not None for instance in found)
     for number in (0, 50, 99):  # compared one by one: all at once would not fit where this runs

@@ -178,7 +178,7 @@ def test_a_new_objects_pointer_is_the_single_mask_tokens(video: Any) -> None:
     """V3: what the library's own heads say for one mask, and not what they say for the best of three."""
     _, parts, features = opened(video, OFFICIAL)
     mask = (plate(256, 40, 40, 90)[None, None] > 0).float()
-    maps = [features.fine, features.middle, parts._map(features.tokens)]
+    maps = [features.fine, features.middle, parts.as_map(features.tokens)]
     for single in (True, False):
         heads = parts.model._single_frame_forward(
             input_masks=parts.model.mask_downsample(mask), image_embeddings=maps, multimask_output=not single

@@ -164,7 +164,7 @@ MASKS = {
     "model/mask_runs.py:_supports": 1,
     "model/mask_runs.py:_chunk_runs": 5,
 }
-ONCE = {"model/encode.py:texts": 1, "model/mask_runs.py:_axis": 20}
+ONCE = {"model/encode.py:texts": 1, "model/mask_runs.py:_measured": 20}
 
 
 def test_the_host_waits_where_it_may_and_nowhere_else(

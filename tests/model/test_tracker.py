@@ -323,7 +323,7 @@ def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
     tracker = make_tracker(tiny_checkpoint, "official")
     tracker.settings = replace(tracker.settings, recondition_every_nth_frame=1)
     confirmed, both = set[int](), set[int]()
-    correct, take_back = TrackSession._correct, TrackSession._take_back
+    correct, take_back = TrackSession.correct, TrackSession.take_back
 
     def correcting(session: TrackSession, now: int, *rest: Any) -> Any:
         found = correct(session, now, *rest)
@@ -335,8 +335,8 @@ def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
         both.update(confirmed & gone)
         take_back(session, gone)
 
-    monkeypatch.setattr(TrackSession, "_correct", correcting)
-    monkeypatch.setattr(TrackSession, "_take_back", taking_back)
+    monkeypatch.setattr(TrackSession, "correct", correcting)
+    monkeypatch.setattr(TrackSession, "take_back", taking_back)
     tracked = list(tracker.track(clip_frames(18), PROMPTS))
     assert len(tracked) == 18
     assert both

@@ -75,14 +75,14 @@ class Story:
     def crash_in_push(self, patch: pytest.MonkeyPatch, after: int) -> None:
         """The process goes before some sample was made."""
         self.add_media()
-        made = _dies_after(push._sample, after)
-        self._crash(patch, push, "_sample", made, self.push)
+        made = _dies_after(push.make_sample, after)
+        self._crash(patch, push, "make_sample", made, self.push)
 
     def crash_before_commit(self, patch: pytest.MonkeyPatch) -> None:
         self._crash(patch, Store, "add_corrections", _dies_after(Store.add_corrections, 0), self.pull)
 
     def crash_after_commit(self, patch: pytest.MonkeyPatch) -> None:
-        self._crash(patch, pull, "_agree", _dies_after(pull._agree, 0), self.pull)
+        self._crash(patch, pull, "agree", _dies_after(pull.agree, 0), self.pull)
 
     def _crash(self, patch: pytest.MonkeyPatch, place: Any, name: str, dying: Any, command: Callable[[], None]) -> None:
         with patch.context() as patched:

@@ -67,7 +67,7 @@ def test_the_store_as_it_was_stays_beside(old: Path) -> None:
 
 
 def test_a_migration_that_is_killed_leaves_the_store_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "_share_questions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(migrate, "share_questions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         open_run(old)
     assert raw(old / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [("1",)]

@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from support.builders import candidate, phrase_prompts, rectangle, unit
 
 from sam3label.core.records import Correction
 from sam3label.errors import StoreError
+from sam3label.run import database
 from sam3label.run.store import DATABASE, Store
 
 PROMPTS = phrase_prompts("helmet", "person")
@@ -125,17 +127,26 @@ def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     open_writer(tmp_path).close()
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    with open_writer(tmp_path) as store:
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = database.connect
+
+    def small(*how: Any) -> database.Database:
+        opened = connect(*how)
+        opened.execute("PRAGMA max_page_count = 16")  # SQLite's own SQLITE_FULL, as on a full disk
+        return opened
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "connect", small)
+        store = open_writer(tmp_path)
+    with store:
         store.write([unit("a.jpg", *two_candidates(), prompts=2)])
-        store._db.execute("PRAGMA max_page_count = 12")  # SQLite's own SQLITE_FULL, as on a full disk
         with pytest.raises(StoreError, match="is full.*safe.*same command again"):
             for n in range(200):
                 store.write([unit(f"{n}.jpg", *two_candidates(f"{n}.jpg"), prompts=2)])
     with open_writer(tmp_path) as store:
         assert {"a.jpg"} <= store.done_ids()
         assert store.totals().candidates == 2 * store.totals().done
-        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert store.integrity() == []
         store.write([unit("after.jpg", prompts=2)])
         assert "after.jpg" in store.done_ids()
 

@@ -59,7 +59,7 @@ def test_coverage_is_the_mask_resized(size_hw: tuple[int, int]) -> None:
     expected = np.asarray(whole.resize((400, 300), Image.Resampling.BILINEAR)).astype(float)
     steep = max(1.0, 400 / width)
     expected = np.clip((expected - 127.5) * steep + 127.5, 0, 255)
-    cover, top, left = draw._coverage(masks.encode(mask), 300, 400)
+    cover, top, left = draw.coverage(masks.encode(mask), 300, 400)
     found = np.zeros((300, 400))
     found[top : top + cover.shape[0], left : left + cover.shape[1]] = cover
     assert np.abs(found - expected).mean() < 1.5

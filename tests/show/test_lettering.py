@@ -19,7 +19,7 @@ INK, GROUND = (0, 0, 0), (255, 255, 255)
 
 @pytest.fixture(autouse=True)
 def forgets() -> None:
-    for cached in (font_file, characters, chip, lettering._font):
+    for cached in (font_file, characters, chip):
         cached.cache_clear()
 
 

@@ -107,6 +107,40 @@ def imported_when_run(path: Path) -> Iterator[str]:
             yield node.module
 
 
+def private_names(path: Path) -> set[str]:
+    """Names with one underscore before them that a module defines: functions, classes, values, attributes of `self`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_own(node.value):
+            found.add(node.attr)
+    return {name for name in found if _is_private(name)}
+
+
+def uses_of_private(path: Path) -> Iterator[str]:
+    """Private names that a module takes from another: imported, after a dot, or as text to replace by another."""
+    own = private_names(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if _is_private(alias.name))
+        elif isinstance(node, ast.Attribute) and _is_private(node.attr) and node.attr not in own:
+            yield node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("setattr", "delattr"):
+            texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            yield from (name for text in texts if _is_private(name := text.rpartition(".")[2]))
+
+
+def _is_own(holder: ast.expr) -> bool:
+    return isinstance(holder, ast.Name) and holder.id in ("self", "cls")
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
 def _import_time(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):

@@ -471,9 +471,9 @@ def test_score_counts_each_target_once() -> None:
 def test_doubles_of_a_better_answer_can_be_left_out() -> None:
     masks = np.zeros((3, 4, 4), bool)
     masks[0, :3], masks[1, :2], masks[2, 3] = True, True, True  # the second lies in the first: IoU 2/3
-    assert len(exam._without_doubles(masks, 1.0)) == 3
-    assert len(exam._without_doubles(masks, 0.7)) == 3
-    assert np.array_equal(exam._without_doubles(masks, 0.6), masks[[0, 2]])
+    assert len(exam.without_doubles(masks, 1.0)) == 3
+    assert len(exam.without_doubles(masks, 0.7)) == 3
+    assert np.array_equal(exam.without_doubles(masks, 0.6), masks[[0, 2]])
 
 
 def test_matthews_correlation() -> None:

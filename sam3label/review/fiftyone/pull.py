@@ -134,11 +134,11 @@ def _finish(run: Run, dataset: Any) -> None:
     """Tell the dataset what the last committed pull agreed on, if that is still to be done."""
     pending = dict(run.note(PENDING) or {})
     if agreed := pending.pop(dataset.name, None):
-        _agree(dataset, agreed)
+        agree(dataset, agreed)
         run.keep_note(PENDING, pending)
 
 
-def _agree(dataset: Any, agreed: Mapping[str, Mapping[str, Any]]) -> None:
+def agree(dataset: Any, agreed: Mapping[str, Mapping[str, Any]]) -> None:
     """Write what both sides hold, by sample and frame. Touches nothing a person edits; samples may have gone."""
     there = set(dataset.values("id"))
     agreed = {id_: frames for id_, frames in agreed.items() if id_ in there}

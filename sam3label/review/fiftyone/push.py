@@ -123,7 +123,7 @@ def _push_items(
     added = 0
     for batch in _batches(new, BATCH):
         values = [sample_values(run, item, units, whole) for item, units in batch]
-        dataset.add_samples([_sample(fo, v) for v in values], dynamic=False, progress=False)
+        dataset.add_samples([make_sample(fo, v) for v in values], dynamic=False, progress=False)
         for v in values:
             if v.item.kind == "video":
                 _add_frames(fo, dataset.one(fo.ViewField("item_id") == v.item.id), v)
@@ -143,7 +143,7 @@ def _batches(values: Iterable[T], size: int) -> Iterator[list[T]]:
 # ---- one sample
 
 
-def _sample(fo: Any, values: SampleValues) -> Any:
+def make_sample(fo: Any, values: SampleValues) -> Any:
     sample = fo.Sample(
         filepath=values.item.path,
         tags=values.tags,
