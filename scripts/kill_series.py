@@ -94,7 +94,7 @@ def series(place: Path, model: str, kills: int, photos: int, seed: int, longest:
     for run in (out, calm):
         subprocess.run(command(place, run, model), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     sound = examine(out)
-    return done, [*differences(out, calm), *sound.problems, *sound.lost]
+    return done, [*differences(out, calm), *map(str, sound.problems), *sound.lost]
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sam3label.core.problems import Problem
 from sam3label.core.records import Box
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -32,12 +33,13 @@ class Labelled:
     size_hw: tuple[int, int] | None = None
     relative: bool = False
 
-    def problems(self, size_hw: tuple[int, int] | None) -> Iterator[str]:
+    def problems(self, size_hw: tuple[int, int] | None) -> Iterator[Problem]:
         """Yield what is wrong with the boxes, as far as it can be told from what is known of the image's size."""
         if self.size_hw and size_hw and self.size_hw != size_hw:
-            yield (
-                f"{self.where}: its labels are for an image of {_size(self.size_hw)} pixels and it has "
-                f"{_size(size_hw)}: label the image as it is now"
+            yield Problem(
+                self.where,
+                f"its labels are for an image of {_size(self.size_hw)} pixels and it has {_size(size_hw)}: label the "
+                "image as it is now",
             )
             return
         size_hw = size_hw or self.size_hw
@@ -46,10 +48,10 @@ class Labelled:
         for mark in self.marks:
             x1, y1, x2, y2 = mark.corners
             if not (x2 > x1 and y2 > y1):  # so that NaN counts too
-                yield f"{mark.where}: the box {_shown(mark.corners)} has no area: draw it again or remove it"
+                yield Problem(mark.where, f"the box {_shown(mark.corners)} has no area: draw it again or remove it")
             elif limit and (min(x1, y1) < -slack or x2 > limit[0] + slack or y2 > limit[1] + slack):
                 size = "" if self.relative or size_hw is None else f" of {_size(size_hw)} pixels"
-                yield f"{mark.where}: the box {_shown(mark.corners)} is not inside the image{size}"
+                yield Problem(mark.where, f"the box {_shown(mark.corners)} is not inside the image{size}")
 
 
 def corners_of(box_xywh: Box) -> Corners:

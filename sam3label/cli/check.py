@@ -47,7 +47,7 @@ def _show(found: StoreFindings) -> None:
     from sam3label.core.text import one_line
 
     for problem in found.problems[:SHOWN]:
-        typer.echo(problem)
+        typer.echo(str(problem))
     if found.lost:
         more = " ..." if len(found.lost) > SHOWN else ""
         typer.echo(f"cannot be read or is wrong: {', '.join(map(one_line, found.lost[:SHOWN]))}{more}")

@@ -1,4 +1,4 @@
-"""The checks of a concept list: `Node`s in, concepts out, and every problem as a line of a plain list.
+"""The checks of a concept list: `Node`s in, concepts out, and every `Problem` in one list.
 
 Small functions check one thing each, add what they find to `problems` and return a usable value in its place.
 """
@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from sam3label.core.problems import Problem
 from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Part, Relation, Tiles, Verify
 from sam3label.core.yamlnodes import Node, short
 
@@ -33,10 +34,10 @@ _CONDITIONS = (
 )
 
 
-def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
+def check_list(root: Node, folder: Path, problems: list[Problem]) -> ConceptList:
     """Return the concept list that a document says; paths in it are relative to `folder`."""
     if not isinstance(root.value, dict):
-        problems.append(f"{root.where}: got {_shown(root)}; allowed: a mapping or a list, such as: {EXAMPLE}")
+        problems.append(Problem(root.where, f"got {_shown(root)}; allowed: a mapping or a list, such as: {EXAMPLE}"))
         return ConceptList(())
     _refuse_unknown(root, "", (*TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=TOP_KEYS)
     names = _names(root, problems)
@@ -53,17 +54,19 @@ def check_list(root: Node, folder: Path, problems: list[str]) -> ConceptList:
     return ConceptList(tuple(concepts), _exclusive(root.value.get("exclusive"), known, problems))
 
 
-def _names(root: Node, problems: list[str]) -> list[str]:
+def _names(root: Node, problems: list[Problem]) -> list[str]:
     node = root.value.get("names")
     if node is None or node.value in (None, [], {}):
-        problems.append(f"{(node or root).where}: names: there are none; allowed: at least one, such as: {EXAMPLE}")
+        problems.append(
+            Problem((node or root).where, f"names: there are none; allowed: at least one, such as: {EXAMPLE}")
+        )
         return []
     if isinstance(node.value, dict):
         children = _numbered(node, problems)
     elif isinstance(node.value, list):
         children = dict(enumerate(node.value))
     else:
-        problems.append(f"{node.where}: names: got {_shown(node)}; allowed: a list, or {{0: person, 1: helmet}}")
+        problems.append(Problem(node.where, f"names: got {_shown(node)}; allowed: a list, or {{0: person, 1: helmet}}"))
         return []
     names = _texts(children, "names", problems)
     _refuse_twins(children, problems)
@@ -71,18 +74,21 @@ def _names(root: Node, problems: list[str]) -> list[str]:
     return names
 
 
-def _refuse_twins(children: Mapping[int, Node], problems: list[str]) -> None:
+def _refuse_twins(children: Mapping[int, Node], problems: list[Problem]) -> None:
     first: dict[str, Node] = {}
     for i, child in children.items():
         twin = first.setdefault(child.value.casefold(), child) if isinstance(child.value, str) else child
         if twin.value != child.value:
             problems.append(
-                f"{child.where}: names.{i}: '{child.value}' and '{twin.value}' ({twin.where}) differ only in case, and "
-                "the model and many tools take them for one; rename one, or make one class with both as prompts"
+                Problem(
+                    child.where,
+                    f"names.{i}: '{child.value}' and '{twin.value}' ({twin.where}) differ only in case, and "
+                    "the model and many tools take them for one; rename one, or make one class with both as prompts",
+                )
             )
 
 
-def _numbered(node: Node, problems: list[str]) -> dict[int, Node]:
+def _numbered(node: Node, problems: list[Problem]) -> dict[int, Node]:
     """Return the entries of an {id: name} mapping in order of id. The ids must be 0..N-1: they are the dataset's."""
     ids: dict[int, Node] = {}
     for key, child in node.value.items():
@@ -91,21 +97,26 @@ def _numbered(node: Node, problems: list[str]) -> dict[int, Node]:
             ids[number] = child
         else:
             swapped = f"; write {child.value}: {key}" if isinstance(child.value, int) else ""
-            problems.append(f"{child.where}: names: got the id {key!r}; allowed: a whole number from 0{swapped}")
+            problems.append(Problem(child.where, f"names: got the id {key!r}; allowed: a whole number from 0{swapped}"))
     count = len(node.value)
     missing = [str(i) for i in range(count) if i not in ids]
     beyond = [str(i) for i in ids if not 0 <= i < count]
     if beyond:
         problems.append(
-            f"{node.where}: names: got {some(beyond)} and no {some(missing)}; "
-            f"allowed: the ids 0 to {count - 1} for {count} classes, none left out"
+            Problem(
+                node.where,
+                f"names: got {some(beyond)} and no {some(missing)}; "
+                f"allowed: the ids 0 to {count - 1} for {count} classes, none left out",
+            )
         )
     return {i: ids[i] for i in sorted(ids)}
 
 
-def _check_nc(node: Node | None, count: int, problems: list[str]) -> None:
+def _check_nc(node: Node | None, count: int, problems: list[Problem]) -> None:
     if node is not None and node.value != count:
-        problems.append(f"{node.where}: nc: got {_shown(node)}; allowed: {count}, the number of names, or leave it out")
+        problems.append(
+            Problem(node.where, f"nc: got {_shown(node)}; allowed: {count}, the number of names, or leave it out")
+        )
 
 
 def _concept(
@@ -115,7 +126,7 @@ def _concept(
     defaults: dict[str, Any],
     known: Collection[str],
     folder: Path,
-    problems: list[str],
+    problems: list[Problem],
 ) -> Concept:
     key = f"concepts.{name}"
     given = _mapping(node, key, _CONCEPT_KEYS, problems)
@@ -125,42 +136,52 @@ def _concept(
     read = {prompt.casefold() for prompt in prompts}  # the model reads no case
     for phrase in (phrase for phrase in negatives if phrase.casefold() in read):
         problems.append(
-            f"{given['not'].where}: {key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
+            Problem(
+                given["not"].where, f"{key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
+            )
         )
     rules = defaults | _rules(given, key, problems) | _tile(given, key, problems) | _verify(given, key, problems)
     where = _where(given["where"], f"{key}.where", known, problems) if "where" in given else ()
     return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, **rules)
 
 
-def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, problems: list[str]) -> list[str]:
+def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, problems: list[Problem]) -> list[str]:
     if node is None:
         return [name]
     if node.value in (None, []) and not has_exemplars:
-        problems.append(f"{node.where}: {key}: there are none; leave the key out to use the class name as the phrase")
+        problems.append(
+            Problem(node.where, f"{key}: there are none; leave the key out to use the class name as the phrase")
+        )
     return _phrases(node, key, problems)
 
 
-def _phrases(node: Node, key: str, problems: list[str]) -> list[str]:
+def _phrases(node: Node, key: str, problems: list[Problem]) -> list[str]:
     """Return a list of phrases, or one phrase as it is."""
     if isinstance(node.value, list):
         return _texts(dict(enumerate(node.value)), key, problems)
     if isinstance(node.value, str) and "," in node.value:
         problems.append(
-            f"{node.where}: {key}: got {_shown(node)}, which is one phrase; "
-            f"allowed: [{node.value}] for a list, or ['{node.value}'] if the comma belongs to the phrase"
+            Problem(
+                node.where,
+                f"{key}: got {_shown(node)}, which is one phrase; "
+                f"allowed: [{node.value}] for a list, or ['{node.value}'] if the comma belongs to the phrase",
+            )
         )
     elif isinstance(node.value, str):
         phrase = _text(node, key, problems)
         return [] if phrase is None else [phrase]
     elif node.value is not None:
         problems.append(
-            f"{node.where}: {key}: got {_shown(node)}; "
-            f"allowed: a phrase, or a list such as [hard hat, safety helmet]{_quoting(node)}"
+            Problem(
+                node.where,
+                f"{key}: got {_shown(node)}; "
+                f"allowed: a phrase, or a list such as [hard hat, safety helmet]{_quoting(node)}",
+            )
         )
     return []
 
 
-def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Any]:
+def _rules(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[str, Any]:
     """Return the thresholds that are given and right, by name."""
     rules: dict[str, Any] = {}
     for name in RULE_KEYS:
@@ -168,7 +189,7 @@ def _rules(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, A
             continue
         value, allowed = _rule(name, given[name])
         if allowed:
-            problems.append(f"{given[name].where}: {key}.{name}: got {_shown(given[name])}; allowed: {allowed}")
+            problems.append(Problem(given[name].where, f"{key}.{name}: got {_shown(given[name])}; allowed: {allowed}"))
         else:
             rules[name] = value
     return rules
@@ -187,7 +208,7 @@ def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
     return number, "" if number is not None and 0 <= number <= 1 else "a number from 0 to 1"
 
 
-def _tile(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Tiles | None]:
+def _tile(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[str, Tiles | None]:
     """Return the tiles that are given and right: `auto`, a size in pixels, a mapping, or none at all."""
     if "tile" not in given:
         return {}
@@ -204,13 +225,17 @@ def _tile(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Ti
         return {"tile": Tiles(number, float("nan") if share is None else share)}
     except ValueError:
         problems.append(
-            f"{node.where}: {key}.tile: got {_shown(node)}; "
-            "allowed: auto, a size in pixels from 32, {size: 1024, overlap: 0.2} with an overlap from 0 to 0.5, or off"
+            Problem(
+                node.where,
+                f"{key}.tile: got {_shown(node)}; "
+                "allowed: auto, a size in pixels from 32, {size: 1024, overlap: 0.2} with an overlap from 0 to 0.5, or "
+                "off",
+            )
         )
         return {}
 
 
-def _verify(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, Verify]:
+def _verify(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[str, Verify]:
     """Return what verdicts may change, if that is given and right."""
     if "verify" not in given:
         return {}
@@ -221,7 +246,7 @@ def _verify(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, 
     says = "off" if presence is None or presence.value is False else presence.value
     if says not in ("off", "veto", "replace"):
         problems.append(
-            f"{node.where}: {key}.verify.presence: got {_shown(presence or node)}; allowed: off, veto, replace"
+            Problem(node.where, f"{key}.verify.presence: got {_shown(presence or node)}; allowed: off, veto, replace")
         )
         says = "off"
     use = cast(Literal["off", "veto", "replace"], says)
@@ -229,14 +254,16 @@ def _verify(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, 
     number = None if below is None else _number(below)
     if below is not None and not (number is not None and 0 < number <= 1):
         problems.append(
-            f"{below.where}: {key}.verify.masks.reject_below: got {_shown(below)}; "
-            "allowed: a number over 0 and at most 1"
+            Problem(
+                below.where,
+                f"{key}.verify.masks.reject_below: got {_shown(below)}; allowed: a number over 0 and at most 1",
+            )
         )
         number = None
     return {"verify": Verify(use, number)}
 
 
-def _where(node: Node, key: str, names: Collection[str], problems: list[str]) -> tuple[Condition, ...]:
+def _where(node: Node, key: str, names: Collection[str], problems: list[Problem]) -> tuple[Condition, ...]:
     """Return the conditions of one class: a line of text each, or one line alone."""
     lines = dict(enumerate(node.value if isinstance(node.value, list) else [] if node.value is None else [node]))
     found = []
@@ -246,7 +273,7 @@ def _where(node: Node, key: str, names: Collection[str], problems: list[str]) ->
             if text is not None:
                 found.append(condition(text, names))
         except ValueError as error:
-            problems.append(f"{child.where}: {key}: {error}")
+            problems.append(Problem(child.where, f"{key}: {error}"))
     return tuple(found)
 
 
@@ -293,31 +320,31 @@ def _number(node: Node) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _exemplars(node: Node | None, key: str, folder: Path, problems: list[str]) -> Exemplars | None:
+def _exemplars(node: Node | None, key: str, folder: Path, problems: list[Problem]) -> Exemplars | None:
     allowed = "a folder of references, {references: refs/helmet, mode: canvas}, or {labels: partial.json}"
     if node is None:
         return None
     if isinstance(node.value, str) and node.value.strip():
         return Exemplars(_absolute(node.value, folder), "references")
     if not isinstance(node.value, dict) or not node.value:
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {allowed}")
+        problems.append(Problem(node.where, f"{key}: got {_shown(node)}; allowed: {allowed}"))
         return None
     given = _mapping(node, key, ("labels", "references", "mode", *CANVAS_KEYS), problems)
     kinds: list[Literal["labels", "references"]] = [k for k in ("labels", "references") if k in given]
     if len(kinds) != 1 or (kinds == ["labels"] and given.keys() & {"mode", *CANVAS_KEYS}):
-        problems.append(f"{node.where}: {key}: got {some([str(k) for k in given])}; allowed: {allowed}")
+        problems.append(Problem(node.where, f"{key}: got {some([str(k) for k in given])}; allowed: {allowed}"))
         return None
     path, mode = given[kinds[0]], given.get("mode", Node("canvas", node.where))
     if not isinstance(path.value, str) or not path.value.strip():
-        problems.append(f"{path.where}: {key}.{kinds[0]}: got {_shown(path)}; allowed: a path")
+        problems.append(Problem(path.where, f"{key}.{kinds[0]}: got {_shown(path)}; allowed: a path"))
         return None
     if mode.value not in ("canvas", "tokens"):
-        problems.append(f"{mode.where}: {key}.mode: got {_shown(mode)}; allowed: canvas, tokens")
+        problems.append(Problem(mode.where, f"{key}.mode: got {_shown(mode)}; allowed: canvas, tokens"))
         return None
     return Exemplars(_absolute(path.value, folder), kinds[0], mode.value, **_canvas(given, key, mode.value, problems))
 
 
-def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[str]) -> dict[str, Any]:
+def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[Problem]) -> dict[str, Any]:
     """Return the settings of a canvas that are given and right, by name."""
     settings: dict[str, Any] = {}
     for name in (name for name in CANVAS_KEYS if name in given):
@@ -332,7 +359,7 @@ def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[str]) ->
         if right:
             settings[name] = number if name == "share" else node.value
         else:
-            problems.append(f"{node.where}: {key}.{name}: got {_shown(node)}; allowed: {allowed}")
+            problems.append(Problem(node.where, f"{key}.{name}: got {_shown(node)}; allowed: {allowed}"))
     return settings
 
 
@@ -340,24 +367,24 @@ def _absolute(path: str, folder: Path) -> str:
     return os.path.abspath(folder / path)  # noqa: PTH100 - resolve() would follow links
 
 
-def _exclusive(node: Node | None, names: Collection[str], problems: list[str]) -> tuple[tuple[str, ...], ...]:
+def _exclusive(node: Node | None, names: Collection[str], problems: list[Problem]) -> tuple[tuple[str, ...], ...]:
     if node is None or node.value is None:
         return ()
     allowed = "a list of groups of class names, such as [[forklift, truck]]"
     if not isinstance(node.value, list) or not all(isinstance(group.value, list) for group in node.value):
-        problems.append(f"{node.where}: exclusive: got {_shown(node)}; allowed: {allowed}")
+        problems.append(Problem(node.where, f"exclusive: got {_shown(node)}; allowed: {allowed}"))
         return ()
     return tuple(_group(group, f"exclusive.{i}", names, problems) for i, group in enumerate(node.value))
 
 
-def _group(node: Node, key: str, names: Collection[str], problems: list[str]) -> tuple[str, ...]:
+def _group(node: Node, key: str, names: Collection[str], problems: list[Problem]) -> tuple[str, ...]:
     members = _texts(dict(enumerate(node.value)), key, problems)
     for child in node.value:
         if isinstance(child.value, str):
             _check_class(child.value, child.where, key, names, problems)
     if len(node.value) < 2:
         problems.append(
-            f"{node.where}: {key}: got {_shown(node)}; allowed: at least two classes that exclude each other"
+            Problem(node.where, f"{key}: got {_shown(node)}; allowed: at least two classes that exclude each other")
         )
     return tuple(members)
 
@@ -369,7 +396,7 @@ def _mapping(
     node: Node | None,
     key: str,
     allowed: Sequence[str] | None,
-    problems: list[str],
+    problems: list[Problem],
     shown: Sequence[str] | None = None,
 ) -> dict[Any, Node]:
     """Return the mapping at `key`; empty where there is nothing, or something else, which is a problem."""
@@ -377,7 +404,7 @@ def _mapping(
         return {}
     if not isinstance(node.value, dict):
         wanted = f"keys and values ({', '.join(shown or allowed)})" if allowed else "class names and their rules"
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: {wanted}")
+        problems.append(Problem(node.where, f"{key}: got {_shown(node)}; allowed: {wanted}"))
         return {}
     if allowed is not None:
         _refuse_unknown(node, key, allowed, problems, shown)
@@ -385,26 +412,28 @@ def _mapping(
 
 
 def _refuse_unknown(
-    node: Node, key: str, allowed: Sequence[str], problems: list[str], shown: Sequence[str] | None = None
+    node: Node, key: str, allowed: Sequence[str], problems: list[Problem], shown: Sequence[str] | None = None
 ) -> None:
     for name, child in node.value.items():
         if name not in allowed:
             dotted = f"{key}.{name}" if key else str(name)
             close = close_to(str(name), shown or allowed)
-            problems.append(f"{child.where}: {dotted}: unknown key{close}; allowed: {', '.join(shown or allowed)}")
+            problems.append(
+                Problem(child.where, f"{dotted}: unknown key{close}; allowed: {', '.join(shown or allowed)}")
+            )
 
 
-def _check_class(name: Any, where: str, key: str, names: Collection[str], problems: list[str]) -> None:
+def _check_class(name: Any, where: str, key: str, names: Collection[str], problems: list[Problem]) -> None:
     """`name` must be one of the classes. With no valid classes there is nothing to compare with: that is reported."""
     if not isinstance(name, str):
-        problems.append(f"{where}: {key}: got the key {name!r}, which is not text; write class names in quotes")
+        problems.append(Problem(where, f"{key}: got the key {name!r}, which is not text; write class names in quotes"))
     elif names and name not in names:
         problems.append(
-            f"{where}: {key}: unknown class '{name}'{close_to(name, names)}; allowed: {some(sorted(names))}"
+            Problem(where, f"{key}: unknown class '{name}'{close_to(name, names)}; allowed: {some(sorted(names))}")
         )
 
 
-def _texts(children: Mapping[int, Node], key: str, problems: list[str]) -> list[str]:
+def _texts(children: Mapping[int, Node], key: str, problems: list[Problem]) -> list[str]:
     """Return class names or phrases: text, each once."""
     first: dict[str, str] = {}
     for i, child in children.items():
@@ -412,20 +441,24 @@ def _texts(children: Mapping[int, Node], key: str, problems: list[str]) -> list[
         if text is None:
             continue
         if text in first:
-            problems.append(f"{child.where}: {key}.{i}: '{text}' is already at {first[text]}; each may be there once")
+            problems.append(
+                Problem(child.where, f"{key}.{i}: '{text}' is already at {first[text]}; each may be there once")
+            )
         first.setdefault(text, child.where)
     return list(first)
 
 
-def _text(node: Node, key: str, problems: list[str]) -> str | None:
+def _text(node: Node, key: str, problems: list[Problem]) -> str | None:
     if not isinstance(node.value, str):
-        problems.append(f"{node.where}: {key}: got {_shown(node)}; allowed: text{_quoting(node)}")
+        problems.append(Problem(node.where, f"{key}: got {_shown(node)}; allowed: text{_quoting(node)}"))
         return None
     if not node.value or node.value != node.value.strip():
-        problems.append(f"{node.where}: {key}: got '{node.value}'; allowed: text with no space at its ends")
+        problems.append(Problem(node.where, f"{key}: got '{node.value}'; allowed: text with no space at its ends"))
         return None
     if bad := [c for c in node.value if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]:
-        problems.append(f"{node.where}: {key}: got {node.value!r}; allowed: one line of text, without {bad[0]!r}")
+        problems.append(
+            Problem(node.where, f"{key}: got {node.value!r}; allowed: one line of text, without {bad[0]!r}")
+        )
         return None
     return node.value
 

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from sam3label.concepts.checking import CANVAS_KEYS, EXAMPLE, RULE_KEYS, check_list, close_to, some
+from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import Concept, ConceptList, Verify
 from sam3label.core.yamlnodes import Node, as_node, read_nodes
 from sam3label.errors import ConfigError
@@ -103,7 +104,7 @@ def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
 
 
 def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequence[str], folder: Path) -> ConceptList:
-    problems: list[str] = []
+    problems: list[Problem] = []
     root = read_nodes(text, name, place, problems)
     if root is None:
         raise ConfigError(f"{name}: the file is empty; it needs at least: {EXAMPLE}")
@@ -111,7 +112,7 @@ def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequenc
 
 
 def _checked(
-    root: Node, name: str, overrides: Sequence[str], folder: Path, problems: Sequence[str] = ()
+    root: Node, name: str, overrides: Sequence[str], folder: Path, problems: Sequence[Problem] = ()
 ) -> ConceptList:
     """Return the concept list of a document. Raises ConfigError with every problem, those found while reading first."""
     found = list(problems)
@@ -179,12 +180,14 @@ def _neighbors(path: Path) -> list[str]:
 # ---- overrides -----------------------------------------------------------------------------------------------------
 
 
-def _apply(overrides: Sequence[str], root: Node, problems: list[str]) -> Node:
+def _apply(overrides: Sequence[str], root: Node, problems: list[Problem]) -> Node:
     for text in overrides:
         key, equals, value = text.partition("=")
         path = _override_path(key.strip())
         if not equals or not path:
-            problems.append(f"--set {text}: allowed: defaults.KEY=VALUE, concepts.CLASS.KEY=VALUE or exclusive=VALUE")
+            problems.append(
+                Problem(f"--set {text}", "allowed: defaults.KEY=VALUE, concepts.CLASS.KEY=VALUE or exclusive=VALUE")
+            )
             continue
         where = f"--set {text}"
         node = read_nodes(value, where, lambda _line, where=where: where, problems)  # type: ignore[misc]
@@ -213,11 +216,10 @@ def _put(node: Node, path: Sequence[str], leaf: Node) -> Node:
     return replace(node, value={**(node.value or {}), path[0]: _put(inner, path[1:], leaf)})
 
 
-def _message(name: str, problems: Sequence[str]) -> str:
+def _message(name: str, problems: Sequence[Problem]) -> str:
     if len(problems) == 1:
-        return problems[0]
-    more = [f"  ... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    return "\n".join([f"{name}: {len(problems)} problems", *(f"  {p}" for p in problems[:_SHOWN]), *more])
+        return str(problems[0])
+    return "\n".join([f"{name}: {len(problems)} problems", *first_of(problems, _SHOWN, "  ")])
 
 
 # ---- ontology ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from sam3label.annotations.label_files import read_label_file
 from sam3label.annotations.marks import Labelled, some
+from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import BoxPrompt, Concept, ConceptList, Frame, MediaItem
 from sam3label.errors import InputError, UndecodableError
 from sam3label.media import discovery, video
@@ -81,7 +82,7 @@ class Examples:
 
 def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Examples, ...]:
     """Return the examples of every class that has some. Raises InputError listing every problem in all of them."""
-    problems: list[str] = []
+    problems: list[Problem] = []
     found = []
     for concept in concepts.concepts:
         if concept.exemplars is None:
@@ -89,10 +90,12 @@ def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Ex
         try:
             labelled = read_label_file(Path(concept.exemplars.path))
         except InputError as error:
-            problems.append(f"exemplars of {concept.name}: {error}")
+            problems.append(Problem(f"exemplars of {concept.name}", str(error)))
             continue
         except OSError as error:
-            problems.append(f"exemplars of {concept.name}: {error.filename} cannot be read: {error.strerror}")
+            problems.append(
+                Problem(f"exemplars of {concept.name}", f"{error.filename} cannot be read: {error.strerror}")
+            )
             continue
         _refuse_unknown_classes(labelled, concepts, concept.exemplars.path, problems)
         read = _photos if concept.exemplars.kind == "labels" else _references
@@ -102,13 +105,12 @@ def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Ex
     return tuple(found)
 
 
-def listed(problems: Iterable[str]) -> str:
+def listed(problems: Iterable[Problem]) -> str:
     """Return one problem as it is, several as a list."""
-    lines = list(problems)
-    if len(lines) == 1:
-        return lines[0]
-    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n".join([f"the exemplars have {len(lines)} problems", *(f"  {line}" for line in lines[:_SHOWN]), *more])
+    found = list(problems)
+    if len(found) == 1:
+        return str(found[0])
+    return "\n".join([f"the exemplars have {len(found)} problems", *first_of(found, _SHOWN, "  ")])
 
 
 def exemplars_on(labelled: Labelled, concept: Concept, size_hw: tuple[int, int]) -> BoxPrompt | None:
@@ -135,7 +137,7 @@ def pixel_digest(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def _photos(
-    concept: Concept, labelled: Sequence[Labelled], items: Sequence[MediaItem], problems: list[str]
+    concept: Concept, labelled: Sequence[Labelled], items: Sequence[MediaItem], problems: list[Problem]
 ) -> Examples:
     assert concept.exemplars is not None
     path = concept.exemplars.path
@@ -149,9 +151,9 @@ def _photos(
     photos = {frames.get(name, name): entry for name, entry in photos.items()}
     notes = []
     if not used:
-        problems.append(f"{path} has no box of class '{concept.name}'{_others(labelled)}")
+        problems.append(Problem(str(path), f"no box of class '{concept.name}' in it{_others(labelled)}"))
     elif lost and len(lost) == len(used):
-        problems.append(f"{path} has labels of {some(lost)}, and none of these is among the photos")
+        problems.append(Problem(path, f"its labels are of {some(lost)}, and none of these is among the photos"))
     elif lost:
         notes.append(f"{path} has labels of {len(lost)} images that are not among the photos: {some(lost)}")
     without = len(set(images) - photos.keys())
@@ -192,7 +194,7 @@ def _digest(labelled: Sequence[Labelled], concept: Concept) -> str:
 
 
 def _references(
-    concept: Concept, labelled: Sequence[Labelled], _: Sequence[MediaItem], problems: list[str]
+    concept: Concept, labelled: Sequence[Labelled], _: Sequence[MediaItem], problems: list[Problem]
 ) -> Examples:
     assert concept.exemplars is not None
     path = Path(concept.exemplars.path)
@@ -200,20 +202,22 @@ def _references(
     images = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if _is_image(p)}
     found, lost = _assigned(labelled, list(images), path, problems)
     for name in lost:
-        problems.append(f"{path}: '{name}' has labels, and there is no such image in {folder}")
+        problems.append(Problem(str(path), f"'{name}' has labels, and there is no such image in {folder}"))
     for name in images.keys() - found.keys():
-        problems.append(f"{images[name]} has no labels: label every object of the class in it, or take it out")
+        problems.append(Problem(str(images[name]), "no labels: label every object of the class in it, or take it out"))
     references = [r for name in sorted(found) if (r := _reference(concept, name, images[name], found[name], problems))]
     if not any(reference.shows_class for reference in references) and not problems:
-        problems.append(f"{path} has no box of class '{concept.name}'{_others(labelled)}")
+        problems.append(Problem(str(path), f"no box of class '{concept.name}' in it{_others(labelled)}"))
     return Examples(concept, tuple(references), {}, _references_digest(references))
 
 
-def _reference(concept: Concept, name: str, path: Path, labelled: Labelled, problems: list[str]) -> Reference | None:
+def _reference(
+    concept: Concept, name: str, path: Path, labelled: Labelled, problems: list[Problem]
+) -> Reference | None:
     try:
         pixels = decode_image(path)
     except UndecodableError as error:
-        problems.append(f"{path} cannot be read: {error}")
+        problems.append(Problem(str(path), f"cannot be read: {error}"))
         return None
     size_hw = pixels.shape[0], pixels.shape[1]
     wrong = list(labelled.problems(size_hw))
@@ -247,7 +251,7 @@ def _sign(name: str | None, concept: Concept) -> bool | None:
 
 
 def _refuse_unknown_classes(
-    labelled: Sequence[Labelled], concepts: ConceptList, path: str, problems: list[str]
+    labelled: Sequence[Labelled], concepts: ConceptList, path: str, problems: list[Problem]
 ) -> None:
     known = {*concepts.names, *(phrase for c in concepts.concepts for phrase in c.negatives)}
     for name in dict.fromkeys(m.class_name for entry in labelled for m in entry.marks if m.class_name is not None):
@@ -255,8 +259,11 @@ def _refuse_unknown_classes(
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             problems.append(
-                f"{path}: the class '{name}' is not in the concept list{hint}: rename it there, or add it to `names:` "
-                "or to a `not:`"
+                Problem(
+                    path,
+                    f"the class '{name}' is not in the concept list{hint}: rename it there, or add it to `names:` "
+                    "or to a `not:`",
+                )
             )
 
 
@@ -266,16 +273,18 @@ def _others(labelled: Sequence[Labelled]) -> str:
 
 
 def _assigned(
-    labelled: Sequence[Labelled], ids: Sequence[str], path: str | Path, problems: list[str]
+    labelled: Sequence[Labelled], ids: Sequence[str], path: str | Path, problems: list[Problem]
 ) -> tuple[dict[str, Labelled], list[str]]:
     """Return (what is said about each image, names with boxes that none of the images has)."""
     found: dict[str, Labelled] = {}
     lost = []
     for entry, own in zip(labelled, _match(labelled, ids), strict=True):
         if len(own) > 1:
-            problems.append(f"{path}: '{entry.name}' may be {some(own)}: write its path as in the folder")
+            problems.append(Problem(str(path), f"'{entry.name}' may be {some(own)}: write its path as in the folder"))
         elif own and own[0] in found:
-            problems.append(f"{path}: '{found[own[0]].name}' and '{entry.name}' both label {own[0]}: make them one")
+            problems.append(
+                Problem(str(path), f"'{found[own[0]].name}' and '{entry.name}' both label {own[0]}: make them one")
+            )
         elif own:
             found[own[0]] = entry
         elif entry.marks:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sam3label.core.problems import Problem
 from sam3label.errors import ConfigError
 
 _TAB = re.compile(" *\t")
@@ -29,7 +30,7 @@ class Node:
     text: str = ""
 
 
-def read_nodes(text: str, name: str, place: Callable[[int], str], problems: list[str]) -> Node | None:
+def read_nodes(text: str, name: str, place: Callable[[int], str], problems: list[Problem]) -> Node | None:
     """Return the document in `text`, None if there is none. `place` turns a line number into the `where` of a node.
 
     Adds repeated keys and unreadable values to `problems`. Raises ConfigError where the YAML itself is broken.
@@ -58,7 +59,7 @@ def short(text: str) -> str:
 
 
 class _Reader:
-    def __init__(self, text: str, place: Callable[[int], str], problems: list[str]) -> None:
+    def __init__(self, text: str, place: Callable[[int], str], problems: list[Problem]) -> None:
         self.loader = _Loader(text)
         self.place = place
         self.problems = problems
@@ -93,10 +94,12 @@ class _Reader:
         for key_node, value_node in node.value:
             key = self.convert(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(f"{key.where}: a key must be a plain word or number")
+                self.problems.append(Problem(key.where, "a key must be a plain word or number"))
                 continue
             if id(key_node) in own and key.value in first:
-                self.problems.append(f"{key.where}: the key '{key.text}' is already at {first[key.value]}; keep one")
+                self.problems.append(
+                    Problem(key.where, f"the key '{key.text}' is already at {first[key.value]}; keep one")
+                )
             elif id(key_node) in own:
                 first[key.value] = key.where
             # the key's line, since a nested value starts on the next one
@@ -107,7 +110,7 @@ class _Reader:
         try:
             return self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError):  # an unknown !tag, or a date such as 2024-99-99
-            self.problems.append(f"{where}: cannot read {short(node.value)}; put it in quotes if it is text")
+            self.problems.append(Problem(where, f"cannot read {short(node.value)}; put it in quotes if it is text"))
             return node.value
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
+from sam3label.core.problems import Problem
 from sam3label.core.records import Candidate, Correction, UnitResult
 from sam3label.errors import Sam3LabelError, StoreError
 from sam3label.run.reader import open_run
@@ -22,11 +23,11 @@ _NOTES = ("concepts", "info", "exemplars", "trust", "settings", "pace", "review"
 
 @dataclass(slots=True)
 class StoreFindings:
-    """What a look through a run came to. `problems` are sentences, `changed` photos that are not what was labelled."""
+    """What a look through a run came to: problems of the database, and photos that are not what was labelled."""
 
     units: int = 0
     corrections: int = 0
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)  # items of which a part cannot be read or is wrong
     changed: list[tuple[str, str]] = field(default_factory=list)
 
@@ -45,10 +46,10 @@ def examine(folder: str | Path, photos: str | Path | None = None) -> StoreFindin
     try:
         store = Store.open(folder)
     except DamagedStoreError as error:
-        found.problems.append(f"the database cannot be opened: {error.what}")
+        found.problems.append(Problem("the database", f"it cannot be opened: {error.what}"))
         return found
     with store:
-        found.problems += [f"the database: {text}" for text in store.integrity()]
+        found.problems += [Problem("the database", text) for text in store.integrity()]
         found.problems += _notes_problems(store)
         for name, unit in _units(store, found):
             found.lost += [name] if unit is None else []
@@ -88,16 +89,16 @@ def repair(folder: str | Path, out: str | Path) -> StoreFindings:
     return found
 
 
-def _notes_problems(store: Store) -> Iterator[str]:
+def _notes_problems(store: Store) -> Iterator[Problem]:
     for key in ("fingerprint", *_NOTES):
         try:
             value = store.meta(key)
             if key == "concepts" and value is None:
-                yield "the run's concept list is missing: give one with -c"
+                yield Problem("the run's concept list", "it is missing: give one with -c")
             elif key == "concepts":
                 parse_concepts(value, "the run's own list")
         except Sam3LabelError as error:
-            yield f"the note {key!r} cannot be read: {error}"
+            yield Problem(f"the note {key!r}", f"it cannot be read: {error}")
 
 
 def _note(store: Store, key: str) -> object:
@@ -111,7 +112,7 @@ def _units(store: Store, found: StoreFindings) -> Iterator[tuple[str, UnitResult
     """Yield (item id or row, its unit if it is whole) of every unit that can be reached."""
     numbers, complete = store.numbers("units")
     if not complete:
-        found.problems.append("a part of the table of units cannot be read")
+        found.problems.append(Problem("the table of units", "a part of it cannot be read"))
     for number in numbers:
         name = f"unit {number}"
         try:
@@ -147,9 +148,9 @@ def _fits(candidate: Candidate) -> bool:
 def _corrections(store: Store, found: StoreFindings) -> Iterator[tuple[Correction, str | None]]:
     numbers, complete = store.numbers("corrections")
     if not complete:
-        found.problems.append("a part of the table of corrections cannot be read")
+        found.problems.append(Problem("the table of corrections", "a part of it cannot be read"))
     for number in numbers:
         try:
             yield store.correction_numbered(number)
         except StoreError:
-            found.problems.append(f"correction {number} cannot be read")
+            found.problems.append(Problem(f"correction {number}", "it cannot be read"))

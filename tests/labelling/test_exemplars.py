@@ -146,7 +146,7 @@ def test_counter_examples_alone_go_with_words(tmp_path: Path) -> None:
     prompt = examples.boxes_on(photo_at_hand)
     assert prompt is not None and prompt.positive == (False,)
     wordless = "names: [helmet]\nconcepts: {helmet: {prompts: [], not: [cap], exemplars: {labels: p.json}}}"
-    with pytest.raises(InputError, match=r"p.json has no box of class 'helmet' \(its boxes are of cap\)"):
+    with pytest.raises(InputError, match=r"p.json: no box of class 'helmet' in it \(its boxes are of cap\)"):
         read_examples(listed(wordless, tmp_path), [item])
     write_coco(tmp_path / "p.json", {"a.jpg": marks, "b.jpg": [("helmet", (1, 1, 9, 9))]})
     (examples,) = read_examples(listed(wordless, tmp_path), [item, MediaItem("b.jpg", "")])
@@ -182,7 +182,7 @@ def test_labels_of_photos_that_are_not_there_are_a_note_as_long_as_some_are(tmp_
     (examples,) = read_examples(concepts, [MediaItem("a.jpg", "")])
     assert examples.notes == (f"{tmp_path}/p.json has labels of 1 images that are not among the photos: sub/b.jpg",)
     with pytest.raises(
-        InputError, match=r"p.json has labels of a.jpg, sub/b.jpg, and none of these is among the photo"
+        InputError, match=r"p.json: its labels are of a.jpg, sub/b.jpg, and none of these is among the photo"
     ):
         read_examples(concepts, [MediaItem("z.jpg", "")])
 
@@ -225,7 +225,7 @@ BAD = {
     "no such folder": (shutil.rmtree, r"exemplars of helmet: .*refs: no such file or folder"),
     "image without labels": (
         lambda folder: photo(folder / "new.jpg", 9),
-        r"refs/new.jpg has no labels: label every object of the class in it, or take it out",
+        r"refs/new.jpg: no labels: label every object of the class in it, or take it out",
     ),
     "labels without image": (remove("a.jpg"), r"refs: 'a.jpg' has labels, and there is no such image in .*refs"),
     "outside": (
@@ -241,7 +241,7 @@ BAD = {
     ),
     "none of the class": (
         boxes((1, 1, 9, 9), "cap"),
-        r"refs has no box of class 'helmet' \(its boxes are of cap\)",
+        r"refs: no box of class 'helmet' in it \(its boxes are of cap\)",
     ),
     "another size": (
         another_size,
@@ -249,7 +249,7 @@ BAD = {
     ),
     "broken image": (
         lambda folder: (folder / "a.jpg").write_bytes(b"no image"),
-        r"refs/a.jpg cannot be read: ",
+        r"refs/a.jpg: cannot be read: ",
     ),
     "no labels at all": (remove("labels.json"), r"refs has no labels: a COCO .json, a .yaml of boxes, or YOLO"),
     "two label files": (
@@ -316,7 +316,7 @@ def test_every_problem_of_every_class_is_in_one_message(tmp_path: Path) -> None:
         read_examples(listed(concepts % "glove: {exemplars: none}", tmp_path), [])
     lines = str(caught.value).splitlines()
     assert lines[0] == f"the exemplars have {len(lines) - 1} problems"
-    for words in ("not inside", "no area", "'boot' is not in", "new.jpg has no labels", "none: no such file"):
+    for words in ("not inside", "no area", "'boot' is not in", "new.jpg: no labels", "none: no such file"):
         assert sum(words in line for line in lines) == 1, words
 
 
@@ -690,7 +690,7 @@ def test_bad_exemplars_end_the_run_before_the_model_is_loaded(
     command, _ = job
     photo(tmp_path / "refs" / "new.jpg", 5)
     code, output = invoke(*(c if c != command[7] else "no/such/model" for c in command))
-    assert code == 1 and "new.jpg has no labels" in output and "Traceback" not in output
+    assert code == 1 and "new.jpg: no labels" in output and "Traceback" not in output
 
 
 def test_a_reference_that_is_gone_before_it_is_needed(detector: Detector, tmp_path: Path) -> None:
