@@ -34,6 +34,7 @@ from sam3label.model.device import NAMES, Compute, pick_device, pick_dtype
 from sam3label.model.encode import PREPROCESSING, VISUAL, ImageEncoder, PhraseEncoder, Texts
 from sam3label.model.encode_ahead import Ahead
 from sam3label.model.head import Head, ImageState, PairScores
+from sam3label.model.mask_runs import Upsampling
 from sam3label.model.memory import Batches, batch_sizes
 from sam3label.model.read_off import MaskReader, Skips, by_image, candidates
 from sam3label.model.weights import fix_rotary_tables, load_model, load_tokenizer, reuse_buffers
@@ -82,7 +83,8 @@ class Detector:
         self.images = ImageEncoder(model, self.head, compute, with_summary=prompt_style == "official")
         self.phrases = PhraseEncoder(model, tokenizer, compute.device)
         self.asker = Asker(self.head, compute)
-        self._reader = MaskReader(self.head, compute, self.batches)
+        self.upsampling = Upsampling()
+        self._reader = MaskReader(self.head, compute, self.batches, self.upsampling)
         self._ahead = Ahead(compute.device, self._encoded)
 
     @classmethod

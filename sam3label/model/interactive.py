@@ -112,7 +112,7 @@ class Clicker:
             found, start = [], 0
             for size_hw, own in zip(sizes_hw, hints, strict=True):
                 rows = slice(start, start + len(own))
-                instances = mask_runs.instances(answer.masks[rows], size_hw) if own else []
+                instances = mask_runs.instances(answer.masks[rows], size_hw, self.detector.upsampling) if own else []
                 found.append([Clicked(*one) for one in zip(instances, ious[rows], stability[rows], strict=True)])
                 start = rows.stop
         return found

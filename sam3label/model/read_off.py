@@ -49,9 +49,9 @@ class Skips:
 class MaskReader:
     """Computes masks and reads them off."""
 
-    def __init__(self, head: Head, compute: Compute, batches: Batches) -> None:
+    def __init__(self, head: Head, compute: Compute, batches: Batches, upsampling: mask_runs.Upsampling) -> None:
         self._head, self._compute, self._batches = head, compute, batches
-        self._upsampling = mask_runs.Upsampling()
+        self._upsampling = upsampling
 
     def kept(
         self,

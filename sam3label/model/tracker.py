@@ -79,7 +79,6 @@ class Tracker:
     ) -> None:
         self.detector, self.rules, self.settings, self.both_ways = detector, rules, settings, both_ways
         self.parts = TrackerParts(video)
-        self._upsampling = mask_runs.Upsampling()
 
     @classmethod
     def load(
@@ -232,7 +231,7 @@ class Tracker:
         found: list[Instance | None] = []
         if shown:
             logits = torch.stack([tracks.masks[number] for number in shown]).float()
-            found = mask_runs.instances(logits, size_hw, self._upsampling)
+            found = mask_runs.instances(logits, size_hw, self.detector.upsampling)
         return [
             TrackedObject(number, tracks.phrases[number], tracks.scores[number], tracks.track_scores[number], instance)
             for number, instance in zip(shown, found, strict=True)
