@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sam3label.cli.options import PhotosNow
+from sam3label.cli.options import (
+    INPUT,
+    OUTPUT,
+    VIDEO,
+    OtherConcepts,
+    PhotosNow,
+    Quiet,
+    RunFolder,
+    Settings,
+    Split,
+    format_names,
+)
 from sam3label.core.text import one_line
 from sam3label.export.options import Placement, Segmentation
 
@@ -23,80 +34,120 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder made by `sam3label run`.")],
+    run: RunFolder,
     formats: Annotated[
         list[str],
         typer.Option(
             "--format",
             "-f",
-            help="coco, coco-zero, coco-roboflow, yolo, yolo-detect, yolo-obb, voc, cvat, labelstudio, masks; "
-            "of tracked videos ytvis, mot, mots; repeatable.",
+            autocompletion=format_names,
+            help="Write this format: coco, coco-zero, coco-roboflow, yolo, yolo-detect, yolo-obb, voc, cvat, "
+            "labelstudio, masks; of tracked videos ytvis, mot, mots. May be repeated.",
+            rich_help_panel=OUTPUT,
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Dataset folder; with several formats, OUT/FORMAT. [RUN/exports/FORMAT]"),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Make this dataset folder, or OUT/FORMAT of several formats, instead of RUN/exports/FORMAT.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    concepts: Annotated[
-        Path | None,
-        typer.Option("--concepts", "-c", help="Other thresholds and classes over the same phrases. [the run's own]"),
-    ] = None,
+    concepts: OtherConcepts = None,
     photos: PhotosNow = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a rule of the concept list, e.g. concepts.helmet.conf=0.7. Repeatable."),
-    ] = None,
+    settings: Settings = None,
     classes: Annotated[
-        list[str] | None, typer.Option(help="Only these classes of the run, with commas between; repeatable. [all]")
+        list[str] | None,
+        typer.Option(
+            help="Take only these classes of the run, with commas between. May be repeated.", rich_help_panel=INPUT
+        ),
     ] = None,
     map: Annotated[
         list[str] | None,
-        typer.Option(metavar="OLD=NEW", help="Call a class something else; several may become one. Repeatable."),
+        typer.Option(
+            metavar="OLD=NEW",
+            help="Call a class something else; several may become one. May be repeated.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    min_score: Annotated[float, typer.Option(help="Leave out labels with a lower score.")] = 0.0,
+    min_score: Annotated[float, typer.Option(help="Leave out labels with a lower score.", rich_help_panel=INPUT)] = 0.0,
     empty: Annotated[
-        bool, typer.Option("--empty/--no-empty", help="Keep photos without labels, as background.")
+        bool,
+        typer.Option("--empty/--no-empty", help="Keep photos without labels, as background.", rich_help_panel=INPUT),
     ] = True,
-    every: Annotated[int, typer.Option(metavar="N", help="Of videos, export every N-th frame of the film.")] = 1,
-    fps: Annotated[float | None, typer.Option(help="Of videos, export this many frames a second.")] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="train=0.8,val=0.1,test=0.1, or 0.8,0.1,0.1 in that order. [everything in train]"),
+    every: Annotated[
+        int, typer.Option(metavar="N", help="Take every N-th frame of a video.", rich_help_panel=VIDEO)
+    ] = 1,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Take so many frames a second of a video instead of --every.", rich_help_panel=VIDEO),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another number splits otherwise.")] = 0,
-    group: Annotated[str | None, typer.Option(help="folder: photos of one folder stay in one split.")] = None,
+    split: Split = None,
+    seed: Annotated[
+        int, typer.Option(help="Split by this number: another one splits otherwise.", rich_help_panel=OUTPUT)
+    ] = 0,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folder", help="With folder, keep photos of one folder in one split.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
     group_regex: Annotated[
         str | None,
-        typer.Option(help="Photos in whose path this finds the same text (its first group) stay in one split."),
+        typer.Option(
+            help="Keep photos in one split in whose path this finds the same text (its first group).",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     images: Annotated[
         Placement | None,
         typer.Option(
-            help="How photos get there: hard links (copies where they cannot be), which with upright are turned "
-            "copies of photos that EXIF turns. [upright where a format's readers ignore EXIF, else hardlink]"
+            help="Place photos as hard links (copies where they cannot be); with upright, as turned copies of photos "
+            "that EXIF turns. By default it is upright where a format's readers ignore EXIF, else hardlink.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     flat: Annotated[
         bool,
-        typer.Option("--flat", help="No subfolders: a/1.jpg becomes a__1.jpg. Some readers see one folder."),
+        typer.Option(
+            "--flat",
+            help="Make no subfolders: a/1.jpg becomes a__1.jpg. Some readers see one folder.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     segmentation: Annotated[
         Segmentation | None,
         typer.Option(
-            help="How masks are held: rle or polygon (coco formats, cvat), uncompressed or rle (ytvis). "
-            "[rle; polygon in coco-zero, uncompressed in ytvis]"
+            help="Hold masks as rle or polygon (coco formats, cvat), uncompressed or rle (ytvis). By default it is "
+            "rle, in coco-zero polygon, and in ytvis uncompressed.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     simplify: Annotated[
-        float, typer.Option(metavar="PX", help="Polygons may leave the mask's border by this many pixels.")
+        float,
+        typer.Option(
+            metavar="PX", help="Let polygons leave the mask's border by this many pixels.", rich_help_panel=OUTPUT
+        ),
     ] = 0.0,
     append: Annotated[
-        bool, typer.Option("--append", help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats).")
+        bool,
+        typer.Option(
+            "--append",
+            help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats).",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the dataset in OUT with what people added or changed in it.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace the dataset in OUT with what people added or changed in it.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
     from sam3label.face import open_run

@@ -34,8 +34,11 @@ class VideoWriter:
     macroblock tree, left out then, chooses other bits from run to run. Raises `OutputError` where the file cannot be
     written; nothing is left of it then, and an older file of that name stays.
 
-    >>> with VideoWriter("out.mp4", rate=25) as video:  # doctest: +SKIP
-    ...     video.write(pixels)
+    >>> with VideoWriter("out.mp4", rate=25) as video:
+    ...     for value in (0, 128, 255):
+    ...         video.write(np.full((48, 64, 3), value, np.uint8))
+    >>> video.frames
+    3
     """
 
     def __init__(

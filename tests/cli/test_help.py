@@ -29,7 +29,7 @@ def verbs(command: Any = None, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, command
 
 
-VERBS = {name: verb for name, verb in verbs() if name != "export"}
+VERBS = dict(verbs())
 
 
 def options(command: Any) -> dict[str, Any]:
