@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.core.records import Box, Rle
 from sam3label.errors import InputError
 
@@ -261,4 +261,4 @@ def read_rle(segmentation: Any, size_hw: tuple[int, int] | None) -> Rle | None:
         return rle
     if size_hw is None:
         raise ValueError("a polygon needs the image's height and width")
-    return masks.from_polygons(segmentation, size_hw)
+    return outlines.from_polygons(segmentation, size_hw)

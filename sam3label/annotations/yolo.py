@@ -16,7 +16,7 @@ import numpy as np
 from sam3label.annotations.coco import JudgedObject, Pair, Truth, TruthImage
 from sam3label.annotations.marks import Corners, Labelled, Mark, some
 from sam3label.annotations.reading import load_yaml, read_lines
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.core.records import Box
 from sam3label.core.text import count
 from sam3label.core.yamlnodes import Node
@@ -245,6 +245,6 @@ def _instance(row: Row, size_hw: tuple[int, int]) -> JudgedObject:
         box: Box = (float(left), float(top), float(right - left), float(bottom - top))
         return JudgedObject(box, box[2] * box[3], box[2] * box[3], None)
     ring = np.clip(np.array(row.shape).reshape(-1, 2), 0, 1) * (width, height)
-    rle = masks.from_contour(ring, size_hw)  # as Ultralytics fills it
+    rle = outlines.from_contour(ring, size_hw)  # as Ultralytics fills it
     area = float(masks.area(rle))
     return JudgedObject(masks.box_xywh(rle), area, area, rle)

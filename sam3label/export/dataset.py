@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.core.records import ConceptList, Label, LabeledImage, Rle
 from sam3label.errors import ConfigError
 from sam3label.export.frames import FrameChoice
@@ -36,17 +36,17 @@ class Outline:
         self.iou_sum = 0.0
         self.iou_min = 1.0
 
-    def polygons(self, rle: Rle) -> list[masks.Ring]:
+    def polygons(self, rle: Rle) -> list[outlines.Ring]:
         """Rings in edge coordinates, for COCO: exact unless simplified, so only then is there something to measure."""
-        rings = masks.polygons(rle, self.simplify_px)
-        back = masks.from_polygons(rings, rle.size_hw) if self.simplify_px else rle
+        rings = outlines.polygons(rle, self.simplify_px)
+        back = outlines.from_polygons(rings, rle.size_hw) if self.simplify_px else rle
         self._account(1.0 if back == rle else float(masks.iou_matrix([rle], [back])[0, 0]))
         return rings
 
-    def contour(self, rle: Rle) -> masks.Ring:
+    def contour(self, rle: Rle) -> outlines.Ring:
         """Return one ring in centre coordinates, for YOLO."""
-        ring = masks.contour(rle, self.simplify_px)
-        self._account(masks.contour_iou(rle, ring))
+        ring = outlines.contour(rle, self.simplify_px)
+        self._account(outlines.contour_iou(rle, ring))
         return ring
 
     def _account(self, iou: float) -> None:
@@ -223,6 +223,6 @@ def number(value: float) -> int | float:
     return int(value) if float(value).is_integer() else round(float(value), 4)
 
 
-def flat(ring: masks.Ring) -> list[int]:
+def flat(ring: outlines.Ring) -> list[int]:
     """Return [V, 2] in edge coordinates, which are whole numbers -> x1 y1 x2 y2 ..., ready for JSON."""
     return ring.astype(np.int64).ravel().tolist()

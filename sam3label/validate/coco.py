@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.core.records import Box, Rle
 from sam3label.errors import InputError
 from sam3label.validate.photos import check_photo, is_file
@@ -157,7 +157,7 @@ def read_mask(segmentation: Any, size_hw: Size) -> Rle | None:
         with np.errstate(all="ignore"):  # what overflows is too long
             if not rings or _border_px(rings) > _LONGEST_BORDER_PX:
                 return None
-        return masks.from_polygons(rings, size_hw)
+        return outlines.from_polygons(rings, size_hw)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError):
         return None
 

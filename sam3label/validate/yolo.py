@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.core import masks
+from sam3label.core import outlines
 from sam3label.core.records import Box, Rle
 from sam3label.validate import ultralytics_reader
 from sam3label.validate.photos import PhotoHeader, check_photo, is_file, read_photo
@@ -113,7 +113,7 @@ def instances(split: YoloSplit, image: Path, size_hw: tuple[int, int], task: str
     if rows.task == "detect":
         return [(n, _box(shape * scale)) for n, shape in zip(names, rows.shapes, strict=True)]
     rings = _resampled(rows.shapes) if task == "segment" else rows.shapes
-    return [(n, masks.from_contour(ring * scale, size_hw)) for n, ring in zip(names, rings, strict=True)]
+    return [(n, outlines.from_contour(ring * scale, size_hw)) for n, ring in zip(names, rings, strict=True)]
 
 
 def check_orphans(splits: Sequence[YoloSplit], findings: Findings) -> None:

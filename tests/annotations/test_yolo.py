@@ -11,7 +11,7 @@ from PIL import Image
 
 from sam3label.annotations.coco import Truth
 from sam3label.annotations.truth import read_truth
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.errors import InputError
 from sam3label.media.image import decode_image, upright_size
 
@@ -163,14 +163,14 @@ def test_what_is_no_dataset_is_said_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_every_row_kind_that_our_export_writes_is_read(tmp_path: Path) -> None:
-    """Masks of all sorts through `masks.contour`, as the YOLO export writes them, come back as they are filled."""
+    """Masks of all sorts through `outlines.contour`, as the YOLO export writes them, come back as they are filled."""
     rng = np.random.default_rng(3)
     yy, xx = np.mgrid[:60, :80]
     for number in range(20):
         center = rng.uniform(15, 45, 2)
         mask = ((yy - center[0]) / rng.uniform(4, 14)) ** 2 + ((xx - center[1]) / rng.uniform(4, 14)) ** 2 <= 1
         rle = masks.encode(mask)
-        ring = masks.contour(rle) / (80, 60)
+        ring = outlines.contour(rle) / (80, 60)
         row = " ".join(["1", *(f"{value:.6f}" for value in itertools.chain.from_iterable(ring.tolist()))])
         folder = dataset(tmp_path / str(number), {"images/1.jpg": row}, "train: images\nnames: [p, h]")
         (instance,) = read_truth(folder).objects[0, 1]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.hardshapes import KINDS, ONE_PART, shape
 
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 
 Array = npt.NDArray[np.bool_]
 
@@ -94,16 +94,16 @@ def test_overlaps_of_nothing_and_of_different_images() -> None:
 @example(np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]], np.bool_))
 def test_coco_polygons_are_exact(mask: Array) -> None:
     rle = masks.encode(mask)
-    rings = masks.polygons(rle)
+    rings = outlines.polygons(rle)
     assert all(len(ring) >= 4 for ring in rings)
-    assert masks.from_polygons(rings, rle.size_hw) == rle
+    assert outlines.from_polygons(rings, rle.size_hw) == rle
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_coco_polygons_of_hard_shapes(kind: str) -> None:
     rle = masks.encode(shape(kind))
-    rings = masks.polygons(rle)
-    assert masks.from_polygons(rings, rle.size_hw) == rle
+    rings = outlines.polygons(rle)
+    assert outlines.from_polygons(rings, rle.size_hw) == rle
     parts = cv2.connectedComponents(shape(kind).astype(np.uint8))[0] - 1
     assert len(rings) == parts
 
@@ -111,20 +111,20 @@ def test_coco_polygons_of_hard_shapes(kind: str) -> None:
 @pytest.mark.parametrize("kind", ONE_PART)
 def test_contours_of_one_part_are_exact(kind: str) -> None:
     rle = masks.encode(shape(kind))
-    assert masks.from_contour(masks.contour(rle), rle.size_hw) == rle
+    assert outlines.from_contour(outlines.contour(rle), rle.size_hw) == rle
 
 
 @settings(deadline=None, max_examples=300)
 @given(SMALL)
 def test_contours_are_valid_rows_and_never_worse_than_the_largest_part(mask: Array) -> None:
     rle = masks.encode(mask)
-    ring = masks.contour(rle)
+    ring = outlines.contour(rle)
     if not mask.any():
         assert ring.shape == (0, 2)
         return
     assert len(ring) >= 3 and np.ptp(ring, axis=0).min() > 0
     assert ring.min() > 0 and (ring < np.array(mask.shape[::-1])).all()
-    back = masks.from_contour(ring, rle.size_hw)
+    back = outlines.from_contour(ring, rle.size_hw)
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     largest = int(stats[1:, cv2.CC_STAT_AREA].max())
     assert iou(rle, back) >= largest / mask.sum() - 1e-9
@@ -136,15 +136,15 @@ def test_contours_are_valid_rows_and_never_worse_than_the_largest_part(mask: Arr
 @given(SMALL.filter(np.any), st.sampled_from([0.0, 1.0, 2.0]), st.integers(0, 5), st.integers(0, 5))
 def test_iou_of_a_contour_is_that_of_the_whole_image(mask: Array, tolerance: float, x: int, y: int) -> None:
     rle = masks.paste(x, y, mask, (20, 22))
-    ring = masks.contour(rle, tolerance)
-    assert masks.contour_iou(rle, ring) == pytest.approx(iou(rle, masks.from_contour(ring, rle.size_hw)))
+    ring = outlines.contour(rle, tolerance)
+    assert outlines.contour_iou(rle, ring) == pytest.approx(iou(rle, outlines.from_contour(ring, rle.size_hw)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_iou_of_the_contours_of_hard_shapes(kind: str) -> None:
     rle = masks.encode(shape(kind))
-    ring = masks.contour(rle)
-    assert masks.contour_iou(rle, ring) == pytest.approx(iou(rle, masks.from_contour(ring, rle.size_hw)))
+    ring = outlines.contour(rle)
+    assert outlines.contour_iou(rle, ring) == pytest.approx(iou(rle, outlines.from_contour(ring, rle.size_hw)))
 
 
 @given(SMALL)
@@ -167,12 +167,12 @@ def test_far_parts_are_left_out_where_a_bridge_costs_more_than_they_are_worth() 
     far = np.zeros((60, 120), np.bool_)
     far[5, 5] = far[50, 110] = True
     rle = masks.encode(far)
-    assert iou(rle, masks.from_contour(masks.contour(rle), (60, 120))) == 0.5
+    assert iou(rle, outlines.from_contour(outlines.contour(rle), (60, 120))) == 0.5
     mixed = np.zeros((200, 400), np.uint8)
     cv2.circle(mixed, (30, 30), 14, 1, -1)
     cv2.circle(mixed, (64, 30), 14, 1, -1)  # worth its bridge
     mixed[190, 390] = 1  # is not
-    back = masks.decode(masks.from_contour(masks.contour(masks.encode(mixed)), mixed.shape))
+    back = masks.decode(outlines.from_contour(outlines.contour(masks.encode(mixed)), mixed.shape))
     assert back[30, 64] and not back[190, 390]
     assert iou(masks.encode(mixed), masks.encode(back)) > 0.99
 
@@ -180,7 +180,7 @@ def test_far_parts_are_left_out_where_a_bridge_costs_more_than_they_are_worth() 
 @pytest.mark.parametrize("kind", ["two parts", "island in a hole"])
 def test_contours_join_parts_by_a_thin_bridge(kind: str) -> None:
     rle = masks.encode(shape(kind))
-    back = masks.from_contour(masks.contour(rle), rle.size_hw)
+    back = outlines.from_contour(outlines.contour(rle), rle.size_hw)
     assert masks.cover_matrix([rle], [back])[0, 0] == 1.0
     assert iou(rle, back) > 0.97
 
@@ -190,28 +190,28 @@ def test_contours_join_parts_by_a_thin_bridge(kind: str) -> None:
 def test_simplified_rings_stay_valid_and_close(kind: str, tolerance: float) -> None:
     mask = shape(kind)
     rle = masks.encode(mask)
-    rings, ring = masks.polygons(rle, tolerance), masks.contour(rle, tolerance)
+    rings, ring = outlines.polygons(rle, tolerance), outlines.contour(rle, tolerance)
     assert all(len(r) >= 3 for r in rings) and len(ring) >= 3
-    assert sum(map(len, rings)) <= sum(map(len, masks.polygons(rle)))
-    assert len(ring) <= max(4, len(masks.contour(rle)))
+    assert sum(map(len, rings)) <= sum(map(len, outlines.polygons(rle)))
+    assert len(ring) <= max(4, len(outlines.contour(rle)))
     border = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(np.bool_)
-    for back in (masks.from_polygons(rings, rle.size_hw), masks.from_contour(ring, rle.size_hw)):
+    for back in (outlines.from_polygons(rings, rle.size_hw), outlines.from_contour(ring, rle.size_hw)):
         assert (masks.decode(back) ^ mask).sum() <= tolerance * border.sum() + 60  # the bridges between parts
 
 
 def test_empty_mask_and_short_polygon() -> None:
     empty = masks.encode(np.zeros((4, 5), np.bool_))
-    assert masks.polygons(empty) == []
-    assert masks.from_polygons([], (4, 5)) == empty
-    assert masks.from_contour(masks.contour(empty), (4, 5)) == empty
+    assert outlines.polygons(empty) == []
+    assert outlines.from_polygons([], (4, 5)) == empty
+    assert outlines.from_contour(outlines.contour(empty), (4, 5)) == empty
     with pytest.raises(ValueError, match="at least 3 points, got 2"):
-        masks.from_polygons([[0, 0, 1, 1]], (4, 5))
+        outlines.from_polygons([[0, 0, 1, 1]], (4, 5))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30])
 def test_a_polygon_from_a_broken_file_is_refused_before_it_takes_all_memory(value: float) -> None:
     with pytest.raises(ValueError, match="no number, or beyond all pictures"):
-        masks.from_polygons([[0, 0, 3, 0, 3, 3], [value, 1, 4, 1, 4, 4]], (4, 5))
+        outlines.from_polygons([[0, 0, 3, 0, 3, 3], [value, 1, 4, 1, 4, 4]], (4, 5))
 
 
 def test_encode_wants_two_dimensions() -> None:
@@ -232,7 +232,7 @@ def test_oriented_box_of_any_mask(mask: Array) -> None:
 
 def check_oriented_box(mask: Array) -> None:
     rle = masks.encode(mask)
-    box = masks.oriented_box(rle)
+    box = outlines.oriented_box(rle)
     assert box.min() > -1e-5 and (box < np.array(mask.shape[::-1]) + 1e-5).all()
     sides = np.roll(box, -1, axis=0) - box
     assert np.allclose((sides * np.roll(sides, -1, axis=0)).sum(axis=1), 0, atol=1e-6)  # right angles
@@ -245,7 +245,7 @@ def check_oriented_box(mask: Array) -> None:
 
 
 def test_oriented_box_of_a_diagonal_line_is_narrow() -> None:
-    box = masks.oriented_box(masks.encode(shape("diagonal line")))
+    box = outlines.oriented_box(masks.encode(shape("diagonal line")))
     lengths = np.hypot(*(np.roll(box, -1, axis=0) - box).T)
     assert lengths.min() < 1.5 and lengths.max() > 40
-    assert masks.oriented_box(masks.encode(np.zeros((3, 3), np.bool_))).shape == (0, 2)
+    assert outlines.oriented_box(masks.encode(np.zeros((3, 3), np.bool_))).shape == (0, 2)

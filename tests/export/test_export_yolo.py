@@ -20,7 +20,7 @@ from support.ultra import (
     segments_as_masks,
 )
 
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.core.records import LabeledImage
 from sam3label.errors import ConfigError, OutputError
 from sam3label.export.options import Options
@@ -76,7 +76,7 @@ def test_diagonal_hairlines_survive_the_points_ultralytics_puts_between(length: 
     line = np.zeros(SIZE_HW, np.bool_)
     places = np.arange(length)
     line[places + 2, (3 if step > 0 else 70) + step * places] = True
-    ring = masks.contour(masks.encode(line)) / np.array(SIZE_HW[::-1])
+    ring = outlines.contour(masks.encode(line)) / np.array(SIZE_HW[::-1])
     (denser,) = resample_segments([ring.astype(np.float32)], 1000)
     assert len(denser) == 1000
     assert np.array_equal(segments_as_masks([denser], SIZE_HW)[0], line)  # was IoU 0.34
@@ -101,7 +101,7 @@ def test_boxes_hold_their_masks_in_ultralytics(tmp_path: Path, kind: str) -> Non
         if kind == "yolo-obb":
             assert all(len(s) == 4 and s.min() >= 0 and s.max() <= 1 for s in segments)
             for x, s in zip(item.labels, segments, strict=True):
-                box = masks.from_contour(s * np.array([width, height]), SIZE_HW)
+                box = outlines.from_contour(s * np.array([width, height]), SIZE_HW)
                 assert masks.cover_matrix([x.rle], [box])[0, 0] == 1.0
 
 

@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 from sam3label.annotations.truth import read_truth
 from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
 from sam3label.concepts.starter import starter
-from sam3label.core import masks
+from sam3label.core import masks, outlines
 from sam3label.core.records import Candidate, Concept, ConceptList, MediaItem, Rle, UnitResult
 from sam3label.demo.shapes import make_scene, matches
 from sam3label.errors import InputError, OutputError
-from sam3label.quality.calibrate import Goal, Thresholds, answers, calibrate_run, read_examples
+from sam3label.quality.calibrate import Goal, Thresholds, calibrate_run
 from sam3label.quality.calibrated_list import edited, write_concepts
+from sam3label.quality.calibration_examples import answers, read_examples
 from sam3label.run.decide import select_labels
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
@@ -379,7 +380,7 @@ def yolo_of(truth: Path, folder: Path) -> Path:
         Image.new("RGB", (width, height)).save(folder / "images" / image["file_name"])
         rows = []
         for row in (row for row in content["annotations"] if row["image_id"] == image["id"]):
-            ring = masks.contour(Rle(SCENE_HW, row["segmentation"]["counts"].encode())) / (width, height)
+            ring = outlines.contour(Rle(SCENE_HW, row["segmentation"]["counts"].encode())) / (width, height)
             rows.append(" ".join([str(row["category_id"] - 1), *(f"{v:.7f}" for v in ring.reshape(-1).tolist())]))
         (folder / "labels" / image["file_name"]).with_suffix(".txt").write_text("\n".join(rows))
     (folder / "data.yaml").write_text("train: images\nnames: [circle, square, hexagon]\n")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from sam3label.core import masks
+from sam3label.core import outlines
 from sam3label.core.files import write_whole
 from sam3label.core.records import Label
 from sam3label.errors import OutputError
@@ -51,7 +51,7 @@ def _row(label: Label, task: Task, outline: Outline) -> list[float]:
     if task == "segment":
         return _shares(outline.contour(label.rle), label)
     if task == "obb":
-        return _shares(masks.oriented_box(label.rle), label)
+        return _shares(outlines.oriented_box(label.rle), label)
     x, y, w, h = label.box_xywh
     return _shares(np.array([[x + w / 2, y + h / 2], [w, h]]), label)
 
