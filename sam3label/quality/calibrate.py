@@ -1,8 +1,8 @@
 """Thresholds from a few labelled images: the score, presence and NMS values that serve each class best, honestly.
 
-Pure arithmetic over the stored candidates; nothing is asked of a model. Every threshold setting is judged by counts of hits, false alarms and misses at mask IoU 0.5. What is reported is
-cross-validated: an image is only ever judged by thresholds that were chosen without it. The thresholds that are
-written come from all images.
+Pure arithmetic over the stored candidates; nothing is asked of a model. Every threshold setting is judged by counts of
+hits, false alarms and misses at mask IoU 0.5. What is reported is cross-validated: an image is only ever judged by
+thresholds that were chosen without it. The thresholds that are written come from all images.
 """
 
 from __future__ import annotations
