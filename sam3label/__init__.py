@@ -17,8 +17,18 @@ if TYPE_CHECKING:
     from sam3label.face import Concepts as Concepts
     from sam3label.face import LabeledRun as Run
     from sam3label.face import PictureDetector as Detector
+    from sam3label.face import check as check
+    from sam3label.face import convert_weights as convert_weights
+    from sam3label.face import demo as demo
+    from sam3label.face import demo_videos as demo_videos
+    from sam3label.face import doctor as doctor
+    from sam3label.face import evaluate as evaluate
+    from sam3label.face import init as init
     from sam3label.face import label as label
     from sam3label.face import open_run as open_run
+    from sam3label.face import preview as preview
+    from sam3label.face import validate as validate
+    from sam3label.face import weights as weights
     from sam3label.labelling.options import LabelOptions as LabelOptions
 
 __all__ = [
@@ -28,18 +38,25 @@ __all__ = [
     "Run",
     "Sam3LabelError",
     "__version__",
+    "check",
+    "convert_weights",
+    "demo",
+    "demo_videos",
+    "doctor",
+    "evaluate",
+    "init",
     "label",
     "open_run",
+    "preview",
+    "validate",
+    "weights",
 ]
 
-_PLACES = {
-    "Concepts": ("sam3label.face", "Concepts"),
+_ELSEWHERE = {  # what is not called in `sam3label.face` as it is here
     "Detector": ("sam3label.face", "PictureDetector"),
     "LabelOptions": ("sam3label.labelling.options", "LabelOptions"),
     "Run": ("sam3label.face", "LabeledRun"),
     "Sam3LabelError": ("sam3label.errors", "Sam3LabelError"),
-    "label": ("sam3label.face", "label"),
-    "open_run": ("sam3label.face", "open_run"),
 }
 
 
@@ -50,9 +67,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("sam3label")
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module 'sam3label' has no attribute {name!r}")
-    module, own_name = _PLACES[name]
+    module, own_name = _ELSEWHERE.get(name, ("sam3label.face", name))
     return getattr(importlib.import_module(module), own_name)
 
 
