@@ -1,4 +1,4 @@
-"""Questions put to encoded images: words, and exemplars where there are any, into scores.
+"""Puts questions to encoded images: words, and exemplars where there are any, into scores.
 
 Shape legend: B images, P pairs (image, prompt), Q queries, T prompt tokens, N boxes, D width.
 """
@@ -21,7 +21,7 @@ from sam3label.model.head import Head, ImageState, PairScores
 
 @dataclass(frozen=True, slots=True)
 class ReferenceTokens:
-    """Exemplars for one prompt from other images, as `Detector.encode_references` made them: each [N, D]."""
+    """Holds exemplars for one prompt from other images, as `Detector.encode_references` made them: each [N, D]."""
 
     tokens: tuple[Tensor, ...]
 
@@ -31,7 +31,7 @@ Exemplar = BoxPrompt | ReferenceTokens
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One question: prompt number `prompt` on image number `image` of those encoded together."""
+    """Holds one question: prompt number `prompt` on image number `image` of those encoded together."""
 
     image: int
     prompt: int
@@ -39,7 +39,7 @@ class Pair:
 
 
 def pairs_of(prompts: Sequence[Prompt], exemplars: Sequence[Mapping[str, Exemplar | None]]) -> list[Pair]:
-    """What is asked of images: every prompt, but those without words only where they have an exemplar."""
+    """Return what is asked of images: every prompt, but those without words only where they have an exemplar."""
     return [
         Pair(image, number, exemplar)
         for image, given in enumerate(exemplars)
@@ -50,7 +50,7 @@ def pairs_of(prompts: Sequence[Prompt], exemplars: Sequence[Mapping[str, Exempla
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A chunk of pairs: the answer and its prompts on the device, scores [P, Q] and presence [P] on the host."""
+    """Holds a chunk of pairs: the answer and its prompts on the device, scores [P, Q] and presence [P] on the host."""
 
     answer: PairScores
     prompt: Tensor
@@ -80,7 +80,7 @@ class Asker:
         return Scored(answer, prompt, valid, host[:, :-1], host[:, -1])
 
     def _geometry(self, state: ImageState, images: Tensor, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor] | None:
-        """Tokens [P, N + 1, D] and validity of each pair's exemplars; the image's summary where it has none."""
+        """Return tokens [P, N + 1, D] and validity of each pair's exemplars; the image's summary where it has none."""
         boxed = {row: pair.exemplar for row, pair in enumerate(pairs) if isinstance(pair.exemplar, BoxPrompt)}
         referred = {row: pair.exemplar for row, pair in enumerate(pairs) if isinstance(pair.exemplar, ReferenceTokens)}
         if state.summary is None and not boxed and not referred:
@@ -102,14 +102,14 @@ class Asker:
         return tokens, valid
 
     def encode_references(self, coarse: Tensor, boxes: Sequence[BoxPrompt]) -> list[Tensor]:
-        """The tokens [N, D] of N boxes on each image, of its coarse features [B, D, h, w]."""
+        """Return the tokens [N, D] of N boxes on each image, of its coarse features [B, D, h, w]."""
         with self._compute.precision():
             encoded, _ = self._head.encode_boxes(coarse, *self._padded(boxes))
         # the boxes come first, then the image's own token, then padding
         return [row[: len(own.positive)].float() for row, own in zip(encoded, boxes, strict=True)]
 
     def _padded(self, prompts: Sequence[BoxPrompt]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (cx, cy, w, h) [P, N, 4], labels [P, N] and validity [P, N], short rows padded."""
+        """Return boxes (cx, cy, w, h) [P, N, 4], labels [P, N] and validity [P, N], short rows padded."""
         most = max(len(prompt.positive) for prompt in prompts)
         boxes = np.zeros((len(prompts), most, 4), np.float32)
         labels = np.zeros((len(prompts), most), np.int64)

@@ -1,4 +1,4 @@
-"""Where the device's time goes."""
+"""Measures where the device's time goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class StageClock:
-    """Seconds a device spends per stage. On CUDA by events in its streams: reading them waits for nothing."""
+    """Counts seconds a device spends per stage, on CUDA by events in its streams: reading them waits for nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self._device: Any = torch.cuda if device.type == "cuda" else None
@@ -35,13 +35,13 @@ class StageClock:
         self._close()
 
     def seconds(self) -> dict[str, float]:
-        """What is known so far: on CUDA, of the blocks that the device has finished."""
+        """Return the seconds known so far: on CUDA, of the blocks that the device has finished."""
         self._close()
         return dict(self._spent)
 
     @property
     def open_blocks(self) -> int:
-        """Blocks whose time is not known yet."""
+        """Return how many blocks' times are not known yet."""
         return len(self._open)
 
     def _close(self) -> None:

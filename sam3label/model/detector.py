@@ -44,7 +44,7 @@ PromptStyle = Literal["official", "transformers"]
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What the model saw on one frame. `presence` [P] in the order of the prompts, NaN where one was not asked."""
+    """Holds what was seen on one frame: `presence` [P] in the order of the prompts, NaN where one was not asked."""
 
     presence: npt.NDArray[np.float32]
     candidates: tuple[Candidate, ...]
@@ -52,7 +52,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one prompt found on one image, on the device: scores [K], float32 mask logits [K, h, w], boxes [K, 4].
+    """Holds what one prompt found on one image, on the device: scores [K], float32 mask logits [K, h, w], boxes [K, 4].
 
     Boxes are (x1, y1, x2, y2) in [0, 1]. A prompt that was not asked has presence NaN and found nothing.
     """
@@ -64,7 +64,7 @@ class Seen:
 
 
 class Detector:
-    """A loaded SAM 3 detector. Made by `Detector.load`; one per process and device."""
+    """Finds objects on frames with a loaded SAM 3. `Detector.load` makes it; one per process and device is enough."""
 
     def __init__(
         self,
@@ -138,35 +138,35 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Return where the model computes."""
         return self.compute.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the image encoder computes in."""
+        """Return the precision that the image encoder computes in."""
         return self.compute.dtype
 
     @property
     def image_size(self) -> int:
-        """The side of the model's input, in pixels."""
+        """Return the side of the model's input, in pixels."""
         return self.images.side
 
     @property
     def queries(self) -> int:
-        """The most instances the model can find of one prompt in one image."""
+        """Return how many instances of one prompt the model can find in one image at most."""
         return int(self.model.config.detr_decoder_config.num_queries)
 
     @property
     def image_batch(self) -> int:
-        """Images encoded together; falls when memory runs out."""
+        """Return how many images are encoded together: fewer once memory ran out."""
         return self.batches["images"]
 
     def precision(self) -> AbstractContextManager[None]:
-        """What the head is to be computed in."""
+        """Return the context in which the head computes: its precision."""
         return self.compute.precision()
 
     def describe(self) -> dict[str, Any]:
-        """Everything here that changes the numbers, for a run's fingerprint."""
+        """Return everything here that changes the numbers, by name, for a run's fingerprint."""
         return {
             "checkpoint": self.identity,
             "image_size": self.image_size,
@@ -183,7 +183,7 @@ class Detector:
         self.phrases.encode(phrases)
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
-        """float32 [B, 3, X, X] on the device: resized without keeping the aspect, as the model was trained."""
+        """Return pictures as the model takes them, float32 [B, 3, X, X] on the device, resized without their aspect."""
         return self.images.preprocess(frames)
 
     def encode_images(self, pixels: Tensor) -> ImageState:
@@ -191,16 +191,16 @@ class Detector:
         return self.images.encode(pixels)
 
     def encode_grid(self, pixels: Tensor) -> Tensor:
-        """The image encoder's answer [B, V, h, w] to preprocessed images, which the tracker reads too."""
+        """Return the image encoder's answer [B, V, h, w] to preprocessed images, which the tracker reads too."""
         return self.images.grid(pixels)
 
     def state_of_grid(self, grid: Tensor) -> ImageState:
-        """The state of images from the image encoder's answer."""
+        """Return the state of images, made of the image encoder's answer."""
         return self.images.state_of_grid(grid)
 
     @torch.inference_mode()
     def encode_ahead(self, frames: Sequence[Frame]) -> None:
-        """Encode what `detect` will be given later, on CUDA beside its other work. Answers do not depend on it."""
+        """Encode frames that `detect` will be given next, on CUDA beside its other work. No answer depends on it."""
         self._ahead.begin(frames[: self.image_batch])
 
     def _encoded(self, frames: Sequence[Frame]) -> ImageState:
@@ -209,7 +209,7 @@ class Detector:
 
     @torch.inference_mode()
     def encode_references(self, frames: Sequence[Frame], boxes: Sequence[BoxPrompt]) -> list[Tensor]:
-        """The tokens [N, D] of N boxes on each image, for `ReferenceTokens`: to be shown with any other image."""
+        """Return tokens [N, D] of N boxes on each image, for `ReferenceTokens`: any other image can be shown them."""
 
         def encode(part: slice) -> list[Tensor]:
             coarse = self.encode_images(self.preprocess(frames[part])).coarse
@@ -227,7 +227,7 @@ class Detector:
         floor: float = 0.1,
         exemplars: Sequence[Mapping[str, Exemplar | None]] | None = None,
     ) -> list[Detection]:
-        """Ask every prompt of every frame; one Detection per frame, in order.
+        """Ask every prompt of every frame, and return one Detection per frame, in order.
 
         `exemplars`, one mapping per frame from prompt key, are added to the prompt's words; None leaves the prompt out.
         A prompt without words is asked only where it has exemplars. Candidates have score >= `floor` and at least one
@@ -279,7 +279,7 @@ class Detector:
         prompts: Sequence[Prompt],
         exemplars: Sequence[Mapping[str, Exemplar | None]] | None = None,
     ) -> PairScores:
-        """The head's whole answer to every prompt of every frame, image by image, in the order of the prompts.
+        """Return the head's whole answer to every prompt of every frame, image by image, in the order of the prompts.
 
         For those who look into the model: `detect` is this, and the masks of what is over the floor.
         """
@@ -296,7 +296,7 @@ class Detector:
         threshold: float,
         exemplars: Mapping[str, Exemplar | None] = MappingProxyType({}),
     ) -> list[Seen]:
-        """Ask every prompt of one encoded image; one entry per prompt, of its queries scoring over `threshold`.
+        """Ask every prompt of one encoded image, and return per prompt its queries that score over `threshold`.
 
         `exemplars` as of `detect`, for this image.
         """
@@ -322,7 +322,7 @@ class Detector:
         return list(seen.values())
 
     def _nothing(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, masks and boxes of no candidate."""
+        """Return scores, masks and boxes of no candidate."""
         sides = (0,), (0, 4 * self.head.grid, 4 * self.head.grid), (0, 4)
         scores, masks, boxes = (torch.empty(side, device=self.device) for side in sides)
         return scores, masks, boxes

@@ -15,19 +15,19 @@ from sam3label.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """The device, and the type that the image encoder computes in there."""
+    """Says on which device, and in which type there, the image encoder computes."""
 
     device: torch.device
     dtype: torch.dtype
 
     @property
     def mixed(self) -> bool:
-        """Whether the head computes in mixed precision."""
+        """Return whether the head computes in mixed precision."""
         return self.dtype != torch.float32 and self.device.type == "cuda"
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """Mixed precision for the head where the image encoder is bf16 or fp16 on CUDA; else float32, and no TF32."""
+        """Return the head's precision: mixed where images are encoded in bf16 or fp16 on CUDA, else float32."""
         if self.device.type != "cuda":
             yield
             return
@@ -37,7 +37,7 @@ class Compute:
 
 @contextmanager
 def _no_tf32() -> Iterator[None]:
-    """What is to be float32 is: torch's settings, a user's and a container's, would make 10 of its 23 bits."""
+    """Keep float32 float32: torch's settings, a user's or a container's, could leave 10 of its 23 bits."""
     places: tuple[Any, Any] = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     try:
@@ -50,7 +50,7 @@ def _no_tf32() -> Iterator[None]:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA, then MPS, then the CPU. A CUDA device becomes this process's current one.
+    """Choose the device: "auto" is CUDA, then MPS, then the CPU. A CUDA device becomes this process's current one.
 
     Raises ConfigError for a device that this machine does not have, and where it has a GPU that torch cannot use: a run
     on the CPU would take a hundred times as long, and nobody asked for it.
@@ -77,7 +77,7 @@ def _device(name: str) -> torch.device | None:
 
 
 def _current_cuda(device: torch.device) -> torch.device:
-    """The device with its number, made the current one: streams, events and page-locked memory go by that."""
+    """Return the device with its number, made the current one: streams, events and page-locked memory go by that."""
     count, number = torch.cuda.device_count(), device.index or 0
     if number >= count:
         raise ConfigError(f"device 'cuda:{number}' is not available here: there are {count}, from cuda:0 on.")
@@ -92,7 +92,7 @@ def _current_cuda(device: torch.device) -> torch.device:
 
 
 def has_code_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Whether a card of this capability runs code built for these architectures.
+    """Return whether a card of this capability runs code built for these architectures.
 
     Machine code (sm_80) runs on cards of the same major version and no smaller minor one; portable code (compute_90)
     on that version and every later one.
@@ -108,7 +108,7 @@ def has_code_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
 
 
 def nvidia_driver() -> str | None:
-    """The version of the NVIDIA driver of this machine, if it has one (Linux, and Windows' Linux)."""
+    """Return the version of this machine's NVIDIA driver, if it has one (Linux, and Windows' Linux)."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().split("Module")[1].split()[0]
     except (OSError, IndexError):
@@ -120,7 +120,7 @@ def _why_not() -> str:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is what a CUDA device computes fast in (bf16, before Ampere fp16), else fp32. Raises ConfigError."""
+    """Choose the precision: "auto" is bf16 on CUDA (before Ampere fp16), else fp32. Raises ConfigError."""
     known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name == "auto":
         if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Pictures and phrases into what the head reads: each image once, each phrase once per run.
+"""Turns pictures and phrases into what the head reads: each image once, each phrase once per run.
 
 Shape legend: B images of H x W pixels, X the model's input side, T prompt tokens, D width.
 """
@@ -35,7 +35,7 @@ class ImageEncoder:
         self._head, self._compute, self._with_summary = head, compute, with_summary
 
     def preprocess(self, frames: Sequence[Frame]) -> Tensor:
-        """float32 [B, 3, X, X] on the device: resized without keeping the aspect, as the model was trained."""
+        """Return pictures as the model takes them, float32 [B, 3, X, X] on the device, resized without their aspect."""
         arrays = (np.require(frame.pixels, requirements=["C", "W"]) for frame in frames)  # what torch can share
         return torch.cat([self._resize(torch.from_numpy(array)) for array in arrays])
 
@@ -49,19 +49,19 @@ class ImageEncoder:
         return self.state_of_grid(self.grid(pixels))
 
     def grid(self, pixels: Tensor) -> Tensor:
-        """The image encoder's answer [B, V, h, w] to preprocessed images, which the tracker reads too."""
+        """Return the image encoder's answer [B, V, h, w] to preprocessed images, which the tracker reads too."""
         with self._compute.precision():
             features = self.backbone(pixels.to(self._compute.dtype)).last_hidden_state
         cells: Tensor = features.transpose(1, 2).unflatten(2, (self._head.grid, self._head.grid))
         return cells
 
     def state_of_grid(self, grid: Tensor) -> ImageState:
-        """The state of images from the image encoder's answer."""
+        """Return the state of images, made of the image encoder's answer."""
         with self._compute.precision():
             return self._state_of([layer(grid) for layer in self._neck])
 
     def _state_of(self, levels: Sequence[Tensor]) -> ImageState:
-        """The state of images from the neck's levels, finest first: [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w]."""
+        """Return the images' state, made of the neck's levels: [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w]."""
         fine, middle, coarse = levels
         kept = self._compute.dtype if self._compute.mixed else torch.float32
         return self._head.prepare(fine.to(kept), middle.to(kept), coarse.float(), self._with_summary)
@@ -69,7 +69,7 @@ class ImageEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The words of N prompts, padded to the longest: features [N, T, D] and validity [N, T]."""
+    """Holds the words of N prompts, padded to the longest: features [N, T, D] and validity [N, T]."""
 
     features: Tensor
     valid: Tensor
@@ -120,7 +120,7 @@ class PhraseEncoder:
         return tokens
 
     def texts(self, prompts: Sequence[Prompt]) -> Texts:
-        """The words of the prompts, encoded where they were not yet. Raises ConfigError as `encode`."""
+        """Return the words of the prompts, encoded where they were not yet. Raises ConfigError as `encode`."""
         phrases = [prompt.text or VISUAL for prompt in prompts]
         self.encode(phrases)
         rows = [self.features[phrase] for phrase in phrases]

@@ -1,4 +1,4 @@
-"""Images encoded before anything is asked of them."""
+"""Encodes images before anything is asked of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRIES = 2
 
 
 class Ahead:
-    """At most two batches of images encoded before they are asked for: those at hand and the next ones.
+    """Keeps at most two batches of images that were encoded before they are asked for: those at hand and the next ones.
 
     On CUDA in a stream of their own, so that the device is busy while the host reads off the masks of what came before.
     """
@@ -29,7 +29,7 @@ class Ahead:
         self._failures = 0
 
     def begin(self, frames: Sequence[Frame]) -> None:
-        """Encode these frames. Without the memory for it they are encoded when they are asked for.
+        """Encode these frames. Where memory does not suffice they are encoded when they are asked for.
 
         What does not fit twice is not tried again.
         """
@@ -53,7 +53,7 @@ class Ahead:
             return self._encode(frames), self._side.record_event()
 
     def take(self, frames: Sequence[Frame]) -> ImageState | None:
-        """The state of these very frames, if they were begun. What was begun before them is let go: nobody asked."""
+        """Return the state of these very frames, if they were begun. What was begun before is let go: nobody asked."""
         for number, (begun, state, ready) in enumerate(self._begun):
             if len(begun) == len(frames) and all(a is b for a, b in zip(begun, frames, strict=True)):
                 for _ in range(number + 1):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ImageState:
-    """What the head needs of B encoded images."""
+    """Holds what the head needs of B encoded images."""
 
     tokens: Tensor  # [B, S, D] after the first encoder layer's self-attention
     coarse: Tensor  # [B, D, h, w] image features, for exemplar boxes
@@ -43,7 +43,7 @@ class ImageState:
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """The answer for P pairs, masks aside. All float32."""
+    """Holds the answer for P pairs, masks aside. All float32."""
 
     logits: Tensor  # [P, Q]
     presence_logits: Tensor  # [P]
@@ -53,18 +53,18 @@ class PairScores:
 
     @property
     def scores(self) -> Tensor:
-        """[P, Q] query x presence, both in [0, 1]."""
+        """Return [P, Q]: the query's score times the presence, both in [0, 1]."""
         return self.logits.sigmoid() * self.presence_logits.sigmoid()[:, None]
 
     @staticmethod
     def joined(chunks: Sequence[PairScores]) -> PairScores:
-        """The answers for several chunks of pairs, end to end."""
+        """Return the answers for several chunks of pairs, end to end."""
         names = [field.name for field in fields(PairScores)]
         return PairScores(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
 
 
 class Head:
-    """Everything of a Sam3Model after the image and text encoders. Holds no state but folded weights."""
+    """Computes everything of a Sam3Model after the image and text encoders. Holds no state but folded weights."""
 
     def __init__(self, model: Any) -> None:
         config = model.config.vision_config
@@ -91,7 +91,7 @@ class Head:
         return position
 
     def prepare(self, fine: Tensor, middle: Tensor, coarse: Tensor, with_summary: bool) -> ImageState:
-        """The state of B images from the neck's three levels, finest first."""
+        """Return the state of B images, made of the neck's three levels, finest first."""
         position = _tokens(self.position)
         layer = self.encoder.layers[0]
         tokens = _tokens(coarse)
@@ -102,7 +102,7 @@ class Head:
         return ImageState(tokens, coarse, middle, fine, summary)
 
     def _summary(self, coarse: Tensor) -> Tensor:
-        """What the geometry encoder says of images [B, D, h, w] without boxes: [B, 1, D].
+        """Return what the geometry encoder says of images [B, D, h, w] without boxes: [B, 1, D].
 
         Its own way with no box at all would have the host wait for the device, twice, where images are encoded ahead.
         """
@@ -117,7 +117,7 @@ class Head:
     def encode_boxes(
         self, coarse: Tensor, boxes_cxcywh: Tensor, labels: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Prompt tokens [P, N + 1, D] and their validity [P, N + 1] of boxes [P, N, 4] in [0, 1], labels 1 or 0."""
+        """Return prompt tokens [P, N + 1, D] and validity [P, N + 1] of boxes [P, N, 4] in [0, 1], labels 1 or 0."""
         position = self.position.expand(len(coarse), -1, -1, -1)
         output = self.geometry(
             box_embeddings=boxes_cxcywh,
@@ -129,7 +129,7 @@ class Head:
         return output.last_hidden_state, output.attention_mask.bool()
 
     def score(self, tokens: Tensor, prompt: Tensor, valid: Tensor) -> PairScores:
-        """P pairs: image tokens [P, S, D] (of `ImageState`, gathered), prompt [P, T, D] and its validity [P, T]."""
+        """Score P pairs: image tokens [P, S, D] (gathered from `ImageState`), prompt [P, T, D], its validity [P, T]."""
         memory = self._encode(tokens, prompt, valid)
         queries, boxes, presence = self._decode(memory, prompt, valid)
         with torch.autocast(queries.device.type, enabled=False):
@@ -151,7 +151,7 @@ class Head:
         return tokens
 
     def _decode(self, memory: Tensor, prompt: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [P, Q, D], boxes (cx, cy, w, h) [P, Q, 4] and presence logits [P] after the last layer."""
+        """Return queries [P, Q, D], boxes (cx, cy, w, h) [P, Q, 4] and presence logits [P] after the last layer."""
         decoder, pairs = self.decoder, len(memory)
         boxes, (query_position, bias) = self.boxes, self.placed
         start = torch.cat((decoder.presence_token.weight, decoder.query_embed.weight))
@@ -179,11 +179,11 @@ class Head:
         return queries, boxes, presence.clamp(-limit, limit)
 
     def _place(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What boxes (cx, cy, w, h) [P, Q, 4] are to a decoder layer: query positions [P, Q, D] and attention bias."""
+        """Return what a decoder layer reads of boxes (cx, cy, w, h) [P, Q, 4]: positions [P, Q, D], attention bias."""
         return self.decoder.ref_point_head(self.decoder.position_encoding.encode_boxes(boxes)), self._box_bias(boxes)
 
     def _box_bias(self, boxes: Tensor) -> Tensor:
-        """Attention bias [P, heads, 1 + Q, S] from the signed log distances of each grid line to the box's two edges.
+        """Return the attention bias [P, heads, 1 + Q, S]: from signed log distances of grid lines to a box's edges.
 
         The presence token has no box and no bias.
         """
@@ -200,7 +200,7 @@ class Head:
         return bias.flatten(3)
 
     def skips(self, state: ImageState, images: slice) -> tuple[Tensor, Tensor]:
-        """The mask head's skip connections of some images, convolved: [B', D, 2h, 2w] and [B', D, 4h, 4w]."""
+        """Return the mask head's skip connections of some images, convolved: [B', D, 2h, 2w] and [B', D, 4h, 4w]."""
         first, second = self.masker.pixel_decoder.conv_layers[:2]
         return first(state.middle[images]), second(state.fine[images])
 
@@ -212,7 +212,7 @@ class Head:
         queries: Tensor,
         skips: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Mask logits [R, Q', 4h, 4w] in float32 of chosen queries [R, Q', D] of R pairs, all gathered by pair."""
+        """Return float32 mask logits [R, Q', 4h, 4w] of chosen queries [R, Q', D] of R pairs, all gathered by pair."""
         masker = self.masker
         mask = _attention_mask(valid, memory.shape[1])
         normal = masker.prompt_cross_attn_norm(memory)
@@ -228,12 +228,12 @@ class Head:
 
 
 def _tokens(features: Tensor) -> Tensor:
-    """[B, D, h, w] -> [B, S, D]."""
+    """Reshape [B, D, h, w] to [B, S, D]."""
     return features.flatten(2).transpose(1, 2)
 
 
 def _attention_mask(valid: Tensor, queries: int) -> Tensor:
-    """bool [P, 1, queries, T] without copies."""
+    """Return the prompts' validity as bool [P, 1, queries, T], without copies."""
     return valid[:, None, None, :].expand(-1, 1, queries, -1)
 
 
@@ -243,7 +243,7 @@ def _inverse_sigmoid(value: Tensor, margin: float = 1e-3) -> Tensor:
 
 
 def _upsample_weight(weight: Tensor) -> Tensor:
-    """A 3x3 kernel [out, in, 3, 3] after nearest x2 upsampling, as a stride-2 transposed kernel [in, out, 4, 4].
+    """Return a 3x3 kernel [out, in, 3, 3] after nearest x2 upsampling as a stride-2 transposed one [in, out, 4, 4].
 
     Each output pixel sees three upsampled pixels a side, which are copies of two: the taps on copies add up.
     """

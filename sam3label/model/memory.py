@@ -1,4 +1,4 @@
-"""How much is computed together: what free memory holds, and half of it once that was too much."""
+"""Decides how much is computed together: what free memory holds, and half of it once that was too much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOO_SMALL = (
 
 
 class Batches:
-    """How many images, pairs and pairs' masks a device computes together."""
+    """Says how many images, pairs and pairs' masks a device computes together."""
 
     def __init__(self, device: torch.device, sizes: Mapping[Stage, int]) -> None:
         self.device = device
@@ -53,7 +53,7 @@ class Batches:
 
 
 def batch_sizes(config: Any, device: torch.device, dtype: torch.dtype, vram_gb: float | None) -> dict[Stage, int]:
-    """How many images, pairs and pairs' masks to compute together: what free memory holds, modest on the CPU."""
+    """Return how many images, pairs and pairs' masks to compute together: what free memory holds, modest on the CPU."""
     if device.type != "cuda":
         return {"images": 4, "pairs": 4, "masks": 4}
     torch.cuda.empty_cache()  # what loading has left counts as used
@@ -65,13 +65,13 @@ def batch_sizes(config: Any, device: torch.device, dtype: torch.dtype, vram_gb: 
 
 
 def sizes_for(bytes_each: Mapping[Stage, int], free: int) -> dict[Stage, int]:
-    """Four fifths of the free bytes, a third of them for each stage, within bounds where more brings nothing."""
+    """Return the sizes for so many free bytes: four fifteenths a stage, within bounds where more brings nothing."""
     share, most = free * 4 // 15, {"images": 16, "pairs": 64, "masks": 16}
     return {stage: min(max(share // each, 1), most[stage]) for stage, each in bytes_each.items()}
 
 
 def footprint(config: Any, dtype: torch.dtype) -> dict[Stage, int]:
-    """Bytes that one image, one pair and one pair's masks take at their peak.
+    """Return the bytes that one image, one pair and one pair's masks take at their peak.
 
     One and a half times what was counted at full size in bf16 (187, 53 and 265 MB), by the largest tensors.
     """
@@ -86,6 +86,6 @@ def footprint(config: Any, dtype: torch.dtype) -> dict[Stage, int]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's allocator has a class for it; its libraries, and the allocators of the CPU and MPS, say it in words."""
+    """Return whether memory ran out. CUDA's allocator has a class for it; the others say it in words."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)

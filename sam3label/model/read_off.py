@@ -1,4 +1,4 @@
-"""Scored pairs into instances: the masks of the queries that are wanted, read off at the image's size.
+"""Turns scored pairs into instances: the masks of the queries that are wanted, read off at the image's size.
 
 Shape legend: P pairs, Q queries, K kept masks of h x w logits.
 """
@@ -24,7 +24,7 @@ from sam3label.model.memory import Batches
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A query over the floor with a pixel in the image: of row `row` of a chunk of pairs."""
+    """Holds a query over the floor with a pixel in the image: of row `row` of a chunk of pairs."""
 
     row: int
     query: int
@@ -32,14 +32,14 @@ class Kept:
 
 
 class Skips:
-    """The mask head's convolved skip connections of the image at hand: many of its pairs share them."""
+    """Keeps the mask head's convolved skip connections of the image at hand: many of its pairs share them."""
 
     def __init__(self, head: Head, compute: Compute, state: ImageState) -> None:
         self._head, self._compute, self._state = head, compute, state
         self._image, self._value = -1, (torch.empty(0), torch.empty(0))
 
     def of(self, image: int) -> tuple[Tensor, Tensor]:
-        """Of image number `image`: [1, D, 2h, 2w] and [1, D, 4h, 4w]."""
+        """Return those of image number `image`: [1, D, 2h, 2w] and [1, D, 4h, 4w]."""
         if image != self._image:
             with self._compute.precision():
                 self._image, self._value = image, self._head.skips(self._state, slice(image, image + 1))
@@ -62,7 +62,7 @@ class MaskReader:
         skips: Callable[[], tuple[Tensor, Tensor]],
         clock: StageClock,
     ) -> list[Kept]:
-        """Every query of rows of one image that scores over the floor, empty masks left out."""
+        """Return every query of rows of one image that scores over the floor, empty masks left out."""
         found: list[Kept] = []
 
         def read(part: slice) -> list[Kept]:
@@ -81,7 +81,7 @@ class MaskReader:
     def logits(
         self, scored: Scored, row: npt.NDArray[np.intp], query: npt.NDArray[np.intp], skips: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Mask logits [K, h, w] of the queries `query` of the pairs `row` of one image, rows ascending."""
+        """Return mask logits [K, h, w] of the queries `query` of the pairs `row` of one image, rows ascending."""
         device = self._compute.device
         unique, place, counts = np.unique(row, return_inverse=True, return_counts=True)
         slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -99,7 +99,7 @@ class MaskReader:
 
 
 def by_image(pairs: Sequence[Pair], wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, list[int]]]:
-    """Each image with the wanted rows of a chunk of pairs that are its own."""
+    """Yield each image with those wanted rows of a chunk of pairs that are its own."""
     images = np.array([pair.image for pair in pairs])
     for image in np.unique(images[wanted]):
         yield int(image), np.flatnonzero(wanted & (images == image)).tolist()
@@ -108,7 +108,7 @@ def by_image(pairs: Sequence[Pair], wanted: npt.NDArray[np.bool_]) -> Iterator[t
 def candidates(
     frame: Frame, prompts: Sequence[Prompt], pairs: Sequence[Pair], scored: Scored, kept: Sequence[Kept]
 ) -> Iterator[Candidate]:
-    """What was kept of a chunk of pairs on one frame, as candidates."""
+    """Yield what was kept of a chunk of pairs on one frame, as candidates."""
     for one in kept:
         pair = pairs[one.row]
         prompt = prompts[pair.prompt]

@@ -44,7 +44,7 @@ Ask = Callable[[Frame], Mapping[str, Exemplar | None]]
 
 @dataclass(frozen=True, slots=True)
 class TrackedObject:
-    """One object in one frame. `number` is its identity within the clip; both scores are in [0, 1]."""
+    """Holds one object in one frame. `number` is its identity within the clip; both scores are in [0, 1]."""
 
     number: int
     prompt: int  # place among the prompts
@@ -55,7 +55,7 @@ class TrackedObject:
 
 @dataclass(frozen=True, slots=True)
 class TrackedFrame:
-    """One frame of a clip. `presence` float32 [P] in the order of the prompts, NaN where one was not asked."""
+    """Holds one frame of a clip. `presence` float32 [P] in the order of the prompts, NaN where one was not asked."""
 
     frame: Frame
     presence: npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ class TrackedFrame:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A frame that waits for the end of its hotstart."""
+    """Holds a frame that waits for the end of its hotstart."""
 
     frame: Frame
     presence: npt.NDArray[np.float32]
@@ -72,7 +72,7 @@ class _Waiting:
 
 
 class Tracker:
-    """A loaded SAM 3 video model, sharing its detector with photos. Tracks one clip at a time."""
+    """Tracks objects with a loaded SAM 3 video model, which shares its detector with photos. One clip at a time."""
 
     def __init__(
         self, video: Any, detector: Detector, rules: Rules, settings: TrackSettings, both_ways: bool = False
@@ -147,7 +147,7 @@ class Tracker:
         prompts: Sequence[Prompt],
         ask: Ask,
     ) -> tuple[dict[int, list[both_ways.Sighted]], set[int]]:
-        """(what is seen of the objects before their births, by place of the frame; those taken back on the way)."""
+        """Return (what is seen of objects before their births, by place of the frame; those taken back on the way)."""
         births = both_ways.births_to_follow(forward.born, forward.removed)
         rules = replace(self.rules, first_frame_twice=False, birth_065=True)  # nothing is born on the way back
         settings = replace(self.settings, new_det_thresh=math.inf)
@@ -183,9 +183,9 @@ class Tracker:
         return np.array([one.presence for one in seen], np.float32), tracks
 
     def preprocess(self, frame: Frame) -> Tensor:
-        """float32 [1, 3, X, X] on the device, resized as the rules have it.
+        """Return a frame as the model takes it, float32 [1, 3, X, X] on the device, resized as the rules say.
 
-        Officially films are resized by OpenCV's cubic kernel, which has no antialiasing, folders of frames by Pillow's,
+        Video files are officially resized by OpenCV's cubic kernel, which has no antialiasing, folders of frames by Pillow's,
         which has; both round to 8 bits.
         """
         if not self.rules.bicubic:
@@ -201,7 +201,7 @@ class Tracker:
         return pixels.sub_(127.5).mul_(1 / 127.5)
 
     def _found(self, seen: Sequence[Seen]) -> FrameDetections:
-        """The detections of all prompts, without duplicates."""
+        """Return the detections of all prompts, without duplicates."""
         settings, kept = self.settings, list[Seen]()
         for one in seen:
             best = keep_best(one.masks, one.scores, settings.det_nms_thresh, self.rules.nms_smaller)
@@ -218,7 +218,7 @@ class Tracker:
         return FrameDetections(masks, scores.cpu().numpy(), phrases, at_border, unasked)
 
     def _finish(self, one: _Waiting, later: Sequence[_Waiting], removed: set[int]) -> TrackedFrame:
-        """Masks at the frame's size, without overlap among the objects of one prompt: the better tracked one wins."""
+        """Return a frame's objects at its size. Those of one prompt do not overlap: the better tracked one wins."""
         hidden = removed | one.tracks.hidden
         if self.rules.confirm:
             ahead = [one, *later][:CONFIRM_FRAMES][-1]
@@ -240,7 +240,7 @@ class Tracker:
 
 
 def _until_failure(frames: Iterable[Frame], n: int) -> tuple[Iterator[Frame], list[Frame], list[Exception]]:
-    """The rest of the frames, the first `n`, and a list that gets the error that ended them early."""
+    """Return the rest of the frames, the first `n`, and a list that gets the error that ended them early."""
     failure: list[Exception] = []
 
     def guarded() -> Iterator[Frame]:
@@ -254,7 +254,7 @@ def _until_failure(frames: Iterable[Frame], n: int) -> tuple[Iterator[Frame], li
 
 
 def _apart(objects: Sequence[TrackedObject]) -> Iterator[TrackedObject]:
-    """Objects of one prompt take nothing from those of a better tracker score. What has no pixel left is dropped."""
+    """Take from each object what others of its prompt with a better tracker score have; drop what has no pixel left."""
     for one in objects:
         better = [
             other.instance.rle
