@@ -102,7 +102,7 @@ def _print_mistakes(console: Console, mistakes: Mistakes) -> None:
 
 
 def _print_confusion(console: Console, confusion: Confusion) -> None:
-    """Rows are what is there, columns what was answered: hits on the diagonal, misses last in their row."""
+    """Print the confusion matrix: rows are what is there, columns what was answered; misses are last in a row."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -113,7 +113,7 @@ def _print_confusion(console: Console, confusion: Confusion) -> None:
 
 
 def _print_groups(console: Console, title: str, groups: Figures) -> None:
-    """One table per breakdown. Groups of pairs show the SA-Co figures at IoU 0.5, groups of objects what they have."""
+    """Print a breakdown as a table. Groups of pairs show SA-Co figures at IoU 0.5, groups of objects what they have."""
     from rich.markup import escape
     from rich.table import Table
 

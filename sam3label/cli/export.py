@@ -170,7 +170,7 @@ def export(
 
 @contextmanager
 def _progress(opened: LabeledRun, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """A bar a format on a terminal, nothing elsewhere."""
+    """Show a bar a format on a terminal, and nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield lambda name, done: None
         return
@@ -189,7 +189,7 @@ def _progress(opened: LabeledRun, quiet: bool) -> Iterator[Callable[[str, int], 
 
 
 def print_export(summary: Summary) -> None:
-    """What each split holds, by class; what was left out; where it is."""
+    """Print what each split holds, by class, what was left out, and where the dataset is."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -217,7 +217,7 @@ def print_export(summary: Summary) -> None:
 
 
 def _most_first(summary: Summary) -> list[tuple[int, str]]:
-    """Up to 40 classes; with more, the most frequent ones."""
+    """Return the classes, or where there are more than 40 the most frequent ones."""
     counts = {i: sum(s.instances[i] for s in summary.splits.values()) for i in summary.classes}
     shown = list(summary.classes.items())
     return shown if len(shown) <= 40 else sorted(shown, key=lambda c: -counts[c[0]])[:40]
@@ -239,6 +239,6 @@ def _remarks(summary: Summary) -> Iterator[str]:
 
 
 def _missing(summary: Summary, split: str) -> list[str]:
-    """Classes that the dataset has, and this split has not."""
+    """Return the classes that the dataset has and this split has not."""
     present = {i for s in summary.splits.values() for i, n in s.instances.items() if n}
     return [summary.classes[i] for i in sorted(present) if not summary.splits[split].instances[i]]

@@ -1,4 +1,4 @@
-"""What several verbs ask for in the same words: one name, one meaning, one type, one help text."""
+"""Holds what several verbs ask for in the same words: one name, one meaning, one type, one help text."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ GtSplit = Annotated[
 def read_concepts(
     path: Path | None, ontology: str | None, settings: Sequence[str], phrases: Sequence[str] = ()
 ) -> ConceptList:
-    """The concept list of the command line: a file, an ontology, or phrases. Raises `ConfigError`."""
+    """Return the concept list that was asked for by a file, an ontology, or phrases. Raises `ConfigError`."""
     from sam3label.errors import ConfigError
     from sam3label.face import Concepts
 
@@ -179,7 +179,7 @@ def read_concepts(
 
 
 def images_together(text: str) -> int | None:
-    """The number of `--batch-size`, None for auto."""
+    """Return the number of `--batch-size`, None for auto."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:

@@ -1,4 +1,4 @@
-"""How far work is, for people to see: one live display on a terminal, plain lines elsewhere, nothing with --quiet.
+"""Shows people how far work is: one live display on a terminal, plain lines elsewhere, nothing with --quiet.
 
 16 of 55 images, 3 failed, 76 objects                      text on a line of its own
 ━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━ 4.3 images/s, 2m 10s left   as wide as the terminal, figures always whole
@@ -26,7 +26,7 @@ EVERY_SECONDS = 5.0  # a plain line
 
 
 class Display(Protocol):
-    """What a verb tells while it works."""
+    """Takes what a verb tells while it works."""
 
     def say(self, text: str) -> None:
         """Print a sentence that stays."""
@@ -47,7 +47,7 @@ class _Silent:
 
 
 class _Plain:
-    """A line every few seconds, and a last one."""
+    """Prints a line every few seconds, and a last one."""
 
     def __init__(self) -> None:
         self.due = 0.0
@@ -86,7 +86,7 @@ class _Live:
 
 @contextmanager
 def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
-    """A display for a verb; `first` is what a terminal shows at once, before there is anything to count."""
+    """Open a display for a verb; a terminal shows `first` at once, before there is anything to count."""
     if quiet:
         yield _Silent()
     elif sys.stderr.isatty():
@@ -102,7 +102,7 @@ def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
 
 
 def stepper(display: Display, what: str, total: int, unit: str = "images") -> Callable[[int], None]:
-    """A callback for library code that counts what it has done."""
+    """Return a callback for library code that counts what it has done."""
     display.step(what, 0, total, unit)
     return lambda done: display.step(what, done, total, unit)
 
@@ -111,7 +111,7 @@ def stepper(display: Display, what: str, total: int, unit: str = "images") -> Ca
 
 
 def job_line(progress: Progress) -> str:
-    """What is done, in words; with what earlier sessions did counted in."""
+    """Return what is done, in words; what earlier sessions did is counted in."""
     failed = f", {progress.failed} failed" if progress.failed else ""
     objects = sum(progress.objects.values())
     done, total = progress.finished + progress.before, progress.total + progress.before
@@ -123,12 +123,12 @@ def job_line(progress: Progress) -> str:
 
 
 def pace_line(progress: Progress) -> str:
-    """Rate and time left."""
+    """Return rate and time left, in words."""
     return f"{rate(progress)}, {left(progress)}"
 
 
 def rate(progress: Progress) -> str:
-    """Images a second, or frames where there are videos."""
+    """Return images a second, or frames where there are videos, in words."""
     unit = "frames" if progress.videos else "images"
     done = progress.steps[0]
     return f"{done / progress.seconds:.1f} {unit}/s" if done and progress.seconds else "starting"
@@ -155,7 +155,7 @@ def duration(seconds: float) -> str:
 
 
 def panel(progress: Progress) -> Group:
-    """The lines of a labelling job on a terminal."""
+    """Return the lines of a labelling job on a terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -172,7 +172,7 @@ def panel(progress: Progress) -> Group:
 
 
 def _bar(text: str, done: int, total: int, pace: str) -> Group:
-    """A line of text, and below it a bar that takes what room the figures leave."""
+    """Return a line of text, and below it a bar that takes what room the figures leave."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -193,7 +193,7 @@ _ADVICE = {
 
 
 def advice(progress: Progress) -> str:
-    """What to change when a stage other than the model takes most of the time."""
+    """Return what to change when a stage other than the model takes most of the time."""
     slowest = max(progress.stages, key=lambda stage: progress.stages[stage], default="")
     most = progress.stages.get(slowest, 0.0) > 0.5 * sum(progress.stages.values())
     return f"  ({_ADVICE[slowest]})" if progress.done > 50 and most and slowest in _ADVICE else ""

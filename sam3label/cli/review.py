@@ -92,7 +92,7 @@ def pull(
 
 @app.command("summary")
 def summary(run: RunFolder) -> None:
-    """How good the model was, from the reviewed images: the audit sample gives the unbiased figure."""
+    """Say how good the model was, by the reviewed images: the audit sample gives the unbiased figure."""
     from sam3label.face import open_run
 
     with open_run(run) as opened:

@@ -223,7 +223,7 @@ def finish(labelled: LabeledRun, *, stopped: bool, formats: list[str], split: st
 
 @contextmanager
 def stop_on_interrupt(display: Display) -> Iterator[threading.Event]:
-    """The first Ctrl-C (or a polite kill) ends the run after the batch in flight; the second one at once."""
+    """Let the first Ctrl-C (or a polite kill) end the run after the batch in flight, and the second one at once."""
     stop = threading.Event()
 
     def ask(signum: int, _: object) -> None:
@@ -241,7 +241,7 @@ def stop_on_interrupt(display: Display) -> Iterator[threading.Event]:
 
 
 def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool = True) -> None:
-    """The table at the end of a run, with everything a user must know before training on the labels.
+    """Print the table at the end of a run, with everything a user must know before training on the labels.
 
     Every class is in it: one of which nothing was found may have a phrase that the model does not know.
     """

@@ -16,7 +16,7 @@ SHOWN_FAILURES = 50
 
 
 def _coverage(coverage: Coverage) -> Iterator[str]:
-    """Which prompts were put to how much of the run, where that is not all of them to all of it."""
+    """Say which prompts were put to how much of the run, where not all of them were put to all of it."""
     for key, asked in coverage.asked.items():
         if asked < coverage.units:
             yield f"{one_line(key)}: asked of {asked:,} of {count(coverage.units, 'image')}"

@@ -1,4 +1,4 @@
-"""The one console of the command line: what users called their files and classes is printed, never obeyed."""
+"""Makes the one console of the command line: what users called their files and classes is printed, never obeyed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console without markup, so that `[review]` and `star [big]` stay as they are, and with controls made visible.
+    """Return a console without markup, so that `[review]` and `star [big]` stay as they are; controls are made visible.
 
     Tables are as wide as the terminal; a file or a pipe gets them whole.
     """
@@ -34,7 +34,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def full_answers(run: Run) -> Iterator[str]:
-    """A line where the model gave all the answers it can give, with what to do about it."""
+    """Say where the model gave nearly all the answers that it can give, and what to do about it."""
     if full := run.full():
         item_id, _, phrase = full[0]
         yield (
@@ -45,7 +45,7 @@ def full_answers(run: Run) -> Iterator[str]:
 
 
 def program() -> str:
-    """How to start this program from where the user is: by name if the shell finds it, else by its path."""
+    """Return how to start this program from where the user is: by name if the shell finds it, else by its path."""
     from pathlib import Path
 
     if shutil.which("sam3label"):
@@ -58,7 +58,7 @@ def program() -> str:
 
 
 def figure(value: float | int) -> str:
-    """Three digits; a dash where the figure is undefined."""
+    """Return a figure with three digits; a dash where it is undefined."""
     if isinstance(value, int):
         return str(value)
     return "-" if value <= -1 else f"{value:.3f}"

@@ -49,7 +49,7 @@ def validate(
 
 
 def print_report(report: Report) -> None:
-    """Counts per split and class, what each consumer made of it, what is broken, and the round trip."""
+    """Print counts per split and class, what each consumer made of it, what is broken, and the round trip."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -91,7 +91,7 @@ def _print_counts(report: Report, console: Console) -> None:
 
 
 def _print_findings(report: Report, console: Console) -> None:
-    """A line a finding, never folded: file names in it can be copied."""
+    """Print a line a finding, never folded: file names in it can be copied."""
     from rich.text import Text
 
     for f in report.findings:

@@ -185,8 +185,8 @@ class Tracker:
     def preprocess(self, frame: Frame) -> Tensor:
         """Return a frame as the model takes it, float32 [1, 3, X, X] on the device, resized as the rules say.
 
-        Video files are officially resized by OpenCV's cubic kernel, which has no antialiasing, folders of frames by Pillow's,
-        which has; both round to 8 bits.
+        Officially OpenCV's cubic kernel, which has no antialiasing, resizes video files, and Pillow's, which has,
+        folders of frames; both round to 8 bits.
         """
         if not self.rules.bicubic:
             return self.detector.preprocess([frame])
