@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sam3label.errors import Sam3LabelError as Sam3LabelError
     from sam3label.face import Concepts as Concepts
+    from sam3label.face import ImageDetector as Detector
     from sam3label.face import LabeledRun as Run
-    from sam3label.face import PictureDetector as Detector
     from sam3label.face import check as check
     from sam3label.face import convert_weights as convert_weights
     from sam3label.face import demo as demo
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {  # what is not called in `sam3label.face` as it is here
-    "Detector": ("sam3label.face", "PictureDetector"),
+    "Detector": ("sam3label.face", "ImageDetector"),
     "LabelOptions": ("sam3label.labelling.options", "LabelOptions"),
     "Run": ("sam3label.face", "LabeledRun"),
     "Sam3LabelError": ("sam3label.errors", "Sam3LabelError"),

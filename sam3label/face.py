@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from sam3label.demo.films import FilmResult
     from sam3label.demo.job import DemoResult
+    from sam3label.demo.videos import VideoDemoResult
     from sam3label.export.dataset import Summary
     from sam3label.export.options import Options, Placement
     from sam3label.labelling.progress import Progress, RunSummary
@@ -512,11 +512,11 @@ def demo_videos(
     seed: int = 0,
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
-) -> FilmResult:
+) -> VideoDemoResult:
     """Track objects through synthetic videos with the demo checkpoint into `out`, and judge them by their truth."""
-    from sam3label.demo.films import film_demo
+    from sam3label.demo.videos import video_demo
 
-    return film_demo(out or "runs/demo-video", number or 2, seed, on_progress)
+    return video_demo(out or "runs/demo-video", number or 2, seed, on_progress)
 
 
 def doctor(model: str = "facebook/sam3") -> list[Check]:
@@ -566,11 +566,11 @@ def _is_of_videos(truths: Sequence[Source], attributes: Source | None = None, gt
     return True
 
 
-# ---- one picture
+# ---- one image
 
 
-class PictureDetector:
-    """SAM 3 for one picture at a time, without a run folder: `sl.Detector`.
+class ImageDetector:
+    """Finds objects in one image at a time, without a run folder: `sl.Detector`.
 
     `device`, `dtype` and `prompt_style` are as in `LabelOptions`.
 
@@ -591,7 +591,7 @@ class PictureDetector:
             resolve(chosen.model, chosen.revision), device=chosen.device, dtype=chosen.dtype
         )
 
-    def __enter__(self) -> PictureDetector:
+    def __enter__(self) -> ImageDetector:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -603,7 +603,7 @@ class PictureDetector:
         concepts: Sequence[str] | Mapping[str, Any] | ConceptList,
         floor: float = 0.1,
     ) -> LabeledImage:
-        """Find objects in a picture: a file, a Pillow image, or uint8 [H, W, 3] in RGB.
+        """Find objects in an image: a file, a Pillow image, or uint8 [H, W, 3] in RGB.
 
         Every class takes what scores at least `floor`, or its own conf where that is higher and you gave one.
         """
@@ -632,4 +632,4 @@ def _frame(image: Source | Image | npt.NDArray[np.uint8]) -> Frame:
         return Frame(MediaItem(Path(image).name, str(image)), 0, decode_image(str(image)))
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    return Frame(MediaItem("picture", ""), 0, image)
+    return Frame(MediaItem("image", ""), 0, image)

@@ -83,10 +83,10 @@ def draw(code: Path, folder: Path) -> tuple[Path, Path]:
     return folder / "photos", folder / "films"
 
 
-def label(code: Path, photos: Path, films: Path, out: Path) -> dict[str, str]:
+def label(code: Path, photos: Path, videos: Path, out: Path) -> dict[str, str]:
     """Digest by name of everything one commit makes of the inputs."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, source, formats in (("photos", photos, FORMATS), ("films", films, VIDEO_FORMATS)):
+    for name, source, formats in (("photos", photos, FORMATS), ("films", videos, VIDEO_FORMATS)):
         media, concepts = media_of(source), next(source.glob("*.yaml"))
         run = Path(f"run-{name}")  # relative, so that no absolute path of this run gets into the products
         command(code, "run", media, "-c", concepts, "--model", "demo", "-o", run, "--workers", "0", cwd=out)

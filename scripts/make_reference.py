@@ -159,6 +159,7 @@ def _documented(name: str, thing: Any, shown: Any = None) -> Iterator[str]:
 def _signature(thing: Any) -> str:
     try:
         shown = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))  # an address is another one each time
+        shown = re.sub(r"<function .*?>>", "...", shown)
         return re.sub(r"'([\w\[\], |.]+)'", r"\1", shown)
     except (TypeError, ValueError):
         return "(...)"

@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import make_reference
 import pytest
 import typer
 
@@ -82,3 +83,9 @@ def test_examples_in_the_code_run(path: Path, tmp_path: Path, monkeypatch: pytes
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0 and found.failed == 0
+
+
+@pytest.mark.parametrize("page", ["cli.md", "concept-list.md", "python.md"])
+def test_the_reference_is_what_the_code_says(page: str) -> None:
+    stale = f"docs/reference/{page} is stale: run scripts/make_reference.py"
+    assert make_reference.pages()[page] == (ROOT / "docs" / "reference" / page).read_text(), stale

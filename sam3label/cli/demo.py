@@ -66,7 +66,7 @@ def _videos(out: Path, number: int | None, seed: int) -> None:
         result = face.demo_videos(out, number, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(
-        f"\n{metrics.films} synthetic videos, {metrics.frames} frames, tracked in {metrics.seconds:.1f} s with the "
+        f"\n{metrics.videos} synthetic videos, {metrics.frames} frames, tracked in {metrics.seconds:.1f} s with the "
         "demo checkpoint."
     )
     typer.echo(
@@ -77,7 +77,7 @@ def _videos(out: Path, number: int | None, seed: int) -> None:
     places = {
         "look at this": result.contact_sheet,
         "and watch this": result.rendered,
-        "videos": result.films,
+        "videos": result.videos,
         "concept list": result.concepts,
         "run": result.runs,
         **{f"{name} dataset": path for name, path in result.exports.items()},
@@ -86,7 +86,7 @@ def _videos(out: Path, number: int | None, seed: int) -> None:
     _show(places)
     typer.echo(
         f"\nNext, other words on the same videos:\n"
-        f'  {program()} run {result.films} --ontology \'{{"red shape": "red"}}\' --model demo -o {out}/red\n'
+        f'  {program()} run {result.videos} --ontology \'{{"red shape": "red"}}\' --model demo -o {out}/red\n'
         f"  {program()} render {out}/red -o {out}/red-rendered\n"
         "and, with access to the real weights, your own videos:\n"
         f"  {program()} init && {program()} run CLIPS -c concepts.yaml -o runs/first --export ytvis"

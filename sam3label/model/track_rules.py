@@ -46,7 +46,7 @@ class Rules:
     clear_matches_only: bool = True
     # V10: births look at the objects of their own phrase alone
     phrase_by_phrase: bool = True
-    # V12: frames are resized bicubically, as films are officially; photos never
+    # V12: frames are resized bicubically, as videos are officially; photos never
     bicubic: bool = True
     # of SAM 3.1's loop, off in both forms:
     nms_smaller: bool = False  # duplicates by the share of the smaller mask

@@ -1,1 +1,1 @@
-"""Pictures, films and pages for people."""
+"""Pictures, videos and pages for people."""

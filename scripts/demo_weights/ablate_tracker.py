@@ -1,11 +1,11 @@
 """What each rule of the tracker is worth: `transformers`' loop, then the official loop's rules added one by one.
 
-    python scripts/demo_weights/ablate_tracker.py OUT [--films 36] [--kind easy hard] [--way ladder extras alone]
+    python scripts/demo_weights/ablate_tracker.py OUT [--videos 36] [--kind easy hard] [--way ladder extras alone]
     python scripts/demo_weights/ablate_tracker.py OUT --show
 
-Two kinds of synthetic films, both held out: those of `score_video.py` (easy), and harder ones: twelve objects, ninety
-frames, and two curtains behind which objects are hidden for long. Five classes are asked at once, whole films are one
-clip. Every film's tracks lie in OUT as they are made: a killed run goes on, `--show` judges what there is so far. The
+Two kinds of synthetic videos, both held out: those of `score_video.py` (easy), and harder ones: twelve objects, ninety
+frames, and two curtains behind which objects are hidden for long. Five classes are asked at once, whole videos are one
+clip. Every video's tracks lie in OUT as they are made: a killed run goes on, `--show` judges what there is so far. The
 image encoder and the detector see each frame once for all variants.
 
 `ladder`: each rule added to those before it. `extras`: each of SAM 3.1's rules added to the official ones. `alone`: the
@@ -32,8 +32,8 @@ from sam3label.annotations.youtube_vis import Track, VideoTruth, read_video_trut
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, ConceptList, Frame, MediaItem, Prompt, prompts_of
-from sam3label.demo.films import CONCEPTS, SAME, write_films
 from sam3label.demo.shapes import Scene
+from sam3label.demo.videos import CONCEPTS, SAME, write_videos
 from sam3label.media import video as media_video
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector, Seen
@@ -79,7 +79,7 @@ def variants(ways: Sequence[str], n_classes: int) -> Iterator[Variant]:
         yield "official, last class alone", Rules(), everything[-1:]
 
 
-# ---- films
+# ---- videos
 
 
 def curtained(scenes: Sequence[Scene]) -> list[Scene]:
@@ -96,14 +96,14 @@ def curtained(scenes: Sequence[Scene]) -> list[Scene]:
     return hidden
 
 
-def films(folder: Path, kind: str, n: int) -> Path:
-    """Write the films of a kind once; returns their truth."""
+def videos(folder: Path, kind: str, n: int) -> Path:
+    """Write the videos of a kind once; returns their truth."""
     place = folder / f"{kind}_{n}"
     if (place / "truth.json").is_file():
         return place / "truth.json"
     if kind == "easy":
-        return write_films(place / "films", n, SEEDS[kind])
-    return write_films(place / "films", n, SEEDS[kind], frames=90, objects=12, change=curtained)
+        return write_videos(place / "videos", n, SEEDS[kind])
+    return write_videos(place / "videos", n, SEEDS[kind], frames=90, objects=12, change=curtained)
 
 
 # ---- perception, once
@@ -166,8 +166,8 @@ class Job:
     concepts: ConceptList
     settings: Mapping[str, Any]
 
-    def film(self, kind: str, path: Path, chosen: Sequence[Variant]) -> None:
-        """Track one film by every variant that has not been."""
+    def video(self, kind: str, path: Path, chosen: Sequence[Variant]) -> None:
+        """Track one video by every variant that has not been."""
         left = [one for one in chosen if not self.place(kind, one[0], path).is_file()]
         if not left:
             return
@@ -215,7 +215,7 @@ class Job:
 
 
 def figures(job: Job, kind: str, truth: VideoTruth, variant: Variant) -> tuple[int, dict[str, float]]:
-    """(how many films there are so far, HOTA and its parts over them and what was asked)."""
+    """(how many videos there are so far, HOTA and its parts over them and what was asked)."""
     name, _, classes = variant
     found: dict[Pair, list[Track]] = {}
     known: set[int] = set()
@@ -247,23 +247,23 @@ def recall(truth: VideoTruth, pairs: Sequence[Pair], found: Mapping[Pair, Sequen
 
 def show(job: Job, kinds: Sequence[str], n: int, chosen: Sequence[Variant]) -> None:
     for kind in kinds:
-        truth = read_video_truth(films(job.folder, kind, n))
+        truth = read_video_truth(videos(job.folder, kind, n))
         last = max(truth.categories) - 1
-        print(f"{kind} films")
+        print(f"{kind} videos")
         for variant in chosen:
             counted, values = figures(job, kind, truth, variant)
             if counted:
                 said = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
                 _, alone = figures(job, kind, truth, (variant[0], variant[1], (last,)))
-                print(f"  {variant[0]:34} {counted:3d} films  {said}  last class recall {alone.get('recall', 0):.3f}")
+                print(f"  {variant[0]:34} {counted:3d} videos  {said}  last class recall {alone.get('recall', 0):.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What each rule of the tracker is worth.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--films", type=int, default=36)
-    parser.add_argument("--upto", type=int, help="only the first so many films now")
+    parser.add_argument("--videos", type=int, default=36)
+    parser.add_argument("--upto", type=int, help="only the first so many videos now")
     parser.add_argument("--kind", nargs="+", default=["easy", "hard"], choices=["easy", "hard"])
     parser.add_argument("--way", nargs="+", default=["ladder"], choices=["ladder", "ends", "extras", "alone"])
     parser.add_argument("--set", nargs="*", default=[], help="settings, as NAME=VALUE")
@@ -273,19 +273,19 @@ def main() -> None:
     checkpoint = resolve(arguments.model)
     from sam3label.model.weights import load_video_model
 
-    concepts = parse_concepts(CONCEPTS.format(films="films", here="this list", runs="run"))
+    concepts = parse_concepts(CONCEPTS.format(videos="videos", here="this list", runs="run"))
     settings = {name: type_of(name)(value) for name, value in (one.split("=") for one in arguments.set)}
     video = None if arguments.show else load_video_model(checkpoint)
     detector = Detector.load(checkpoint, device="cpu")
     job = Job(arguments.out, video, detector, concepts, settings)
     chosen = list(variants(arguments.way, len(concepts.names)))
     if not arguments.show:
-        truths = {kind: films(job.folder, kind, arguments.films) for kind in arguments.kind}
-        for number in range(arguments.upto or arguments.films):
+        truths = {kind: videos(job.folder, kind, arguments.videos) for kind in arguments.kind}
+        for number in range(arguments.upto or arguments.videos):
             for kind, truth in truths.items():
-                job.film(kind, truth.parent / "films" / f"film_{number:02d}.mp4", chosen)
+                job.video(kind, truth.parent / "videos" / f"video_{number:02d}.mp4", chosen)
                 print(f"{kind} {number}", flush=True)
-    show(job, arguments.kind, arguments.films, chosen)
+    show(job, arguments.kind, arguments.videos, chosen)
 
 
 def type_of(name: str) -> Callable[[str], Any]:

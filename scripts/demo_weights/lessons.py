@@ -45,7 +45,7 @@ STRANGERS = (
 )  # fmt: skip
 UNSEEN_STRANGERS = ("dog", "train", "boat", "lamp", "spider", "wheelbarrow", "guitar", "teddy bear", "traffic light")
 
-FILM_FRAMES = 0.55  # of the pictures that are asked about
+VIDEO_FRAMES = 0.55  # of the pictures that are asked about
 SLIVER = 0.0008  # of the picture
 
 Tokenize = Callable[[Sequence[str]], "tuple[Tensor, Tensor]"]  # phrases -> ids [U, length], mask [U, length]
@@ -96,7 +96,7 @@ def to_sample(scene: Scene, side: int, cells: int, references: tuple[int, ...] =
     return Sample(shrink(scene.image, side), masks, boxes, scene.things, references)
 
 
-def film_frame(rng: Rng, seed: int) -> Scene:
+def video_frame(rng: Rng, seed: int) -> Scene:
     """A frame of a clip: objects half in the picture and half hidden, as tracking meets them; slivers go unnamed.
 
     Mostly of its second tenth to its fourth, in which objects enter.
@@ -391,8 +391,8 @@ class Classroom:
             del self.scenes[i], self.samples[i]
         for i in [new for new in wanted if new not in self.scenes]:
             rng, seed = np.random.default_rng((self.seed, i, 1)), TRAINING_SEEDS + i
-            filmed = rng.random() < FILM_FRAMES
-            self.scenes[i] = film_frame(rng, seed) if filmed else make_scene(seed, random_size(rng))
+            moving = rng.random() < VIDEO_FRAMES
+            self.scenes[i] = video_frame(rng, seed) if moving else make_scene(seed, random_size(rng))
             self.samples[i] = to_sample(self.scenes[i], self.side, self.cells)
 
 

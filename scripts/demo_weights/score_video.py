@@ -1,9 +1,9 @@
-"""How well a checkpoint tracks: HOTA, identity switches and broken clip borders on synthetic films it never saw.
+"""How well a checkpoint tracks: HOTA, identity switches and broken clip borders on synthetic videos it never saw.
 
     python scripts/demo_weights/score_video.py                                      # the demo checkpoint
-    python scripts/demo_weights/score_video.py --model FOLDER --films 12 --frames 60 --clip-frames 24 600 [--card]
+    python scripts/demo_weights/score_video.py --model FOLDER --videos 12 --frames 60 --clip-frames 24 600 [--card]
 
-The films are made with their truth, labelled by `sam3label`'s own run, first in clips so short that objects must pass
+The videos are made with their truth, labelled by `sam3label`'s own run, first in clips so short that objects must pass
 borders between them, then each as one clip, and judged as `sam3label evaluate` judges. `--card` writes the figures into
 the checkpoint's README.
 """
@@ -18,46 +18,48 @@ from pathlib import Path
 from typing import get_args
 
 from sam3label.concepts.concept_list import parse_concepts
-from sam3label.demo.films import CONCEPTS, FilmMetrics, score, write_films
+from sam3label.demo.videos import CONCEPTS, VideoDemoMetrics, score, write_videos
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
 from sam3label.model.checkpoint import resolve
 from sam3label.model.track_rules import TrackerForm
 from sam3label.run.reader import open_run
 
-HELD_OUT = 20_000_000  # films of these seeds are for this script alone
-MARKS = "<!-- film scores -->\n", "<!-- end of film scores -->\n"
+HELD_OUT = 20_000_000  # videos of these seeds are for this script alone
+MARKS = "<!-- video scores -->\n", "<!-- end of video scores -->\n"
 
 
-def measure(model: str, films: int, frames: int, clip_frames: int, seed: int, tracker: TrackerForm) -> FilmMetrics:
-    """Make films, track every class of shape in them, and judge."""
+def measure(
+    model: str, videos: int, frames: int, clip_frames: int, seed: int, tracker: TrackerForm
+) -> VideoDemoMetrics:
+    """Make videos, track every class of shape in them, and judge."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        concepts = parse_concepts(CONCEPTS.format(films=folder / "films", here="this list", runs=folder / "run"))
-        truth = write_films(folder / "films", films, seed, frames)
+        concepts = parse_concepts(CONCEPTS.format(videos=folder / "videos", here="this list", runs=folder / "run"))
+        truth = write_videos(folder / "videos", videos, seed, frames)
         options = LabelOptions(model=model, video="track", clip_frames=clip_frames, tracker=tracker)
         start = time.perf_counter()
-        label([folder / "films"], concepts, folder / "run", options)
+        label([folder / "videos"], concepts, folder / "run", options)
         seconds = time.perf_counter() - start
         with open_run(folder / "run") as labelled:
             return score(labelled, truth, clip_frames, seconds)
 
 
-def row(metrics: FilmMetrics, clip_frames: int) -> str:
+def row(metrics: VideoDemoMetrics, clip_frames: int) -> str:
     """A row of the card's table."""
     figures = (metrics.hota, metrics.det_a, metrics.ass_a, metrics.loc_a)
     counts = (
         metrics.id_switches,
         f"{metrics.borders_broken} of {metrics.borders_passed}",
         metrics.objects,
-        f"{metrics.films} x {metrics.frames // metrics.films}",
+        f"{metrics.videos} x {metrics.frames // metrics.videos}",
         clip_frames,
     )
     return "| " + " | ".join([*(f"{value:.3f}" for value in figures), *map(str, counts)]) + " |\n"
 
 
 HEAD = (
-    "| HOTA | DetA | AssA | LocA | identity switches | borders broken | objects | films x frames | frames a clip |\n"
+    "| HOTA | DetA | AssA | LocA | identity switches | borders broken | objects | videos x frames | frames a clip |\n"
     "|---|---|---|---|---|---|---|---|---|\n"
 )
 
@@ -69,9 +71,9 @@ def write_card(card: Path, rows: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How well a checkpoint tracks synthetic films it never saw.")
+    parser = argparse.ArgumentParser(description="How well a checkpoint tracks synthetic videos it never saw.")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--films", type=int, default=36)
+    parser.add_argument("--videos", type=int, default=36)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--clip-frames", type=int, nargs="+", default=[24, 600], help="once with each")
     parser.add_argument("--tracker", default="official", choices=get_args(TrackerForm), help="whose rules")
@@ -81,7 +83,7 @@ def main() -> None:
     rows = ""
     for clip_frames in arguments.clip_frames:
         metrics = measure(
-            arguments.model, arguments.films, arguments.frames, clip_frames, arguments.seed, arguments.tracker
+            arguments.model, arguments.videos, arguments.frames, clip_frames, arguments.seed, arguments.tracker
         )
         rows += row(metrics, clip_frames)
         for name, value in {"clip_frames": clip_frames, **asdict(metrics)}.items():

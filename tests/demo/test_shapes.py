@@ -162,9 +162,9 @@ def test_slivers_are_left_out_and_the_rest_is_numbered_again() -> None:
     assert without_slivers(scene, 0.4).things == ()
 
 
-def test_film_frames_to_learn_from_have_objects_cut_by_the_edge_and_no_slivers() -> None:
-    frames = [lessons.film_frame(np.random.default_rng(k), TRAINING_SEEDS + k) for k in range(30)]
-    again = lessons.film_frame(np.random.default_rng(4), TRAINING_SEEDS + 4)
+def test_video_frames_to_learn_from_have_objects_cut_by_the_edge_and_no_slivers() -> None:
+    frames = [lessons.video_frame(np.random.default_rng(k), TRAINING_SEEDS + k) for k in range(30)]
+    again = lessons.video_frame(np.random.default_rng(4), TRAINING_SEEDS + 4)
     assert np.array_equal(frames[4].image, again.image)
     cut = whole = 0
     for scene in frames:

@@ -202,7 +202,7 @@ def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def film(tmp_path: Path) -> list[LabeledImage]:
+def walk(tmp_path: Path) -> list[LabeledImage]:
     """Ten frames at ten a second, one object in each."""
     path = write_video(tmp_path / "clip.mp4", [np.full((64, 80, 3), 9 * n, np.uint8) for n in range(10)], fps=10)
     tracked = replace(label(rectangle(4, 4, 20, 20, (64, 80)), 1), track_id=0)
@@ -225,46 +225,46 @@ def frames_in(out: Path) -> list[int]:
     ],
 )
 def test_videos_are_thinned_and_photos_stay(
-    tmp_path: Path, film: list[LabeledImage], options: Options, kept: list[int]
+    tmp_path: Path, walk: list[LabeledImage], options: Options, kept: list[int]
 ) -> None:
     photo = image(tmp_path / "photos", "still.jpg", [label(BOX)])
-    summary = write_dataset(concept_list(), [*film, photo], "yolo", tmp_path / "set", options)
+    summary = write_dataset(concept_list(), [*walk, photo], "yolo", tmp_path / "set", options)
     assert frames_in(tmp_path / "set") == kept and summary.images == len(kept) + 1
     left = 10 - len(kept)
     assert not left or f"{left} frames of videos left out, as chosen." in summary.notes
 
 
-def test_every_counts_frames_of_the_film_not_of_what_was_labelled(tmp_path: Path, film: list[LabeledImage]) -> None:
-    write_dataset(concept_list(), film[1::2], "yolo", tmp_path / "set", Options(every=3))  # 1, 3, 5, 7, 9
+def test_every_counts_frames_of_the_video_not_of_what_was_labelled(tmp_path: Path, walk: list[LabeledImage]) -> None:
+    write_dataset(concept_list(), walk[1::2], "yolo", tmp_path / "set", Options(every=3))  # 1, 3, 5, 7, 9
     assert frames_in(tmp_path / "set") == [3, 9]
 
 
-def test_thinned_videos_say_how_fast_they_play(tmp_path: Path, film: list[LabeledImage]) -> None:
+def test_thinned_videos_say_how_fast_they_play(tmp_path: Path, walk: list[LabeledImage]) -> None:
     for options, rate in ((Options(every=2), 5), (Options(fps=2), 2), (Options(), 10)):
-        write_dataset(concept_list(), film, "mot", tmp_path / "set", options)
+        write_dataset(concept_list(), walk, "mot", tmp_path / "set", options)
         assert f"frameRate={rate}\n" in (tmp_path / "set/train/clip.mp4/seqinfo.ini").read_text()
 
 
-def test_a_thinning_that_leaves_nothing_says_why(tmp_path: Path, film: list[LabeledImage]) -> None:
+def test_a_thinning_that_leaves_nothing_says_why(tmp_path: Path, walk: list[LabeledImage]) -> None:
     with pytest.raises(OutputError, match=r"no image passes what was chosen .*--every, --fps"):
-        write_dataset(concept_list(), film[1:3], "yolo", tmp_path / "set", Options(every=7))
+        write_dataset(concept_list(), walk[1:3], "yolo", tmp_path / "set", Options(every=7))
 
 
-def test_fps_of_a_video_that_is_gone_and_of_a_folder(tmp_path: Path, film: list[LabeledImage]) -> None:
+def test_fps_of_a_video_that_is_gone_and_of_a_folder(tmp_path: Path, walk: list[LabeledImage]) -> None:
     folder = tmp_path / "frames"
     photo = image(folder, "000000.jpg", [label(BOX)])
     still = replace(photo, item=MediaItem("frames", str(folder), "video"))
     with pytest.raises(OutputError, match="frames is a folder of frames and has no frame rate: .*--every N, not --fps"):
         write_dataset(concept_list(), [still], "yolo", tmp_path / "set", Options(fps=1))
-    Path(film[0].item.path).unlink()
+    Path(walk[0].item.path).unlink()
     with pytest.raises(OutputError, match=r"the frame rate of .*clip.mp4 cannot be read .*or use --every N"):
-        write_dataset(concept_list(), film, "yolo", tmp_path / "set", Options(fps=1, images="none"))
+        write_dataset(concept_list(), walk, "yolo", tmp_path / "set", Options(fps=1, images="none"))
 
 
 @pytest.mark.parametrize("kind", ["mot", "mots", "ytvis"])
-def test_formats_of_videos_go_without_the_film(tmp_path: Path, film: list[LabeledImage], kind: str) -> None:
-    Path(film[0].item.path).unlink()
-    summary = write_dataset(concept_list(), film, kind, tmp_path / "set", Options(images="none"))
+def test_formats_of_videos_go_without_the_video(tmp_path: Path, walk: list[LabeledImage], kind: str) -> None:
+    Path(walk[0].item.path).unlink()
+    summary = write_dataset(concept_list(), walk, kind, tmp_path / "set", Options(images="none"))
     assert summary.instances == 10
     if kind != "ytvis":
         assert "The frame rate of clip.mp4 could not be read and is taken for 25." in summary.notes
@@ -272,24 +272,24 @@ def test_formats_of_videos_go_without_the_film(tmp_path: Path, film: list[Labele
 
 
 def test_a_frame_that_cannot_be_encoded_is_named(
-    tmp_path: Path, film: list[LabeledImage], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, walk: list[LabeledImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cv2, "imencode", lambda *_: (False, None))
     with pytest.raises(OutputError, match=r"frame 0 of .*clip.mp4 cannot be written as a JPEG\."):
-        write_dataset(concept_list(), film, "yolo", tmp_path / "set")
+        write_dataset(concept_list(), walk, "yolo", tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
 
-def film_run(folder: Path, film: list[LabeledImage]) -> str:
-    """A run over the film: a cat and a dog in one place, in every frame."""
+def run_over(folder: Path, walk: list[LabeledImage]) -> str:
+    """A run over the walk: a cat and a dog in one place, in every frame."""
     found = [
         candidate(name, score, one.labels[0].rle, item_id="clip.mp4", frame=one.frame, query=query)
-        for one in film
+        for one in walk
         for query, (name, score) in enumerate((("cat", 0.8), ("dog", 0.9)))
     ]
-    presence = np.full((len(film), 2), 0.9, np.float32)
+    presence = np.full((len(walk), 2), 0.9, np.float32)
     with Store.writer(folder, phrase_prompts("cat", "dog"), {"phrases": ["cat", "dog"]}) as store:
-        store.write([UnitResult(film[0].item, 0, len(film), (64, 80), tuple(found), presence)])
+        store.write([UnitResult(walk[0].item, 0, len(walk), (64, 80), tuple(found), presence)])
         store.set_meta("concepts", dump_concepts(concepts("cat", "dog")))
         store.set_meta("info", {"checkpoint": "demo@1"})
     return str(folder)
@@ -297,9 +297,9 @@ def film_run(folder: Path, film: list[LabeledImage]) -> str:
 
 @pytest.mark.parametrize(("thinner", "kept"), [(["--every", "4"], [0, 4, 8]), (["--fps", "2"], [0, 5])])
 def test_the_command_line_thins_renames_and_flattens(
-    tmp_path: Path, film: list[LabeledImage], thinner: list[str], kept: list[int]
+    tmp_path: Path, walk: list[LabeledImage], thinner: list[str], kept: list[int]
 ) -> None:
-    run, out = film_run(tmp_path / "run", film), tmp_path / "set"
+    run, out = run_over(tmp_path / "run", walk), tmp_path / "set"
     command = ["export", run, "-f", "yolo", "-o", str(out), "--flat", "--map", "cat=animal", "--map", "dog=animal"]
     done = CliRunner().invoke(app, [*command, *thinner])
     assert done.exit_code == 0, done.output
@@ -314,8 +314,8 @@ def test_the_command_line_thins_renames_and_flattens(
     assert insisted.exit_code == 0 and not (out / "NOTES.md").exists()
 
 
-def test_the_command_line_says_what_excludes_each_other(tmp_path: Path, film: list[LabeledImage]) -> None:
-    run = film_run(tmp_path / "run", film)
+def test_the_command_line_says_what_excludes_each_other(tmp_path: Path, walk: list[LabeledImage]) -> None:
+    run = run_over(tmp_path / "run", walk)
     both = CliRunner().invoke(
         app, ["export", run, "-f", "yolo", "--every", "2", "--fps", "2", "--append", "--overwrite"]
     )

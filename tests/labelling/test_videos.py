@@ -388,10 +388,10 @@ def test_a_video_that_is_gone_is_named(tracked: Path, footage: Path, checkpoint:
 
 
 def test_render_draws_every_track(tracked: Path, tmp_path: Path) -> None:
-    result = runner.invoke(app, ["render", str(tracked), "-o", str(tmp_path / "films")])
+    result = runner.invoke(app, ["render", str(tracked), "-o", str(tmp_path / "rendered")])
     assert result.exit_code == 0, result.output
     assert "2 videos" in result.output
-    drawn = list(media_video.frames(MediaItem("x", str(tmp_path / "films/sub/walk.mp4"), "video")))
+    drawn = list(media_video.frames(MediaItem("x", str(tmp_path / "rendered/sub/walk.mp4"), "video")))
     assert len(drawn) == 40 and drawn[0].size_hw == (64, 80)
     plain = clip_pixels(40)
     with open_run(tracked) as labelled:
@@ -401,7 +401,7 @@ def test_render_draws_every_track(tracked: Path, tmp_path: Path) -> None:
             mask = masks.decode(masks.union([one.rle for one in image.labels]))
             change = np.abs(drawn[image.frame].pixels.astype(int) - plain[image.frame]).mean(axis=2)
             assert change[mask].mean() > 15
-    assert [p.name for p in (tmp_path / "films").rglob("*partial*")] == []
+    assert [p.name for p in (tmp_path / "rendered").rglob("*partial*")] == []
 
 
 def test_render_refuses_in_words(tracked: Path, footage: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

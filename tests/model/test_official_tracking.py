@@ -277,7 +277,7 @@ def test_a_sure_detection_confirms_all_that_were_born_with_the_object(
 
 
 @torch.inference_mode()
-def test_films_are_resized_bicubically_as_official_films_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_videos_are_resized_bicubically_as_official_videos_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """V12: files by OpenCV, folders of frames by Pillow; the other form as photos are."""
     import cv2
     from PIL import Image

@@ -126,10 +126,10 @@ def test_when_an_object_is_taken_back_the_others_keep_their_own_masks(style: str
 
 @pytest.fixture(scope="module")
 def demo_pair() -> tuple[list[TrackedFrame], list[LibraryFrame], int]:
-    """The demo checkpoint, with its own thresholds, on a film with three kinds of objects."""
+    """The demo checkpoint, with its own thresholds, on a video with three kinds of objects."""
     checkpoint = resolve("demo")
     tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"), LIBRARY)
-    item, phrases = MediaItem("film", "film", "video"), ("circle", "star", "square")
+    item, phrases = MediaItem("video", "video", "video"), ("circle", "star", "square")
     frames = [Frame(item, i, scene.image) for i, scene in enumerate(make_clip(9_000_000, 36, objects=6))]
     encodes: list[int] = []
     tracker.detector.model.vision_encoder.backbone.register_forward_hook(lambda *_: encodes.append(1))
@@ -346,8 +346,8 @@ def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
 # ---- both ways
 
 
-def demo_film(n: int) -> list[Frame]:
-    item = MediaItem("film", "film.mp4", "video")
+def demo_clip(n: int) -> list[Frame]:
+    item = MediaItem("video", "video.mp4", "video")
     return [Frame(item, i, scene.image) for i, scene in enumerate(make_clip(9_000_003, n))]
 
 
@@ -360,10 +360,10 @@ def first_frames(frames: Sequence[TrackedFrame]) -> dict[int, int]:
 
 
 def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too() -> None:
-    """An object is born late, as if the detector had been unsure of it; then the film is tracked both ways."""
+    """An object is born late, as if the detector had been unsure of it; then the video is tracked both ways."""
     checkpoint = resolve("demo")
     detector = Detector.load(checkpoint, device="cpu")
-    tracker, frames, prompts = Tracker.load(checkpoint, detector), demo_film(24), [Prompt("shape", "shape")]
+    tracker, frames, prompts = Tracker.load(checkpoint, detector), demo_clip(24), [Prompt("shape", "shape")]
     look, now = detector.look, [0]
 
     def unsure(*args: Any, **kwargs: Any) -> Any:
@@ -420,7 +420,7 @@ def test_backwards_only_what_a_detection_confirms_is_believed() -> None:
 
 def test_boxes_on_one_frame_find_objects_that_live_on_in_frames_where_nothing_is_asked() -> None:
     checkpoint = resolve("demo")
-    tracker, frames = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu")), demo_film(24)
+    tracker, frames = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu")), demo_clip(24)
     scene = make_clip(9_000_003, 24)[4]
     ys, xs = np.nonzero(scene.mask(1))
     height, width = scene.size_hw

@@ -42,7 +42,7 @@ LAYERS = [
     ),
     _room(
         "show",
-        "pictures, films and pages for people: contact sheet, report, preview, rendered videos",
+        "pictures, videos and pages for people: contact sheet, report, preview, rendered videos",
         # quality: a report shows the mistakes that an evaluation found
         "review quality labelling run concepts media core",
     ),

@@ -319,7 +319,7 @@ def test_the_same_batch_number_gives_the_same_batch_wherever_training_started() 
     assert [t.tolist() for t in first.targets] == [t.tolist() for t in again.targets]
 
 
-def test_half_of_the_scenes_are_film_frames_and_references_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_scenes_are_video_frames_and_references_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     libraries: list[Scene] = []
     canvas_sample = lessons.canvas_sample
 
@@ -330,8 +330,8 @@ def test_half_of_the_scenes_are_film_frames_and_references_are_not(monkeypatch: 
     monkeypatch.setattr(lessons, "canvas_sample", watched)
     room = lessons.Classroom(tokenize_letters, SIDE, CELLS, seed=3, window=120)
     room.batch(0, plain=1, canvases=3)
-    filmed = [scene for scene in room.scenes.values() if any(thing.track for thing in scene.things)]
-    assert 0.4 < len(filmed) / len(room.scenes) < 0.65
+    moving = [scene for scene in room.scenes.values() if any(thing.track for thing in scene.things)]
+    assert 0.4 < len(moving) / len(room.scenes) < 0.65
     assert len(libraries) > 60 and not any(thing.track for scene in libraries for thing in scene.things)
 
 

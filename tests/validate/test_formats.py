@@ -48,7 +48,7 @@ def write_run(folder: Path) -> Path:
         found += [candidate("dog", 0.8, rectangle(20 + k, 10, 30, 30), item_id=name, query=1)] if k else []
         item = MediaItem(name, photo(folder / "photos", name))
         results.append(UnitResult(item, 0, 1, (60, 80), tuple(found), np.full((1, 2), 0.5, np.float32)))
-    for name in ("films/one", "two"):
+    for name in ("walks/one", "two"):
         for frame in range(3):
             photo(folder / "videos", f"{name}/{frame:05d}.jpg")
         item = MediaItem(name, str(folder / "videos" / name), "video")

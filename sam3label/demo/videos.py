@@ -1,4 +1,4 @@
-"""What `sam3label demo --videos` does: synthetic films, tracked like any video, and how well each object stayed itself.
+"""What `sam3label demo --videos` does: synthetic videos, tracked like any video, and how well each object stayed itself.
 
 The truth is a YouTube-VIS file. `HOTA` and its parts are those of `sam3label evaluate`; identity switches and broken
 borders between clips are counted here.
@@ -38,8 +38,8 @@ from sam3label.show.render import render
 
 TRUTH = {"disc": "circle", "ring": "ring", "star": "star", "square": "square", "triangle": "triangle"}
 CONCEPTS = """\
-# The concept list of the film demo. Change it and run the same command again with another -o, or:
-#   sam3label run {films} -c {here} --model demo -o {runs}
+# The concept list of the video demo. Change it and run the same command again with another -o, or:
+#   sam3label run {videos} -c {here} --model demo -o {runs}
 names: {{0: disc, 1: ring, 2: star, 3: square, 4: triangle}}
 
 concepts:
@@ -68,7 +68,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class FilmMetrics:
+class VideoDemoMetrics:
     """The tracks against the truth. HOTA, DetA, AssA and LocA (overlap of what is found) as TrackEval defines them, of
     masks; `objects` and `frames` are the truth's; `seconds` is the labelling alone."""
 
@@ -80,18 +80,18 @@ class FilmMetrics:
     borders_passed: int
     borders_broken: int
     objects: int
-    films: int
+    videos: int
     frames: int
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class FilmResult:
+class VideoDemoResult:
     """Where everything is."""
 
-    metrics: FilmMetrics
+    metrics: VideoDemoMetrics
     summary: RunSummary
-    films: Path
+    videos: Path
     concepts: Path
     runs: Path
     exports: Mapping[str, Path]
@@ -100,22 +100,22 @@ class FilmResult:
     metrics_file: Path
 
 
-def film_demo(
-    out: str | Path, films: int = 2, seed: int = 0, on_progress: Callable[[Progress], None] = lambda _: None
-) -> FilmResult:
-    """Run the film demo into the folder `out`. The same seed gives the same films and labels.
+def video_demo(
+    out: str | Path, videos: int = 2, seed: int = 0, on_progress: Callable[[Progress], None] = lambda _: None
+) -> VideoDemoResult:
+    """Run the video demo into the folder `out`. The same seed gives the same videos and labels.
 
     Raises `OutputError` when `out` holds something else than an earlier demo, `CheckpointError` when the demo
     checkpoint has no tracker.
     """
     folder = Path(out)
     refuse_foreign(folder)
-    truth = write_films(folder / "films", films, HELD_OUT + seed)
+    truth = write_videos(folder / "videos", videos, HELD_OUT + seed)
     concepts_file, runs = folder / "concepts.yaml", folder / "run"
-    concepts_file.write_text(CONCEPTS.format(films=folder / "films", here=concepts_file, runs=folder / "run-2"))
+    concepts_file.write_text(CONCEPTS.format(videos=folder / "videos", here=concepts_file, runs=folder / "run-2"))
     options = LabelOptions(model="demo", video="track", clip_frames=CLIP_FRAMES, fresh=True)
     start = time.perf_counter()
-    summary = label([folder / "films"], load_concepts(concepts_file), runs, options, on_progress=on_progress)
+    summary = label([folder / "videos"], load_concepts(concepts_file), runs, options, on_progress=on_progress)
     seconds = time.perf_counter() - start
     exports = {name: folder / "datasets" / name for name in ("ytvis", "mot")}
     with open_run(runs) as labelled:
@@ -126,13 +126,13 @@ def film_demo(
         _draw(labelled, folder / "contact_sheet.png")
     (folder / "metrics.json").write_text(json.dumps(asdict(metrics), indent=2) + "\n")
     places = (folder / "rendered", folder / "contact_sheet.png", folder / "metrics.json")
-    return FilmResult(metrics, summary, folder / "films", concepts_file, runs, exports, *places)
+    return VideoDemoResult(metrics, summary, folder / "videos", concepts_file, runs, exports, *places)
 
 
-# ---- films and their truth
+# ---- videos and their truth
 
 
-def write_films(
+def write_videos(
     folder: Path,
     n: int,
     seed: int,
@@ -141,22 +141,22 @@ def write_films(
     phrases: Mapping[str, str] = TRUTH,
     change: Callable[[Sequence[Scene]], Sequence[Scene]] = lambda scenes: scenes,
 ) -> Path:
-    """Write `film_00.mp4` ... and, beside the folder, `truth.json`, whose path is returned.
+    """Write `video_00.mp4` ... and, beside the folder, `truth.json`, whose path is returned.
 
-    `phrases` maps class names to phrases: an object belongs to every class whose phrase names it. Film i comes from
+    `phrases` maps class names to phrases: an object belongs to every class whose phrase names it. Video i comes from
     seed `seed + i`, its scenes go through `change`.
     """
     videos: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("film_*.mp4"):
+        for old in folder.glob("video_*.mp4"):
             old.unlink()
         for i in range(n):
             scenes = change(make_clip(seed + i, frames, SIZE_HW, objects))
-            _write_film(folder / f"film_{i:02d}.mp4", scenes)
+            _write_video(folder / f"video_{i:02d}.mp4", scenes)
             size = {"height": SIZE_HW[0], "width": SIZE_HW[1], "length": frames}
-            videos.append({"id": i + 1, "file_name": f"film_{i:02d}.mp4", **size})
+            videos.append({"id": i + 1, "file_name": f"video_{i:02d}.mp4", **size})
             for one in _annotations(scenes, tuple(phrases.values())):
                 annotations.append({"id": len(annotations) + 1, "video_id": i + 1, **one})
         categories = [{"id": c, "name": name} for c, name in enumerate(phrases, start=1)]
@@ -167,7 +167,7 @@ def write_films(
         raise OutputError(f"{folder} cannot be written ({error.strerror}). Choose another folder with -o.") from error
 
 
-def _write_film(path: Path, scenes: Sequence[Scene]) -> None:
+def _write_video(path: Path, scenes: Sequence[Scene]) -> None:
     """Encode the same bytes every time: x264's macroblock tree, left out here, chose other bits from run to run."""
     with VideoWriter(path, 12, crf=12, repeatable=True) as video:
         for scene in scenes:
@@ -195,7 +195,7 @@ def _mask(scene: Scene, track: int) -> dict[str, Any] | None:
 # ---- figures
 
 
-def score(labelled: Run, truth_path: Path, clip_frames: int, seconds: float) -> FilmMetrics:
+def score(labelled: Run, truth_path: Path, clip_frames: int, seconds: float) -> VideoDemoMetrics:
     """Compare a tracked run with a YouTube-VIS truth of the same class names."""
     truth, predictions = tracks_of_run(labelled, read_video_truth(truth_path), [])
     figures = evaluate_tracks(truth, predictions).figures["segm"] or {}
@@ -204,7 +204,7 @@ def score(labelled: Run, truth_path: Path, clip_frames: int, seconds: float) -> 
         borders = range(clip_frames, truth.videos[pair[0]].length, clip_frames)
         total += identity(truth.tracks.get(pair, ()), predictions.followed.get(pair, ()), borders)
     overall = {name: round(float(figures[name]), 4) for name in ("HOTA", "DetA", "AssA", "LocA")}
-    return FilmMetrics(
+    return VideoDemoMetrics(
         hota=overall["HOTA"],
         det_a=overall["DetA"],
         ass_a=overall["AssA"],
@@ -213,7 +213,7 @@ def score(labelled: Run, truth_path: Path, clip_frames: int, seconds: float) -> 
         borders_passed=total.borders,
         borders_broken=total.broken,
         objects=sum(len(tracks) for tracks in truth.tracks.values()),
-        films=len(truth.videos),
+        videos=len(truth.videos),
         frames=sum(video.length for video in truth.videos.values()),
         seconds=round(seconds, 2),
     )
@@ -248,16 +248,16 @@ def _matched(truth: Sequence[Track], found: Sequence[Track], frame: int) -> list
 
 
 def _draw(labelled: Run, path: Path) -> None:
-    """Draw frames spread over the films, as `render` draws them."""
+    """Draw frames spread over the videos, as `render` draws them."""
     images = [image for image in labelled.images() if image.item.kind == "video"]
     chosen = images[:: max(1, len(images) // SHEET_FRAMES)][:SHEET_FRAMES]
-    reels: dict[str, media_video.Film] = {}
+    opened: dict[str, media_video.Film] = {}
     cells = [
-        _cell(image, reels.setdefault(image.item.id, media_video.Film(image.item.path)), labelled) for image in chosen
+        _cell(image, opened.setdefault(image.item.id, media_video.Film(image.item.path)), labelled) for image in chosen
     ]
     contact_sheet(cells, labelled.concepts.names, path)
 
 
-def _cell(image: LabeledImage, reel: media_video.Film, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
-    drawn = draw_labels(reel.pixels(image.frame), image.labels, labelled.concepts.names, tracks=True)
+def _cell(image: LabeledImage, source: media_video.Film, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
+    drawn = draw_labels(source.pixels(image.frame), image.labels, labelled.concepts.names, tracks=True)
     return drawn, (), f"{image.item.id} frame {image.frame}"
