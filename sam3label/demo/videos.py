@@ -1,4 +1,4 @@
-"""What `sam3label demo --videos` does: synthetic videos, tracked like any video, and how well each object stayed itself.
+"""Makes `sam3label demo --videos`: synthetic videos, tracked like any other, and how well each object stayed itself.
 
 The truth is a YouTube-VIS file. `HOTA` and its parts are those of `sam3label evaluate`; identity switches and broken
 borders between clips are counted here.
