@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sam3label.face import LabeledRun as Run
     from sam3label.face import check as check
     from sam3label.face import convert_weights as convert_weights
-    from sam3label.face import demo as demo
+    from sam3label.face import demo_photos as demo_photos
     from sam3label.face import demo_videos as demo_videos
     from sam3label.face import doctor as doctor
     from sam3label.face import evaluate as evaluate
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sam3label.face import label as label
     from sam3label.face import open_run as open_run
     from sam3label.face import preview as preview
-    from sam3label.face import validate as validate
+    from sam3label.face import validate_dataset as validate_dataset
     from sam3label.face import weights as weights
     from sam3label.labelling.options import LabelOptions as LabelOptions
 
@@ -40,7 +40,7 @@ __all__ = [
     "__version__",
     "check",
     "convert_weights",
-    "demo",
+    "demo_photos",
     "demo_videos",
     "doctor",
     "evaluate",
@@ -48,7 +48,7 @@ __all__ = [
     "label",
     "open_run",
     "preview",
-    "validate",
+    "validate_dataset",
     "weights",
 ]
 

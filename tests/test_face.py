@@ -122,3 +122,9 @@ def test_a_script_needs_no_main_guard(workplace: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["begun", "loading the model demo ...", "4 labelled"]
     assert done.stderr == ""
+
+
+def test_no_public_name_is_a_rooms() -> None:
+    """Importing a room would put it in the place of the name."""
+    rooms = {path.name for path in Path(sam3label.__file__).parent.iterdir() if path.is_dir()}
+    assert not rooms & set(sl.__all__)

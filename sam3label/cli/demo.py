@@ -35,7 +35,7 @@ def _photos(out: Path, number: int | None, seed: int) -> None:
     from sam3label import face
 
     with progress_display(False, "loading the demo model ...") as display:
-        result = face.demo(out, number, seed, on_progress=display.job)
+        result = face.demo_photos(out, number, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(f"\n{metrics.images} synthetic photos labelled in {metrics.seconds:.1f} s with the demo checkpoint.")
     typer.echo(

@@ -36,7 +36,7 @@ def validate(
     from sam3label import face
 
     if run is None:
-        report = face.validate(dataset)
+        report = face.validate_dataset(dataset)
     else:
         with face.open_run(run, concepts, photos=photos) as opened:
             report = opened.validate(dataset)

@@ -20,11 +20,11 @@ LISTS = (face.Concepts.from_phrases, face.Concepts.from_ontology)
 CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "init": (face.init,),
     "run": (face.label, LabelOptions, *LISTS, RUN.export_each),
-    "demo": (face.demo,),
+    "demo": (face.demo_photos,),
     "status": (face.open_run,),
     "check": (face.check,),
     "export": (face.open_run, RUN.export_each, Options),
-    "validate": (face.open_run, face.validate),
+    "validate": (face.open_run, face.validate_dataset),
     "preview": (face.preview, LabelOptions, *LISTS),
     "evaluate": (face.open_run, RUN.evaluate, face.evaluate),
     "calibrate": (face.open_run, RUN.calibrate),

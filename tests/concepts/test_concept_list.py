@@ -530,7 +530,7 @@ def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> N
     from_list = concepts_from(["person", "helmet"])
     assert from_list == concepts_from(tmp_path / "c.yaml") == concepts_from(str(tmp_path / "c.yaml"))
     assert concepts_from(from_list) == from_list == from_phrases(["person", "helmet"])
-    assert concepts_from(from_list, ["defaults.conf=0.3"]).concepts[1].conf == 0.5  # a list has decided every rule
+    assert concepts_from(from_list, ["defaults.conf=0.3"]).concepts[1].conf == 0.3  # for every class
     assert concepts_from(from_list, ["concepts.helmet.conf=0.3"]).concepts[1].conf == 0.3
 
 
