@@ -251,13 +251,13 @@ def _draw(labelled: Run, path: Path) -> None:
     """Draw frames spread over the videos, as `render` draws them."""
     images = [image for image in labelled.images() if image.item.kind == "video"]
     chosen = images[:: max(1, len(images) // SHEET_FRAMES)][:SHEET_FRAMES]
-    opened: dict[str, media_video.Film] = {}
+    opened: dict[str, media_video.VideoFrames] = {}
     cells = [
-        _cell(image, opened.setdefault(image.item.id, media_video.Film(image.item.path)), labelled) for image in chosen
+        _cell(image, opened.setdefault(image.item.id, media_video.VideoFrames(image.item.path)), labelled) for image in chosen
     ]
     contact_sheet(cells, labelled.concepts.names, path)
 
 
-def _cell(image: LabeledImage, source: media_video.Film, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
+def _cell(image: LabeledImage, source: media_video.VideoFrames, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
     drawn = draw_labels(source.pixels(image.frame), image.labels, labelled.concepts.names, tracks=True)
     return drawn, (), f"{image.item.id} frame {image.frame}"

@@ -77,7 +77,7 @@ class Placer:
         self.means = means
         self.copied_instead = 0
         self.turned = 0
-        self.film: video.Film | None = None
+        self.video: video.VideoFrames | None = None
 
     def place(self, image: LabeledImage, target: Path) -> None:
         """Place the photo. Raises `OutputError`, naming it, when it is gone, cannot be placed, or `target` exists."""
@@ -129,10 +129,10 @@ class Placer:
 
     def _write_frame(self, image: LabeledImage, target: Path) -> None:
         """Write a frame as JPEG. Frames come in order, so a video is decoded once."""
-        if self.film is None or self.film.path != image.item.path:
-            self.film = video.Film(image.item.path)
+        if self.video is None or self.video.path != image.item.path:
+            self.video = video.VideoFrames(image.item.path)
         try:
-            pixels = self.film.pixels(image.frame)
+            pixels = self.video.pixels(image.frame)
         except UndecodableError as error:
             raise OutputError(f"frame {image.frame} of {image.item.path} can no longer be decoded: {error}.") from error
         done, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, upright.JPEG_QUALITY])

@@ -97,7 +97,7 @@ def frame_source(item: MediaItem, index: int) -> Path | None:
     return _files(path)[index] if path.is_dir() else None
 
 
-class Film:
+class VideoFrames:
     """Frames of one video by number, decoded once when asked for in rising order."""
 
     def __init__(self, path: str) -> None:

@@ -197,13 +197,13 @@ def test_a_video_is_refused_where_only_photos_are_wanted(tmp_path: Path) -> None
 # ---- frames by number, and ahead
 
 
-def test_film_finds_frames_in_any_order(tmp_path: Path) -> None:
+def test_frames_are_found_in_any_order(tmp_path: Path) -> None:
     made = clip_pixels(12)
-    film = media_video.Film(str(write_video(tmp_path / "a.mp4", made)))
+    found = media_video.VideoFrames(str(write_video(tmp_path / "a.mp4", made)))
     for index in (0, 5, 11, 3, 3):
-        assert close(film.pixels(index), made[index])
+        assert close(found.pixels(index), made[index])
     with pytest.raises(UndecodableError, match="it has no frame 12"):
-        film.pixels(12)
+        found.pixels(12)
 
 
 def test_values_come_in_order_ahead_of_their_use_and_errors_in_their_place() -> None:
