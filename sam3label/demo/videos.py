@@ -28,7 +28,7 @@ from sam3label.export.write import export
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress, RunSummary
-from sam3label.media import video as media_video
+from sam3label.media.video import VideoFrames
 from sam3label.media.video_writer import VideoWriter
 from sam3label.quality.evaluate_tracks import evaluate_tracks, tracks_of_run
 from sam3label.run.reader import Run, open_run
@@ -251,13 +251,11 @@ def _draw(labelled: Run, path: Path) -> None:
     """Draw frames spread over the videos, as `render` draws them."""
     images = [image for image in labelled.images() if image.item.kind == "video"]
     chosen = images[:: max(1, len(images) // SHEET_FRAMES)][:SHEET_FRAMES]
-    opened: dict[str, media_video.VideoFrames] = {}
-    cells = [
-        _cell(image, opened.setdefault(image.item.id, media_video.VideoFrames(image.item.path)), labelled) for image in chosen
-    ]
+    opened: dict[str, VideoFrames] = {}
+    cells = [_cell(image, opened.setdefault(image.item.id, VideoFrames(image.item.path)), labelled) for image in chosen]
     contact_sheet(cells, labelled.concepts.names, path)
 
 
-def _cell(image: LabeledImage, source: media_video.VideoFrames, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
+def _cell(image: LabeledImage, source: VideoFrames, labelled: Run) -> tuple[npt.NDArray[np.uint8], tuple[()], str]:
     drawn = draw_labels(source.pixels(image.frame), image.labels, labelled.concepts.names, tracks=True)
     return drawn, (), f"{image.item.id} frame {image.frame}"
