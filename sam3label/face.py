@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from sam3label.run.repair import StoreFindings
     from sam3label.show.preview import Preview
     from sam3label.validate import Report
+    from sam3label.verify.judge import Agenda
+    from sam3label.verify.session import Verification
 
 Source = str | Path
 OnCount = Callable[[int, int], None]  # called with how much is done, and out of how much
@@ -354,6 +356,39 @@ class LabeledRun(Run):
         from sam3label.show.render import render
 
         return render(self, out, item, on_progress, on_message)
+
+    def verify(
+        self,
+        server: str | None = None,
+        vlm: str | None = None,
+        *,
+        budget: int = 500,
+        everything: bool = False,
+        price: str | None = None,
+        dry_run: bool = False,
+        on_plan: Callable[[Agenda, tuple[float, float] | None], None] = lambda todo, price: None,
+        on_progress: OnCount = lambda done, total: None,
+        on_message: Callable[[str], None] = lambda _: None,
+        **limits: Any,
+    ) -> Verification:
+        """Let the model `vlm` of an OpenAI-compatible server judge labels; photos go there, and nowhere else.
+
+        Its verdicts count once it agreed with what people reviewed. `limits`: in_flight, timeout, votes, max_requests
+        and max_cost (US dollars, by `price` for a million tokens in and out). `dry_run` asks nothing.
+
+        >>> sl.open_run("runs/demo").verify(budget=3, dry_run=True).agenda.targets[0].label_id is None
+        True
+        """
+        from sam3label.verify import session
+        from sam3label.verify.server import parse_price
+
+        prices = None if price is None else parse_price(price)
+        todo = session.agenda_of(self, vlm, None if everything else budget)
+        on_plan(todo, prices)
+        if dry_run:
+            return session.Verification(todo)
+        options = session.server_options(server, vlm, price=prices, **limits)
+        return session.verify(self, todo, options, on_progress, on_message)
 
     def review_push(
         self, dataset: str | None = None, *, audit: int | None = None, on_progress: OnCount = lambda done, total: None

@@ -12,14 +12,14 @@ from sam3label.cli.tables import console
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
-    from sam3label.verify.judge import Agenda, Done
-    from sam3label.verify.server import Server
+    from sam3label.verify.judge import Agenda
+    from sam3label.verify.session import Verification
 
 SHOWN_FAILURES = 20
 
 
 def verify(
-    run_folder: RunFolder,
+    run: RunFolder,
     server: Annotated[
         str | None,
         typer.Option(
@@ -71,44 +71,27 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Let a vision-language model judge labels; its verdicts count once it agreed with what people reviewed."""
-    from sam3label.concepts.concept_list import load_concepts
-    from sam3label.errors import ConfigError
-    from sam3label.run.reader import open_run
-    from sam3label.verify import judge, reliability
-    from sam3label.verify.server import Server, ServerOptions, parse_price
+    from sam3label.face import open_run
 
-    prices = None if price is None else parse_price(price)
     screen = console()
-    with open_run(run_folder, load_concepts(concepts) if concepts else None, photos) as run:
-        name = judge.verifier_of(vlm or "?")
-        todo = judge.plan(run, name, None if everything else budget)
-        screen.print(_planned(todo, prices), soft_wrap=True)
-        if dry_run:
-            return
-        if server is None or vlm is None:
-            raise ConfigError(
-                "say which server to ask and which of its models: --server http://localhost:8000/v1 --vlm NAME"
-            )
-        options = ServerOptions(
-            server, vlm, in_flight, timeout, votes=votes, max_requests=max_requests, max_cost=max_cost, price=prices
-        )
-        failed: list[tuple[str, str]] = []
-        with Server(options) as asked, progress_display(quiet, "asking the verifier ...") as shown:
-            if todo.targets:
-                shown.say(f"Photos of this run are sent to {server}, and nowhere else.")
-            done = None
-            for done in judge.verify(run, todo, asked, name):
-                shown.step("verify", done.asked, len(todo.targets), "questions")
-            if done is not None:
-                failed = done.failed or []
-                screen.print(_finished(done, asked), soft_wrap=True)
-        known = reliability.score(run, name)
-        reliability.keep(run, name, known)
-        for line in known.sentences():
-            screen.print(line, soft_wrap=True)
-    for item_id, reason in failed[:SHOWN_FAILURES]:
+    with open_run(run, concepts, photos=photos) as opened, progress_display(quiet, "asking the verifier ...") as shown:
+
+        def tell(done: int, total: int) -> None:
+            shown.step("verify", done, total, "questions")
+
+        made = opened.verify(
+            server, vlm, budget=budget, everything=everything, in_flight=in_flight, timeout=timeout, votes=votes,
+            max_requests=max_requests, max_cost=max_cost, price=price, dry_run=dry_run,
+            on_plan=lambda todo, prices: screen.print(_planned(todo, prices), soft_wrap=True),
+            on_progress=tell, on_message=shown.say,
+        )  # fmt: skip
+    if made.done is not None:
+        screen.print(_finished(made), soft_wrap=True)
+    for line in made.reliability.sentences() if made.reliability else ():
+        screen.print(line, soft_wrap=True)
+    for item_id, reason in made.failures[:SHOWN_FAILURES]:
         screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
-    if failed:
+    if made.failures:
         raise typer.Exit(3)
 
 
@@ -129,17 +112,17 @@ def _planned(todo: Agenda, price: tuple[float, float] | None) -> str:
     return "; ".join(parts) + "."
 
 
-def _finished(done: Done, server: Server) -> str:
-    spent, failed = server.spent, len(done.failed or ())
-    cost = server.options.cost(spent.tokens_in, spent.tokens_out)
+def _finished(made: Verification) -> str:
+    """Say what was asked, what it came to and what it cost."""
+    assert made.done is not None and made.spent is not None  # something was asked
     parts = [
-        f"{count(done.asked, 'answer')}, {count(done.verdicts, 'verdict')} kept, {done.unsure} not sure",
-        f"{count(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out:,} tokens",
+        f"{count(made.done.asked, 'answer')}, {count(made.done.verdicts, 'verdict')} kept, {made.done.unsure} not sure",
+        f"{count(made.spent.requests, 'request')}, {made.spent.tokens_in + made.spent.tokens_out:,} tokens",
     ]
-    if server.options.price is not None:
-        parts.append(f"${cost:.2f}")
-    if failed:
-        parts.append(f"{count(failed, 'question')} without an answer: the same command asks again")
-    if server.is_spent:
+    if made.cost is not None:
+        parts.append(f"${made.cost:.2f}")
+    if made.failures:
+        parts.append(f"{count(len(made.failures), 'question')} without an answer: the same command asks again")
+    if made.is_spent:
         parts.append("the budget is spent: the same command goes on")
     return "; ".join(parts) + "."

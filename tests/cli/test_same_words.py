@@ -13,6 +13,7 @@ from cli.test_help import options, verbs
 from sam3label import face
 from sam3label.export.options import Options
 from sam3label.labelling.options import LabelOptions
+from sam3label.verify.server import ServerOptions
 
 VERBS = dict(verbs())
 RUN = face.LabeledRun
@@ -32,6 +33,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "render": (face.open_run, RUN.render),
     "doctor": (face.doctor,),
     "weights convert": (face.convert_weights,),
+    "verify": (face.open_run, RUN.verify, ServerOptions),
     "review push": (face.open_run, RUN.review_push),
     "review open": (face.open_run, RUN.review_open),
     "review pull": (face.open_run, RUN.review_pull),
@@ -40,7 +42,14 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 FOR_THE_EYE = {"--quiet", "--json", "--help"}  # what is printed, and where else
 A_METHOD = {("run", "--export"), ("demo", "--videos")}  # and a function of its own in Python
-OTHER_WORDS = {"--set": "settings", "--phrase": "phrases", "--format": "formats", "--from": "source", "-n": "n"}
+OTHER_WORDS = {
+    "--set": "settings",
+    "--phrase": "phrases",
+    "--format": "formats",
+    "--from": "source",
+    "-n": "n",
+    "--all": "everything",
+}
 
 
 def keywords(call: Callable[..., Any]) -> set[str]:
