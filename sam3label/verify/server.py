@@ -238,7 +238,7 @@ class Server:
         if self._schemas:
             body["response_format"] = {
                 "type": "json_schema",
-                "json_schema": {"name": "answer", "strict": True, "schema": _schema(question.parts)},
+                "json_schema": {"name": "answer", "strict": True, "schema": _answer_schema(question.parts)},
             }
         return body
 
@@ -337,7 +337,7 @@ def _example(parts: Sequence[str]) -> str:
     return json.dumps(dict.fromkeys(parts, "yes"))
 
 
-def _schema(parts: Sequence[str]) -> dict[str, Any]:
+def _answer_schema(parts: Sequence[str]) -> dict[str, Any]:
     word = {"type": "string", "enum": list(get_args(Word))}
     properties = dict.fromkeys(parts, word)
     return {"type": "object", "properties": properties, "required": list(parts), "additionalProperties": False}
