@@ -14,6 +14,7 @@ from sam3label.cli.options import (
     BatchSize,
     ConceptFile,
     Device,
+    MaxMegapixels,
     Model,
     Ontology,
     Photos,
@@ -52,6 +53,7 @@ def preview(
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     workers: Workers = None,
+    max_megapixels: MaxMegapixels = None,
     video: VideoChoice = "auto",
 ) -> None:
     """Label a spread sample: a contact sheet, a page, and what the whole folder would take."""
@@ -59,7 +61,7 @@ def preview(
 
     options = LabelOptions(
         model=model, revision=revision, device=device, batch_size=images_together(batch_size), workers=workers,
-        video=video,
+        max_megapixels=max_megapixels, video=video,
     )  # fmt: skip
     concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
     with progress_display(False, "reading the photos ...") as display:
