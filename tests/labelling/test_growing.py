@@ -40,7 +40,7 @@ import os, signal, sys
 from sam3label.concepts.concept_list import load_concepts
 from sam3label.labelling import job, writer
 from sam3label.labelling.options import LabelOptions
-writer.COMMIT_SECONDS = 0.01  # something is committed when it is killed, however fast the machine is
+writer.COMMIT_SECONDS = 0  # something is committed when it is killed, however fast the machine is
 def show(progress):
     if progress.done > int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
