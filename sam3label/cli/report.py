@@ -27,7 +27,7 @@ def report(
         list[Path] | None,
         typer.Option(
             "--gt",
-            help="Show also where the run and this truth disagree (as for `evaluate`, of photos): a confusion matrix, "
+            help="Show also where the run and this truth disagree (as for `evaluate`): a confusion matrix, "
             "pictures of misses and false alarms.",
             rich_help_panel=INPUT,
         ),
@@ -52,9 +52,10 @@ def report(
 def _mistakes(run_folder: Path, gt: list[Path], concepts: ConceptList | None, gt_split: str | None) -> Mistakes:
     from sam3label.annotations.youtube_vis import is_video_truth
     from sam3label.quality.evaluate import evaluate_run
+    from sam3label.quality.evaluate_tracks import evaluate_tracked_run
 
-    if is_video_truth(gt[0]):
-        raise typer.BadParameter("a video truth has figures and no pictures: sam3label evaluate", param_hint="--gt")
-    mistakes = evaluate_run(run_folder, gt, concepts, split=gt_split).mistakes
-    assert mistakes is not None  # only videos have none
-    return mistakes
+    if not is_video_truth(gt[0]):
+        return evaluate_run(run_folder, gt, concepts, split=gt_split).mistakes
+    if gt_split or len(gt) > 1:
+        raise typer.BadParameter("a video truth is judged alone: one --gt, no --gt-split", param_hint="--gt")
+    return evaluate_tracked_run(run_folder, gt[0], concepts).mistakes
