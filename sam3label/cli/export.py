@@ -88,7 +88,10 @@ def export(
         float, typer.Option(metavar="PX", help="Polygons may leave the mask's border by this many pixels.")
     ] = 0.0,
     append: Annotated[
-        bool, typer.Option("--append", help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats).")
+        bool,
+        typer.Option(
+            "--append", help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats, cvat)."
+        ),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the dataset in OUT with what people added or changed in it.")
