@@ -322,7 +322,7 @@ class LabeledRun(Run):
     ) -> Path:
         """Write one self-contained HTML page about the run, by default RUN/report.html, and return where it is.
 
-        With `gt`, the truth of photos, it also shows where the run and that truth disagree.
+        With `gt`, a truth, it also shows where the run and that truth disagree.
 
         >>> sl.open_run("runs/demo").report(gt="photos/truth.json").name
         'report.html'
@@ -331,8 +331,6 @@ class LabeledRun(Run):
 
         target = Path(out) if out is not None else self.folder / "report.html"
         truths = _several(gt)
-        if truths and _is_of_videos(truths):
-            raise ConfigError("gt: a video truth has figures and no pictures. They are in: sam3label evaluate")
         mistakes = self.evaluate(truths, gt_split=gt_split).mistakes if truths else None
         write_report(self, target, on_progress, mistakes)
         return target

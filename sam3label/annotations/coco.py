@@ -63,6 +63,7 @@ class Truth:
     unsure: frozenset[Pair]  # not labelled to the end: no other annotator may be judged on them either
     by_phrase: bool  # an SA-Co file
     notes: tuple[str, ...] = ()  # what reading it took for granted, in words
+    numbered: bool = True  # whether its ids are a file's own, which results may name
 
     def name(self, pair: Pair) -> str:
         """Return the phrase or class that the pair asks for."""
@@ -105,6 +106,11 @@ def read_coco(path: str | Path) -> Truth:
 
 def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[JudgedObject]], int]:
     """Return (predictions by pair in file order, how many name an image or category that `truth` does not have)."""
+    if not truth.numbered:
+        raise InputError(
+            f"{path} names images and classes by the ids of a COCO file, and {truth.path} has none. Give the label "
+            "files that yolo predict save_txt=True save_conf=True writes (--pred FOLDER), or the truth as COCO."
+        )
     data = load_json(path)
     if not isinstance(data, list):
         raise InputError(f"{path} is not a results file: a JSON list with image_id, category_id, segmentation, score.")

@@ -128,22 +128,33 @@ def read_yolo_truth(path: str | Path, split: str | None = None) -> Truth:
     pairs = tuple((number, class_id) for number in images for class_id in dataset.names)
     notes = (f"{count(unlabelled, 'image')} of {path} without a label file: taken to show nothing.",)
     return Truth(
-        str(path), images, dict(dataset.names), objects, pairs, frozenset(), False, notes if unlabelled else ()
-    )
+        str(path), images, dict(dataset.names), objects, pairs, frozenset(), False,
+        notes if unlabelled else (), numbered=False,
+    )  # fmt: skip
 
 
 def find_dataset(path: Path) -> Dataset:
     """Return the dataset that a data.yaml, or a folder with one or with a classes.txt, describes. Raises InputError."""
     data_file = _data_file(path) if path.is_dir() else path
     if data_file is None:
-        names = dict(enumerate(line for line in read_lines(path / "classes.txt") if line.strip()))
-        return _dataset(path, names, {"": [path]})
+        return _dataset(path, find_dataset_names(path), {"": [path]})
     content = load_yaml(data_file)
     if "names" not in content:
         raise InputError(f"{data_file} has no `names:`: a data.yaml names the classes of its YOLO labels.")
     root = _root(data_file, content.get("path"))
     places = {split: _places(content[split], root) for split in SPLITS if split in content and content[split].value}
     return _dataset(data_file, class_names(content["names"]), places or {"": [root]})
+
+
+def find_dataset_names(folder: Path) -> dict[int, str]:
+    """Return the class names by id that a data.yaml or a classes.txt in `folder` gives. Raises `InputError`."""
+    data_file = _data_file(folder)
+    if data_file is None:
+        return dict(enumerate(line for line in read_lines(folder / "classes.txt") if line.strip()))
+    content = load_yaml(data_file)
+    if "names" not in content:
+        raise InputError(f"{data_file} has no `names:`: a data.yaml names the classes of its YOLO labels.")
+    return class_names(content["names"])
 
 
 def label_path(image: Path) -> Path:
@@ -234,17 +245,23 @@ def _size(image: Path) -> tuple[int, int]:
 
 
 def _instance(row: Row, size_hw: tuple[int, int]) -> JudgedObject:
+    """Return a truth's object. Raises `InputError` for a shape that is none."""
     x1, y1, x2, y2 = row.corners()
     if not (x2 > x1 and y2 > y1):  # so that NaN counts too
         raise InputError(f"{row.where}: the shape has no area: draw it again or remove it.")
     if min(x1, y1) < -_OUTSIDE or max(x2, y2) > 1 + _OUTSIDE:
         raise InputError(f"{row.where}: the shape is not inside the image: coordinates are fractions from 0 to 1.")
+    return object_of(row, size_hw)
+
+
+def object_of(row: Row, size_hw: tuple[int, int], score: float = 1.0) -> JudgedObject:
+    """Return a row's object, cut to the image."""
     height, width = size_hw
     if row.is_box:
-        left, top, right, bottom = np.clip((x1, y1, x2, y2), 0, 1) * (width, height, width, height)
+        left, top, right, bottom = np.clip(row.corners(), 0, 1) * (width, height, width, height)
         box: Box = (float(left), float(top), float(right - left), float(bottom - top))
-        return JudgedObject(box, box[2] * box[3], box[2] * box[3], None)
+        return JudgedObject(box, box[2] * box[3], box[2] * box[3], None, score)
     ring = np.clip(np.array(row.shape).reshape(-1, 2), 0, 1) * (width, height)
     rle = outlines.from_contour(ring, size_hw)  # as Ultralytics fills it
     area = float(masks.area(rle))
-    return JudgedObject(masks.box_xywh(rle), area, area, rle)
+    return JudgedObject(masks.box_xywh(rle), area, area, rle, score)

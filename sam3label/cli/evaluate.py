@@ -38,7 +38,10 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Argument(metavar="RUN", help="A run folder, or leave it out and give --pred.")
     ] = None,
-    pred: Annotated[Path | None, typer.Option("--pred", help="COCO results JSON instead of a run.")] = None,
+    pred: Annotated[
+        Path | None,
+        typer.Option("--pred", help="Judge results: COCO JSON, or a folder of YOLO label files with scores."),
+    ] = None,
     concepts: Annotated[
         Path | None, typer.Option("--concepts", "-c", help="Judge the run by another concept list (thresholds).")
     ] = None,
@@ -82,8 +85,7 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print("Image level: " + ", ".join(f"{n} {figures[f'IL_{n}']}" for n in ("TP", "FP", "TN", "FN")))
     for group in (name for name in figures if name.startswith("by_")):
         _print_groups(console, group.removeprefix("by_"), figures[group])
-    if evaluation.mistakes is not None:
-        _print_mistakes(console, evaluation.mistakes)
+    _print_mistakes(console, evaluation.mistakes)
     for note in evaluation.notes:
         console.print(f"Note: {note}", markup=False, highlight=False)
 

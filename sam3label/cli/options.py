@@ -131,6 +131,15 @@ Workers = Annotated[
         rich_help_panel=SPEED,
     ),
 ]
+MaxMegapixels = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Refuse larger photos. By default it is what fits into half of the free memory at up to 14 bytes a pixel "
+        "for each process that decodes, and at least 64.",
+        rich_help_panel=SPEED,
+    ),
+]
 VideoChoice = Annotated[
     VideoMode,
     typer.Option(

@@ -14,6 +14,7 @@ from sam3label.cli.options import (
     BatchSize,
     ConceptFile,
     Device,
+    MaxMegapixels,
     Model,
     Ontology,
     Photos,
@@ -52,6 +53,7 @@ def preview(
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     workers: Workers = None,
+    max_megapixels: MaxMegapixels = None,
     video: VideoChoice = "auto",
 ) -> None:
     """Label a spread sample: a contact sheet, a page, and what the whole folder would take."""
@@ -61,7 +63,8 @@ def preview(
 
         made = face.preview(
             photos, concept_list, out, n, model=model, revision=revision, device=device, workers=workers, video=video,
-            batch_size=images_together(batch_size), on_progress=display.job, on_message=display.say,
+            batch_size=images_together(batch_size), max_megapixels=max_megapixels, on_progress=display.job,
+            on_message=display.say,
         )  # fmt: skip
     _print_preview(console(), made)
     if made.labelled:

@@ -23,7 +23,7 @@ def report(
         list[Path] | None,
         typer.Option(
             "--gt",
-            help="Show also where the run and this truth disagree (as for `evaluate`, of photos): a confusion matrix, "
+            help="Show also where the run and this truth disagree (as for `evaluate`): a confusion matrix, "
             "pictures of misses and false alarms.",
             rich_help_panel=INPUT,
         ),

@@ -21,6 +21,7 @@ from sam3label.cli.options import (
     BatchSize,
     ConceptFile,
     Device,
+    MaxMegapixels,
     Model,
     Ontology,
     Photos,
@@ -125,14 +126,7 @@ def run(
         ),
     ] = False,
     workers: Workers = None,
-    max_megapixels: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            help="Refuse larger photos. Decoding takes up to 14 bytes a pixel, in each process.",
-            rich_help_panel=SPEED,
-        ),
-    ] = 178.0,
+    max_megapixels: MaxMegapixels = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Label at most this many images and videos now.", rich_help_panel=SPEED),

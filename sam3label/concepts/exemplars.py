@@ -24,7 +24,7 @@ from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import BoxPrompt, Concept, ConceptList, Frame, MediaItem
 from sam3label.errors import InputError, UndecodableError
 from sam3label.media import discovery, video
-from sam3label.media.image import decode_image
+from sam3label.media.image import decode_image, megapixels
 
 _SHOWN = 20  # problems listed in one message
 _LAYOUT = {"images", "labels"}  # folders that YOLO datasets put around names
@@ -47,7 +47,7 @@ class Reference:
     def frame(self) -> Frame:
         """Return the image, decoded anew: many large references would not fit into memory."""
         try:
-            return Frame(MediaItem(self.name, self.path), 0, decode_image(self.path))
+            return Frame(MediaItem(self.name, self.path), 0, decode_image(self.path, megapixels(self.size_hw)))
         except UndecodableError as error:
             raise InputError(f"{self.path} can no longer be read: {error}") from error
 
@@ -80,8 +80,13 @@ class Examples:
         return others if any(reference.shows_class for reference in others) else ()
 
 
-def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Examples, ...]:
-    """Return the examples of every class that has some. Raises InputError listing every problem in all of them."""
+def read_examples(
+    concepts: ConceptList, items: Sequence[MediaItem], max_megapixels: float | None = None
+) -> tuple[Examples, ...]:
+    """Return the examples of every class that has some. Raises InputError listing every problem in all of them.
+
+    References over `max_megapixels` are refused as photos are.
+    """
     problems: list[Problem] = []
     found = []
     for concept in concepts.concepts:
@@ -98,8 +103,10 @@ def read_examples(concepts: ConceptList, items: Sequence[MediaItem]) -> tuple[Ex
             )
             continue
         _refuse_unknown_classes(labelled, concepts, concept.exemplars.path, problems)
-        read = _photos if concept.exemplars.kind == "labels" else _references
-        found.append(read(concept, labelled, items, problems))
+        if concept.exemplars.kind == "labels":
+            found.append(_photos(concept, labelled, items, problems))
+        else:
+            found.append(_references(concept, labelled, max_megapixels, problems))
     if problems:
         raise InputError(listed(dict.fromkeys(problems)))
     return tuple(found)
@@ -194,7 +201,7 @@ def _digest(labelled: Sequence[Labelled], concept: Concept) -> str:
 
 
 def _references(
-    concept: Concept, labelled: Sequence[Labelled], _: Sequence[MediaItem], problems: list[Problem]
+    concept: Concept, labelled: Sequence[Labelled], max_megapixels: float | None, problems: list[Problem]
 ) -> Examples:
     assert concept.exemplars is not None
     path = Path(concept.exemplars.path)
@@ -205,20 +212,22 @@ def _references(
         problems.append(Problem(str(path), f"'{name}' has labels, and there is no such image in {folder}"))
     for name in images.keys() - found.keys():
         problems.append(Problem(str(images[name]), "no labels: label every object of the class in it, or take it out"))
-    references = [r for name in sorted(found) if (r := _reference(concept, name, images[name], found[name], problems))]
+    references = []
+    for name in sorted(found):
+        try:
+            pixels = decode_image(images[name], max_megapixels)
+        except UndecodableError as error:
+            problems.append(Problem(str(images[name]), f"cannot be read: {error}"))
+        else:
+            references.append(_reference(concept, name, images[name], pixels, found[name], problems))
     if not any(reference.shows_class for reference in references) and not problems:
         problems.append(Problem(str(path), f"no box of class '{concept.name}' in it{_others(labelled)}"))
     return Examples(concept, tuple(references), {}, _references_digest(references))
 
 
 def _reference(
-    concept: Concept, name: str, path: Path, labelled: Labelled, problems: list[Problem]
-) -> Reference | None:
-    try:
-        pixels = decode_image(path)
-    except UndecodableError as error:
-        problems.append(Problem(str(path), f"cannot be read: {error}"))
-        return None
+    concept: Concept, name: str, path: Path, pixels: npt.NDArray[np.uint8], labelled: Labelled, problems: list[Problem]
+) -> Reference:
     size_hw = pixels.shape[0], pixels.shape[1]
     wrong = list(labelled.problems(size_hw))
     problems += wrong

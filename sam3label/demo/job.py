@@ -24,7 +24,7 @@ from sam3label.export.write import export
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress, RunSummary
-from sam3label.media.image import decode_image
+from sam3label.media.image import decode_image, megapixels
 from sam3label.quality.metrics import cgf1
 from sam3label.run.reader import Run, open_run
 from sam3label.show.contact_sheet import contact_sheet
@@ -175,4 +175,4 @@ def _draw(labelled: Run, path: Path) -> None:
 
 
 def _cell(image: LabeledImage) -> tuple[Any, tuple[Label, ...], str]:
-    return decode_image(image.item.path), image.labels, image.item.id
+    return decode_image(image.item.path, megapixels(image.size_hw)), image.labels, image.item.id

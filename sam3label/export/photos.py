@@ -11,11 +11,15 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
 
 import cv2
 
 from sam3label.core.records import LabeledImage
+from sam3label.core.text import one_line
 from sam3label.errors import OutputError, UndecodableError
 from sam3label.export.options import Placement
 from sam3label.media import upright, video
@@ -84,29 +88,33 @@ class Placer:
         if self.means == "none":
             return
         source = video.frame_source(image.item, image.frame)
-        try:
+        with _in_words(image, source, target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(target):
-                raise OutputError(
-                    f"the dataset already holds {target.name} (image {image.item.id}). Appending adds new images "
-                    "only: leave out --append to write the dataset anew, or append to another one."
-                )
+                raise already_there(image)
             if source is None:
                 self._write_frame(image, target)
             else:
                 self._put(source, target)
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"the photo {source} is gone since it was labelled. Put it back, label its folder again, "
-                "or export labels alone with --images none."
-            ) from error
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise OutputError(
-                    f"the name of {image.item.id} is too long for a dataset in {target.parents[1]}: give the file a "
-                    "shorter one, choose a shorter -o, or leave out --flat."
-                ) from error
-            raise
+
+    def pack(self, image: LabeledImage, archive: ZipFile, name: str, scratch: Path) -> None:
+        """Put the photo into a zip under a name; `scratch` is a path that is free for what must be written first.
+
+        Raises `OutputError`, naming the photo, when it is gone.
+        """
+        if self.means == "none":
+            return
+        source = video.frame_source(image.item, image.frame)
+        with _in_words(image, source, scratch):
+            if source is not None and not (self.means == "upright" and upright.is_turned(source)):
+                archive.write(source, name)
+                return
+            if source is None:
+                self._write_frame(image, scratch)
+            else:
+                self._turn(source, scratch)
+            archive.write(scratch, name)
+            scratch.unlink()
 
     def _put(self, source: Path, target: Path) -> None:
         if self.means == "symlink":
@@ -152,6 +160,32 @@ class Placer:
             self.copied_instead += 1
             return False
         return True
+
+
+def already_there(image: LabeledImage) -> OutputError:
+    return OutputError(
+        f"the dataset already holds {one_line(image.item.id)}. Appending adds new images only: leave out --append to "
+        "write the dataset anew, or append to another one."
+    )
+
+
+@contextmanager
+def _in_words(image: LabeledImage, source: Path | None, target: Path) -> Iterator[None]:
+    """Raise `OutputError` for a photo that is gone or whose name is too long."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"the photo {source} is gone since it was labelled. Put it back, label its folder again, "
+            "or export labels alone with --images none."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise OutputError(
+                f"the name of {image.item.id} is too long for a dataset in {target.parents[1]}: give the file a "
+                "shorter one, choose a shorter -o, or leave out --flat."
+            ) from error
+        raise
 
 
 def _trainers_repair(path: Path) -> bool:

@@ -66,7 +66,12 @@ FORMATS: Mapping[str, Format] = {
     "yolo-detect": _yolo("detect", "Ultralytics detect"),
     "yolo-obb": _yolo("obb", "Ultralytics oriented boxes"),
     "voc": Format(voc.write_voc, "Pascal VOC XML, boxes", images="upright"),
-    "cvat": Format(cvat.write_cvat, "CVAT for images 1.1, a folder a subset to zip", segmentations=("rle", "polygon")),
+    "cvat": Format(
+        cvat.write_cvat,
+        "CVAT for images 1.1, a zip a subset",
+        classes=cvat.read_classes,
+        segmentations=("rle", "polygon"),
+    ),
     "labelstudio": Format(labelstudio.write_labelstudio, "Label Studio tasks with brush predictions"),
     "masks": Format(maps.write_maps, "PNG instance and semantic maps with a legend", images="upright"),
     "ytvis": Format(

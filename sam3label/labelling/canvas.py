@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core import masks
-from sam3label.core.records import BoxPrompt, Candidate, Rle
+from sam3label.core.records import BoxPrompt, Rle
+from sam3label.labelling.windows import Window
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Box4 = npt.NDArray[np.float32]  # (x1, y1, x2, y2)
@@ -30,7 +31,6 @@ GAP_PX = 4  # between a crop and its cell, both sides together
 MARGIN = 0.25  # of the example's longer side, around it
 MOST_CROPS = 4
 OVERLAP = 0.2  # of a tile with the next
-SAME_IOU = 0.5  # masks of two windows that overlap by so much are one object: one window is coarser than the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,6 @@ class Canvas:
     pixels: Pixels
     strip: int
     boxes: BoxPrompt
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A part of an image, in its pixels."""
-
-    x: int
-    y: int
-    width: int
-    height: int
 
 
 def cut(image: Pixels, box_xyxy: Box4, positive: bool = True, margin: float = MARGIN) -> Crop:
@@ -126,30 +116,6 @@ def _spans(length: int, parts: int) -> list[tuple[int, int]]:
     """Return (start, size) of equal overlapping parts that cover 0..length."""
     size = min(length, int(np.ceil(length / (parts - OVERLAP * (parts - 1)))))
     return [(round(i * (length - size) / (parts - 1)), size) for i in range(parts)]
-
-
-def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
-    """Return a window's mask as one of the image; None if a seam cuts it: another window shows more."""
-    if (window.height, window.width) == size_hw:
-        return rle
-    x, y, w, h = masks.box_xywh(rle)
-    starts = (x <= 0 < window.x) or (y <= 0 < window.y)
-    right, bottom = window.x + x + w, window.y + y + h
-    stops = right >= window.x + window.width < size_hw[1] or bottom >= window.y + window.height < size_hw[0]
-    if starts or stops:
-        return None
-    left, top, mask = masks.crop(rle)
-    return masks.paste(left + window.x, top + window.y, mask, size_hw)
-
-
-def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
-    """Join the candidates of two windows, and keep the better of two that show the same object for the same prompt."""
-    worse: set[str] = set()
-    for prompt in {candidate.prompt for candidate in other}:
-        first, second = ([c for c in some if c.prompt == prompt] for some in (one, other))
-        for i, k in np.argwhere(masks.iou_matrix([c.rle for c in first], [c.rle for c in second]) >= SAME_IOU):
-            worse.add(second[k].id if first[i].score >= second[k].score else first[i].id)
-    return [candidate for candidate in (*one, *other) if candidate.id not in worse]
 
 
 def largest(crops: Sequence[Crop]) -> list[Crop]:

@@ -126,7 +126,7 @@ def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]
 
 
 def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelOptions) -> Sequence[Examples]:
-    examples = read_examples(concepts, items)
+    examples = read_examples(concepts, items, options.max_megapixels)
     referring = any(one.references for one in examples)
     if referring and options.tracks and any(item.kind == "video" for item in items):
         raise ConfigError(

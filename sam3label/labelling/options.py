@@ -38,7 +38,7 @@ class LabelOptions:
     vram: float | None = None  # GB of a GPU's memory to take at most
     compile: bool = False  # torch.compile: a slow start, then faster; the same labels, to rounding
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
-    max_megapixels: float = 178.0  # larger photos are refused; 178 take up to 2.6 GB to decode, for each process
+    max_megapixels: float | None = None  # larger photos are refused; None: by the memory that is free, at least 64
     accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images and videos now
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other

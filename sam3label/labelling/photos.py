@@ -20,6 +20,7 @@ from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide, Question
 from sam3label.media import loader
 from sam3label.media.image import read_photo
+from sam3label.media.memory import megapixels_that_fit
 
 Batch = list[Frame | Undecodable]
 Keys = frozenset[str]  # of the prompts that a batch is asked
@@ -42,7 +43,8 @@ def label_photos(
     pending = [item for _, items in groups for item in items]
     workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
     on_gpu = detector.device.type == "cuda"
-    read = partial(read_photo, max_megapixels=options.max_megapixels)
+    limit = megapixels_that_fit(workers + 1) if options.max_megapixels is None else options.max_megapixels
+    read = partial(read_photo, max_megapixels=limit)
     entries = loader.entries(pending, workers, pin=on_gpu, decode=read) if pending else iter(())
     batches: Iterator[Batch] = (list(islice(entries, len(items))) for _, items in groups)
     if on_gpu and any(guide.asks_photos(key) for keys, _ in groups for key in keys):

@@ -20,6 +20,7 @@ from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, MediaItem, Prompt, candidate_id
 from sam3label.labelling import canvas, tiling
+from sam3label.labelling.windows import Window, in_image, once
 from sam3label.run.asked import Wanted
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Guide:
         detections = list(whole)
         for index, found in self._tiler.detect(frames, whole, floor):
             one = detections[index]
-            candidates = sorted(tiling.once(one.candidates, found.candidates), key=lambda c: self._position[c.prompt])
+            candidates = sorted(once(one.candidates, found.candidates), key=lambda c: self._position[c.prompt])
             presence = np.fmax(one.presence, found.presence)
             detections[index] = replace(one, presence=presence, candidates=tuple(candidates))
         return detections
@@ -225,7 +226,7 @@ class Guide:
                 mapped = _mapped(detection.candidates, picture.strip, window, number, frames[i].size_hw)
                 yield i, replace(detection, presence=self.spread(prompts, detection.presence), candidates=(*mapped,))
 
-    def _picture(self, examples: Examples, frame: Frame, question: Question, view: canvas.Window) -> canvas.Canvas:
+    def _picture(self, examples: Examples, frame: Frame, question: Question, view: Window) -> canvas.Canvas:
         assert examples.concept.exemplars is not None
         name, share = examples.concept.name, examples.concept.exemplars.share
         target = frame.pixels[view.y : view.y + view.height, view.x : view.x + view.width]
@@ -245,7 +246,7 @@ class Guide:
         return spread
 
     def _joined(self, one: Detection, other: Detection) -> Detection:
-        found = canvas.once(one.candidates, other.candidates)
+        found = once(one.candidates, other.candidates)
         candidates = sorted(found, key=lambda candidate: self._position[candidate.prompt])
         return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates))
 
@@ -284,12 +285,12 @@ def pictures(examples: Examples) -> int:
 
 
 def _mapped(
-    candidates: Sequence[Candidate], strip: int, window: canvas.Window, number: int, size_hw: tuple[int, int]
+    candidates: Sequence[Candidate], strip: int, window: Window, number: int, size_hw: tuple[int, int]
 ) -> Iterator[Candidate]:
     """Yield candidates of a canvas as candidates of the photo. Those of tiles get ids of their own."""
     for candidate in candidates:
         part = canvas.on_target(candidate.rle, strip)
-        rle = None if part is None else canvas.in_image(part, window, size_hw)
+        rle = None if part is None else in_image(part, window, size_hw)
         if rle is None:
             continue
         own = candidate_id(candidate.item_id, candidate.frame, candidate.id, number) if number else candidate.id

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sam3label.core import masks
 from sam3label.core.records import Box, Candidate, ConceptList, Frame, Prompt, Tiles, candidate_id
-from sam3label.labelling.canvas import Window, in_image
+from sam3label.labelling.windows import Window, in_image
 from sam3label.run.saturation import is_full
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 AUTO_FACTOR = (
     2.0  # `auto` tiles photos whose longer side is that many times the model's input: see docs, "Large photos"
 )
-SAME_IOU, SAME_COVER = 0.5, 0.8  # two views of one object: masks overlap, or the coarser one holds the finer one
 SEAM = 0.03  # of a tile: what comes so near to its edge within the photo is taken for cut
-LIKE_SIZES = 0.25  # smaller over larger area, for the latter: a crowd in one mask is not its members
 
 
 def layout(size_hw: tuple[int, int], side: int, overlap: float) -> list[Window]:
@@ -102,32 +100,6 @@ class Tiler:
                 presence[[self._prompts.index(prompt) for prompt in asked]] = detection.presence
                 candidates = tuple(_placed(detection.candidates, window, number, frame.size_hw))
                 yield replace(detection, presence=presence, candidates=candidates)
-
-
-def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
-    """Join the candidates of two views of a photo, and keep the better of two that show one object for one prompt.
-
-    The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger.
-    Putting the same candidates in twice changes nothing.
-    """
-    known = {candidate.id for candidate in one}
-    new = [candidate for candidate in other if candidate.id not in known]
-    worse: set[str] = set()
-    for prompt in {candidate.prompt for candidate in new}:
-        first, second = ([c for c in some if c.prompt == prompt] for some in (one, new))
-        for i, k in np.argwhere(_same(first, second)):
-            worse.add(second[k].id if first[i].score >= second[k].score else first[i].id)
-    return [candidate for candidate in (*one, *new) if candidate.id not in worse]
-
-
-def _same(first: Sequence[Candidate], second: Sequence[Candidate]) -> npt.NDArray[np.bool_]:
-    a, b = [c.rle for c in first], [c.rle for c in second]
-    areas_a, areas_b = (np.array([max(c.area, 1) for c in some], float) for some in (first, second))
-    ratio = np.minimum.outer(areas_a, areas_b) / np.maximum.outer(areas_a, areas_b)
-    cover = np.maximum(masks.cover_matrix(a, b), masks.cover_matrix(b, a).T)
-    same: npt.NDArray[np.bool_] = masks.iou_matrix(a, b) >= SAME_IOU
-    same |= (cover >= SAME_COVER) & (ratio >= LIKE_SIZES)
-    return same
 
 
 def _cut(pixels: npt.NDArray[np.uint8], window: Window) -> npt.NDArray[np.uint8]:

@@ -40,7 +40,7 @@ class Writer:
             raise self._error
 
     def _work(self) -> None:
-        """Commit what comes within COMMIT_SECONDS as one transaction. After an error only drain."""
+        """Commit what comes together as one transaction. After an error only drain."""
         last = False
         while not last:
             results, last = self._gather()
@@ -51,14 +51,16 @@ class Writer:
                     self._error = error
 
     def _gather(self) -> tuple[list[UnitResult], bool]:
+        """Return the next batch and what follows it within COMMIT_SECONDS; True with the last."""
         results: list[UnitResult] = []
+        batch = self._queue.get()
         deadline = time.monotonic() + COMMIT_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
+        while batch is not None:
+            results += batch
+            if (left := deadline - time.monotonic()) <= 0:
+                return results, False
             try:
                 batch = self._queue.get(timeout=left)
             except queue.Empty:
-                break
-            if batch is None:
-                return results, True
-            results += batch
-        return results, False
+                return results, False
+        return results, True

@@ -25,13 +25,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from sam3label.core.records import Stamp
 from sam3label.core.stamps import digest_of
 from sam3label.errors import UndecodableError, os_reason
+from sam3label.media.memory import megapixels_that_fit
 
 # What a file may really be, whatever it is called. A closed list: PIL also knows formats that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
-# Read unless told otherwise: 178 megapixels are PIL's own limit, and take 1.9 GB as RGB in a PNG, 2.6 GB with alpha
-# (measured: 10.2 and 14.2 bytes a pixel; a JPEG's pixels, which OpenCV decodes, take 2 to 3).
-MAX_MEGAPIXELS = 178.0
 _MOST_OF_OPENCV = 1 << 30  # pixels
+_TIFF = b"II*\0", b"MM\0*"
+_ODD_TIFF = "a TIFF of an unusual kind, or damaged: save it as RGB or grey"
 _opening = threading.Lock()
 
 
@@ -43,24 +43,34 @@ class Photo:
     stamp: Stamp | None = None
 
 
-def decode_image(path: str | Path) -> npt.NDArray[np.uint8]:
+def decode_image(path: str | Path, max_megapixels: float | None = None) -> npt.NDArray[np.uint8]:
     """Return the pixels of `read_photo`."""
-    return read_photo(path).pixels
+    return read_photo(path, max_megapixels).pixels
 
 
-def read_photo(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Photo:
+def megapixels(size_hw: tuple[int, int]) -> float:
+    """Return the budget of a photo that was labelled: it is read again, whatever the budget was then."""
+    return size_hw[0] * size_hw[1] / 1e6
+
+
+def read_photo(path: str | Path, max_megapixels: float | None = None) -> Photo:
     """Return the file's pixels, uint8 RGB [H, W, 3], upright, writable and contiguous; hashed from the same reading.
 
     Raises UndecodableError with a short reason for anything that is not a whole image: a truncated file is refused,
-    never filled up with grey. Images over `max_megapixels` are refused by their header, before they take memory.
+    never filled up with grey. Images over `max_megapixels` (None: what one process may take of the free memory) are
+    refused by their header, before they take memory.
     """
+    limit = megapixels_that_fit() if max_megapixels is None else max_megapixels
     data, mtime_ns = _read(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of damaged metadata, which does not concern the pixels
-            return Photo(_decode(data, max_megapixels), Stamp(len(data), mtime_ns, digest_of([data])))
+            return Photo(_decode(data, limit), Stamp(len(data), mtime_ns, digest_of([data])))
     except UndecodableError:
         raise
+    except UnidentifiedImageError as error:
+        known = data.startswith(_TIFF)
+        raise UndecodableError(_ODD_TIFF if known else _reason(error)) from error
     except Exception as error:  # decoders answer damaged bytes with any exception there is
         raise UndecodableError(_reason(error)) from error
 
@@ -115,10 +125,10 @@ def _opened(file: str | Path | IO[bytes], max_megapixels: float | None = None) -
         finally:
             Image.MAX_IMAGE_PIXELS = usual
     with image:
-        megapixels = image.width * image.height / 1e6
-        if max_megapixels is not None and megapixels > max_megapixels:
+        size = megapixels((image.height, image.width))
+        if max_megapixels is not None and size > max_megapixels:
             raise UndecodableError(
-                f"too large ({image.width} x {image.height}): --max-megapixels {math.ceil(megapixels)} reads it"
+                f"too large ({image.width} x {image.height}): --max-megapixels {math.ceil(size)} reads it"
             )
         yield image
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from sam3label.annotations.coco import JudgedObject, Pair, Truth, align, read_results
 from sam3label.annotations.truth import read_truth
+from sam3label.annotations.yolo_results import read_yolo_results
 from sam3label.core.files import write_whole
 from sam3label.core.records import ConceptList
 from sam3label.core.text import count
@@ -47,7 +48,7 @@ class Evaluation:
     pairs: int
     images: int
     notes: tuple[str, ...]
-    mistakes: Mistakes | None = None  # by masks where there are some; None for videos
+    mistakes: Mistakes  # by masks where there are some
 
     @property
     def cgf1(self) -> float:
@@ -56,9 +57,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         figures: dict[str, Any] = {kind: self.figures[kind] for kind in KINDS}
-        mistakes = None if self.mistakes is None else self.mistakes.to_json()
         counts = {"pairs": self.pairs, "images": self.images, "notes": list(self.notes)}
-        return {**figures, **counts, "mistakes": mistakes}
+        return {**figures, **counts, "mistakes": self.mistakes.to_json()}
 
     def write_json(self, path: str | Path) -> None:
         """Write every figure to a file that appears whole. Raises `OutputError`."""
@@ -71,16 +71,18 @@ def evaluate_results(
     attributes_csv: str | Path | None = None,
     split: str | None = None,
 ) -> Evaluation:
-    """Judge a COCO results file. Several truth files are several annotators. Raises `InputError`.
+    """Judge a COCO results file, or a folder of YOLO's. Several truths are several annotators. Raises `InputError`.
 
     A truth is a COCO, LVIS or SA-Co file, or a YOLO dataset: all of it, or one `split`.
     """
     truths = [read_truth(path, split) for path in truth_paths]
-    ranked, unknown = read_results(results_path, truths[0])
+    read = read_yolo_results if Path(results_path).is_dir() else read_results
+    ranked, unknown = read(results_path, truths[0])
     answers = {pair: [i for i in found if i.score >= cgf1.MIN_SCORE] for pair, found in ranked.items()}
     notes = []
     if unknown:
-        notes.append(f"{count(unknown, 'result')} of an image or a category that the truth does not have: left out.")
+        results = count(unknown, "result")
+        notes.append(f"{results} of an image or a category that the truth does not have, or of no area: left out.")
     return evaluate(truths, Predictions(answers, ranked), attributes_csv, notes)
 
 
@@ -130,6 +132,7 @@ def evaluate(
     if figures["segm"] is None:
         notes.append("Some truth objects or predictions have boxes only: masks were not compared.")
     notes += warnings_of(figures["bbox"] or {})
+    assert mistakes is not None  # boxes are always judged
     return Evaluation(figures, len(first.pairs), len({pair[0] for pair in first.pairs}), tuple(notes), mistakes)
 
 

@@ -6,9 +6,9 @@ Two tracks overlap by the sum of their intersections over the sum of their union
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from sam3label.annotations.coco import JudgedObject, Pair, Truth, TruthImage
 from sam3label.annotations.youtube_vis import Track, VideoTruth, read_track_results, read_video_truth, video_name
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, Rle
+from sam3label.core.text import count
 from sam3label.errors import InputError
 from sam3label.quality.evaluate import KINDS, Evaluation, Figures, warnings_of
 from sam3label.quality.metrics import cgf1, hota
 from sam3label.quality.metrics.average_precision import Kind, average_precision
+from sam3label.quality.mistakes import Left, Mistake, Mistakes, Named, confusion_of, in_order
 from sam3label.quality.run_answers import categories_of_classes, match_files, some
 from sam3label.run.reader import Run, open_run
 
@@ -37,13 +39,18 @@ class TrackPredictions:
     answers: Tracks
     followed: Tracks
     ranked: Tracks
+    item_ids: Mapping[int, str] = field(default_factory=dict)  # video id of the truth -> the run's
 
 
 def evaluate_track_results(truth_path: str | Path, results_path: str | Path) -> Evaluation:
     """Judge a YouTube-VIS results file. Raises `InputError`."""
     truth = read_video_truth(truth_path)
     ranked, unknown = read_track_results(results_path, truth)
-    notes = [f"{unknown} results name a video or a category that the truth does not have; left out."] if unknown else []
+    notes = (
+        [f"{count(unknown, 'result')} of a video or a category that the truth does not have: left out."]
+        if unknown
+        else []
+    )
     predictions = TrackPredictions(
         {pair: [t for t in tracks if t.score >= cgf1.MIN_SCORE] for pair, tracks in ranked.items()},
         {pair: [t for t in tracks if t.score > cgf1.MIN_SCORE] for pair, tracks in ranked.items()},  # strictly, here
@@ -68,11 +75,16 @@ def evaluate_tracks(truth: VideoTruth, predictions: TrackPredictions, notes: Seq
     if not truth.pairs:
         raise InputError(f"{truth.path} leaves nothing to judge: no (video, concept) pair is labelled exhaustively.")
     boxes_only = _is_boxes_only(truth.tracks) or _is_boxes_only(predictions.ranked)
-    figures: dict[Kind, Figures | None] = {
-        kind: None if kind == "segm" and boxes_only else _figures(kind, truth, predictions) for kind in KINDS
-    }
+    figures: dict[Kind, Figures | None] = dict.fromkeys(KINDS)
+    mistakes: Mistakes | None = None  # by masks where there are some
+    for kind in KINDS[boxes_only:]:
+        scores = {pair: _score(kind, pair, truth, predictions) for pair in truth.pairs}
+        figures[kind] = _figures(kind, truth, predictions, scores)
+        mistakes = mistakes or _mistakes(kind, truth, predictions, scores)
+    assert mistakes is not None  # boxes are always judged
     warnings = warnings_of(figures["segm"] or figures["bbox"] or {})
-    return Evaluation(figures, len(truth.pairs), len({pair[0] for pair in truth.pairs}), (*notes, *warnings))
+    videos = len({pair[0] for pair in truth.pairs})
+    return Evaluation(figures, len(truth.pairs), videos, (*notes, *warnings), mistakes)
 
 
 def _is_boxes_only(tracks: Tracks) -> bool:
@@ -92,7 +104,8 @@ def tracks_of_run(run: Run, truth: VideoTruth, notes: list[str]) -> tuple[VideoT
     ranked = _collect(run.without_thresholds(), truth, known, categories, [])
     judged = set(categories.values())
     pairs = tuple(pair for pair in truth.pairs if pair[0] in known.values() and pair[1] in judged)
-    return replace(truth, pairs=pairs), TrackPredictions(answers, answers, ranked)
+    item_ids = {video_id: item_id for item_id, video_id in known.items()}
+    return replace(truth, pairs=pairs), TrackPredictions(answers, answers, ranked, item_ids)
 
 
 def _videos_of_truth(run: Run, truth: VideoTruth, notes: list[str]) -> dict[str, int]:
@@ -110,7 +123,8 @@ def _videos_of_truth(run: Run, truth: VideoTruth, notes: list[str]) -> dict[str,
             f"none of the videos of {truth.path} is in the run: the truth has {some(names)}, the run {some(items)}."
         )
     if missing := len(truth.videos) - len(known):
-        notes.append(f"{missing} of {len(truth.videos)} videos of the truth are not in the run; left out.")
+        videos = count(len(truth.videos), "video")
+        notes.append(f"Not in the run, or failed, and left out: {missing} of {videos} of the truth.")
     return known
 
 
@@ -135,7 +149,7 @@ def _collect(
             "the run labelled single frames of its videos, so there are no tracks: run it with --video track."
         )
     if loose:
-        notes.append(f"{loose} labels belong to no track; left out.")
+        notes.append(f"Left out: {count(loose, 'label')} of no track.")
     tracks: dict[Pair, list[Track]] = defaultdict(list)
     for (video_id, category_id, _), frames in seen.items():
         rles = {frame: rle for frame, (rle, _) in frames.items()}
@@ -190,16 +204,66 @@ def _frame_overlap(kind: Kind, found: Sequence[Any], truth: Sequence[Any]) -> tu
     return np.clip(high - low, 0, None).prod(axis=2), d[:, 2:].prod(axis=1), g[:, 2:].prod(axis=1)
 
 
+# ---- mistakes
+
+
+def _mistakes(
+    kind: Kind, truth: VideoTruth, predictions: TrackPredictions, scores: Mapping[Pair, cgf1.PairScore]
+) -> Mistakes:
+    """Return every track that was missed, made up or given another class."""
+    hits: Counter[str] = Counter()
+    left: dict[int, Left[Track]] = defaultdict(Left)
+    for pair in truth.pairs:
+        name, answers = truth.categories[pair[1]], predictions.answers.get(pair, ())
+        hits[name] += left[pair[0]].take(name, scores[pair], answers, _objects(truth, pair))
+    mistakes = [
+        _mistake(predictions.item_ids.get(video_id, truth.videos[video_id].name), there, answer)
+        for video_id, rest in left.items()
+        for there, answer in rest.across(
+            _overlap(kind, [track for _, track in rest.found], [track for _, track in rest.truth]).iou
+        )
+    ]
+    asked = {pair[1] for pair in truth.pairs}
+    names = [name for i, name in truth.categories.items() if i in asked]
+    return in_order(kind, mistakes, confusion_of(names, hits, mistakes))
+
+
+def _mistake(item_id: str, there: Named[Track] | None, answer: Named[Track] | None) -> Mistake:
+    """Show a track, or two that are one object, in the frame where the smaller of them is largest."""
+    boxes = [one[1].boxes for one in (there, answer) if one is not None]
+    frames = sorted(set.intersection(*({*of_one} for of_one in boxes)))
+    sizes = {frame: min(of_one[frame][2] * of_one[frame][3] for of_one in boxes) for frame in frames}
+    frame = max(sizes, key=lambda number: sizes[number], default=0)
+    return Mistake(item_id, *_shown(there, frame), *_shown(answer, frame), frame=frame)
+
+
+def _shown(one: Named[Track] | None, frame: int) -> tuple[str, JudgedObject] | tuple[None, None]:
+    if one is None:
+        return None, None
+    name, track = one
+    rle = track.masks.get(frame)
+    x, y, w, h = masks.box_xywh(rle) if rle is not None else track.boxes.get(frame, (0.0, 0.0, 0.0, 0.0))
+    area = float(w * h if rle is None else masks.area(rle))
+    return name, JudgedObject((x, y, w, h), area, w * h, rle, track.score)
+
+
 # ---- figures
 
 
-def _figures(kind: Kind, truth: VideoTruth, predictions: TrackPredictions) -> Figures:
-    scores: dict[Pair, cgf1.PairScore] = {}
+def _objects(truth: VideoTruth, pair: Pair) -> list[Track]:
+    return [track for track in truth.tracks.get(pair, ()) if not track.crowd]
+
+
+def _score(kind: Kind, pair: Pair, truth: VideoTruth, predictions: TrackPredictions) -> cgf1.PairScore:
+    return cgf1.match(_overlap(kind, predictions.answers.get(pair, ()), _objects(truth, pair)).iou)
+
+
+def _figures(
+    kind: Kind, truth: VideoTruth, predictions: TrackPredictions, scores: Mapping[Pair, cgf1.PairScore]
+) -> Figures:
     counts: dict[Pair, hota.TrackCounts] = {}
     for pair in truth.pairs:
-        objects = [t for t in truth.tracks.get(pair, ()) if not t.crowd]
-        answers, followed = predictions.answers.get(pair, ()), predictions.followed.get(pair, ())
-        scores[pair] = cgf1.match(_overlap(kind, answers, objects).iou)
+        objects, followed = _objects(truth, pair), predictions.followed.get(pair, ())
         counts[pair] = hota.count(_overlap(kind, followed, objects).frames, len(objects), len(followed))
     precision = average_precision(
         *_as_instances(truth, predictions.ranked), kind, _ranked_iou(kind, truth, predictions)

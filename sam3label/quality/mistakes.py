@@ -2,15 +2,15 @@
 
 Two rounds. Within a class the matching of the figures stands, so that the diagonal of the confusion matrix is their
 hits at IoU 0.5. What is left of an image is then matched across classes: an object found under another name is
-confused, whatever else is left is missed or a false alarm.
+confused, whatever else is left is missed or a false alarm. Of videos the objects are tracks, shown in one frame.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,11 @@ from sam3label.quality.metrics.average_precision import Kind
 from sam3label.quality.metrics.cgf1 import PairScore
 from sam3label.quality.metrics.overlap import overlap
 
+T = TypeVar("T")
+Named = tuple[str, T]  # a class and an object of it
 MATCH_IOU = 0.5
 BACKGROUND = "background"
+NO_ONE = None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ NOTHING = JudgedPair((), (), PairScore(np.empty(0), np.empty(0)))  # neither the
 class Mistake:
     """One object: missed where it has no answer, a false alarm where it has no truth, confused where it has both.
 
-    `item_id` is the run's id of the image; in a results file, which has none, it is the truth's file name.
+    `item_id` is the run's id of the image or video; in a results file, which has none, it is the truth's name. A track
+    is shown in one `frame` of its video; photos have none.
     """
 
     item_id: str
@@ -49,13 +53,14 @@ class Mistake:
     truth: JudgedObject | None
     answer_class: str | None
     answer: JudgedObject | None
+    frame: int | None = None
 
     def __post_init__(self) -> None:
         if self.truth is None and self.answer is None:
             raise ValueError("a mistake has a truth, an answer or both, got neither")
 
     def to_json(self) -> dict[str, Any]:
-        row: dict[str, Any] = {"image": self.item_id}
+        row: dict[str, Any] = {"image": self.item_id} | ({} if self.frame is None else {"frame": self.frame})
         if self.truth is not None:
             row |= {"truth": self.truth_class, "truth_box_xywh": list(self.truth.box_xywh)}
         if self.answer is not None:
@@ -116,61 +121,60 @@ class Mistakes:
 
 
 @dataclass(slots=True)
-class _Left:
-    """What the first round left of an image: (class, object)."""
+class Left(Generic[T]):
+    """What the first round left of an image or a video."""
 
-    found: list[tuple[str, JudgedObject]]
-    truth: list[tuple[str, JudgedObject]]
+    found: list[Named[T]] = field(default_factory=list)
+    truth: list[Named[T]] = field(default_factory=list)
+
+    def take(self, name: str, score: PairScore, found: Sequence[T], truth: Sequence[T]) -> int:
+        """Take in what a pair leaves, and return how many it hit."""
+        good = score.found_iou >= MATCH_IOU
+        self.found += [(name, found[i]) for i in np.flatnonzero(~good).tolist()]
+        self.truth += [(name, truth[i]) for i in np.flatnonzero(score.truth_iou < MATCH_IOU).tolist()]
+        return int(good.sum())
+
+    def across(self, iou: npt.NDArray[np.float64]) -> Iterator[tuple[Named[T] | None, Named[T] | None]]:
+        """Yield (truth, answer), matched across classes by `iou` [answers, truth]; either is None where it is alone."""
+        other = np.array([[a != b for b, _ in self.truth] for a, _ in self.found], dtype=bool).reshape(iou.shape)
+        # optimal: all that is left of the image is there, and no class comes first
+        rows, columns = optimal(np.where(other & (iou >= MATCH_IOU), iou, 0.0), MATCH_IOU)
+        yield from ((self.truth[t], self.found[a]) for a, t in zip(rows.tolist(), columns.tolist(), strict=True))
+        yield from ((one, None) for i, one in enumerate(self.truth) if i not in set(columns.tolist()))
+        yield from ((None, one) for i, one in enumerate(self.found) if i not in set(rows.tolist()))
 
 
 def find_mistakes(kind: Kind, truth: Truth, judged: Mapping[Pair, JudgedPair], item_ids: Mapping[int, str]) -> Mistakes:
     """Return every mistake among judged pairs. `item_ids` names images of the truth as the run does."""
     hits: Counter[str] = Counter()
-    left: dict[int, _Left] = defaultdict(lambda: _Left([], []))
+    left: dict[int, Left[JudgedObject]] = defaultdict(Left)
     for pair, one in judged.items():
-        if one is NOTHING:
-            continue
-        name = truth.name(pair)
-        good = one.score.found_iou >= MATCH_IOU
-        hits[name] += int(good.sum())
-        if not good.all():
-            left[pair[0]].found += [(name, one.found[i]) for i in np.flatnonzero(~good).tolist()]
-        good = one.score.truth_iou >= MATCH_IOU
-        if not good.all():
-            left[pair[0]].truth += [(name, one.truth[i]) for i in np.flatnonzero(~good).tolist()]
+        if one is not NOTHING:
+            hits[truth.name(pair)] += left[pair[0]].take(truth.name(pair), one.score, one.found, one.truth)
     mistakes = [
-        mistake
+        Mistake(item_ids.get(image_id, truth.images[image_id].file_name), *(there or NO_ONE), *(answer or NO_ONE))
         for image_id, rest in left.items()
-        for mistake in _of_image(kind, rest, item_ids.get(image_id, truth.images[image_id].file_name))
+        for there, answer in rest.across(overlap(kind, [one for _, one in rest.found], [one for _, one in rest.truth]))
     ]
+    asked = {pair[1] for pair in truth.pairs}
+    names = [name for i, name in truth.categories.items() if i in asked]
+    return in_order(kind, mistakes, None if truth.by_phrase else confusion_of(names, hits, mistakes))
+
+
+def in_order(kind: Kind, mistakes: Collection[Mistake], confusion: Confusion | None) -> Mistakes:
+    """Return mistakes by their kind."""
     return Mistakes(
         kind,
         missed=tuple(sorted((m for m in mistakes if m.answer is None), key=lambda m: -_area(m))),
         false_alarms=tuple(sorted((m for m in mistakes if m.truth is None), key=lambda m: -_score(m))),
         confused=tuple(sorted((m for m in mistakes if m.truth and m.answer), key=lambda m: -_score(m))),
-        confusion=None if truth.by_phrase else _confusion(truth, hits, mistakes),
+        confusion=confusion,
     )
 
 
-def _of_image(kind: Kind, left: _Left, item_id: str) -> list[Mistake]:
-    rows = columns = np.zeros(0, np.int64)
-    if left.found and left.truth:
-        iou = overlap(kind, [found for _, found in left.found], [one for _, one in left.truth])
-        other = np.array([[a != b for b, _ in left.truth] for a, _ in left.found])
-        # optimal: all that is left of the image is there, and no class comes first
-        rows, columns = optimal(np.where(other & (iou >= MATCH_IOU), iou, 0.0), MATCH_IOU)
-    confused = [
-        Mistake(item_id, *left.truth[column], *left.found[row])
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
-    ]
-    missed = [Mistake(item_id, *one, None, None) for i, one in enumerate(left.truth) if i not in set(columns.tolist())]
-    alarms = [Mistake(item_id, None, None, *one) for i, one in enumerate(left.found) if i not in set(rows.tolist())]
-    return [*confused, *missed, *alarms]
-
-
-def _confusion(truth: Truth, hits: Mapping[str, int], mistakes: Sequence[Mistake]) -> Confusion:
-    judged = {pair[1] for pair in truth.pairs}
-    classes = tuple(dict.fromkeys(name for i, name in truth.categories.items() if i in judged))
+def confusion_of(names: Sequence[str], hits: Mapping[str, int], mistakes: Collection[Mistake]) -> Confusion:
+    """Return the matrix of the classes that were judged, from the hits by class and every mistake."""
+    classes = tuple(dict.fromkeys(names))
     place = {name: i for i, name in enumerate(classes)}
     counts = np.zeros((len(classes) + 1, len(classes) + 1), np.int64)
     for name, number in hits.items():

@@ -22,7 +22,7 @@ from sam3label.labelling.job import find_media, label
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.labelling.questions import crops
-from sam3label.media.image import decode_image
+from sam3label.media.image import decode_image, megapixels
 from sam3label.media.loader import default_workers
 from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE
@@ -76,10 +76,10 @@ def preview(
     folder = Path(out).absolute()
     _refuse_continued(folder)
     items, videos = _photos(sources, options, folder)
-    examples = read_examples(concepts, items)
+    examples = read_examples(concepts, items, options.max_megapixels)
     sample = _sample(items, examples, n)
     write_whole(folder / "sample.txt", "".join(f"{item.path}\n" for item in sample))
-    exemplars = _write_exemplars(folder, examples, sample, concepts.names) if examples else None
+    exemplars = _write_exemplars(folder, examples, sample, options, concepts.names) if examples else None
     batch = options.batch_size or max(1, len(sample) // BATCHES)
     steps: list[Progress] = []
     messages: list[str] = []
@@ -106,7 +106,7 @@ def preview(
     )
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
-    per_image = max(per_image, _decode_seconds(sample) / _workers(options, len(items)))
+    per_image = max(per_image, _decode_seconds(sample, options) / _workers(options, len(items)))
     memory, kind = _peak_memory()
     return Preview(
         total=len(items),
@@ -183,12 +183,12 @@ def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
     return max(0.0, first.seconds - before * per_image), per_image
 
 
-def _decode_seconds(sample: Sequence[MediaItem]) -> float:
+def _decode_seconds(sample: Sequence[MediaItem], options: LabelOptions) -> float:
     """Return seconds to decode one image. A small sample hides it behind the model; it may limit a long run."""
     start = time.perf_counter()
     for item in sample:
         try:
-            decode_image(item.path)
+            decode_image(item.path, options.max_megapixels)
         except UndecodableError:
             continue
     return (time.perf_counter() - start) / len(sample)
@@ -219,7 +219,10 @@ def _empty(run_folder: Path) -> int:
 def _write_sheet(folder: Path) -> Path | None:
     with open_run(folder / "run") as labelled:
         images = list(labelled.images())[:SHEET_IMAGES]
-        shown = [(decode_image(i.item.path), i.labels, _title(i.item.id, len(i.labels))) for i in images]
+        shown = [
+            (decode_image(i.item.path, megapixels(i.size_hw)), i.labels, _title(i.item.id, len(i.labels)))
+            for i in images
+        ]
         if not shown:
             return None
         contact_sheet(shown, labelled.concepts.names, folder / "contact.png")
@@ -227,19 +230,19 @@ def _write_sheet(folder: Path) -> Path | None:
 
 
 def _write_exemplars(
-    folder: Path, examples: Sequence[Examples], sample: Sequence[MediaItem], names: Sequence[str]
+    folder: Path, examples: Sequence[Examples], sample: Sequence[MediaItem], options: LabelOptions, names: Sequence[str]
 ) -> Path | None:
     """Return every class's exemplars with their boxes, and the canvas that the first photo becomes."""
-    cells = [cell for one in examples for cell in _example_cells(one, sample, len(names))]
+    cells = [cell for one in examples for cell in _example_cells(one, sample, options, len(names))]
     if not cells:
         return None
     contact_sheet(cells, (*names, "not this"), folder / "exemplars.png")
     return folder / "exemplars.png"
 
 
-def _example_cells(examples: Examples, sample: Sequence[MediaItem], no: int) -> Iterator[Cell]:
+def _example_cells(examples: Examples, sample: Sequence[MediaItem], options: LabelOptions, no: int) -> Iterator[Cell]:
     name, number, rules = examples.concept.name, examples.concept.id, examples.concept.exemplars
-    target = next(_decoded(sample), None)
+    target = next(_decoded(sample, options), None)
     if examples.references and target and rules is not None and rules.mode == "canvas":
         chosen = canvas.choose([crops(reference) for reference in examples.references_for(pixel_digest(target.pixels))])
         if chosen:
@@ -248,7 +251,7 @@ def _example_cells(examples: Examples, sample: Sequence[MediaItem], no: int) -> 
     for reference in examples.references[:SHOWN_EXAMPLES]:
         title = f"{name}: {reference.name}"
         yield reference.frame().pixels, boxed(reference.boxes, reference.size_hw, number, no), title
-    for frame in _decoded([item for item in sample if item.id in examples.photos][:SHOWN_EXAMPLES]):
+    for frame in _decoded([item for item in sample if item.id in examples.photos][:SHOWN_EXAMPLES], options):
         yield frame.pixels, boxed(_boxes_on(examples, frame), frame.size_hw, number, no), f"{name}: {frame.item.id}"
 
 
@@ -259,10 +262,10 @@ def _boxes_on(examples: Examples, frame: Frame) -> BoxPrompt | None:
         return None
 
 
-def _decoded(sample: Sequence[MediaItem]) -> Iterator[Frame]:
+def _decoded(sample: Sequence[MediaItem], options: LabelOptions) -> Iterator[Frame]:
     for item in sample:
         try:
-            yield Frame(item, 0, decode_image(item.path))
+            yield Frame(item, 0, decode_image(item.path, options.max_megapixels))
         except UndecodableError:
             continue
 

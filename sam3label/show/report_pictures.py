@@ -15,7 +15,7 @@ from PIL import Image
 from sam3label.core.records import Label, LabeledImage, MediaItem, Source
 from sam3label.errors import UndecodableError
 from sam3label.media import video
-from sam3label.media.image import decode_image
+from sam3label.media.image import decode_image, megapixels
 from sam3label.review.reasons import Case, Kind, Reason, sentence
 from sam3label.run.reader import Run
 from sam3label.show.draw import Pixels, draw_labels, outline
@@ -88,7 +88,7 @@ def of_mistakes(run: Run, mistakes: Mistakes) -> Iterator[WantedPicture]:
     kinds = {"missed": mistakes.missed, "false alarm": mistakes.false_alarms, "confused": mistakes.confused}
     for kind, found in kinds.items():
         for one in found[:MISTAKES]:
-            image = run.image(one.item_id)
+            image = run.image(one.item_id, one.frame or 0)
             if image is not None:
                 yield WantedPicture(
                     image, _objects(one, image, run.concepts.names), {"kind": kind, "reason": _said(one)}
@@ -132,7 +132,8 @@ def draw_all(
     for number, one in enumerate(wanted):
         of_item[one.image.item].append(number)
     for item, numbers in of_item.items():
-        for index, pixels in _read(item, {wanted[number].image.frame for number in numbers}):
+        size_hw, frames = wanted[numbers[0]].image.size_hw, {wanted[number].image.frame for number in numbers}
+        for index, pixels in _read(item, size_hw, frames):
             for number in (n for n in numbers if wanted[n].image.frame == index):
                 drawn[number] = _jpeg(pixels, wanted[number].labels, names)
                 on_picture()
@@ -148,11 +149,11 @@ def _shown_size(size_hw: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size_hw[1] * scale)), max(1, round(size_hw[0] * scale))
 
 
-def _read(item: MediaItem, frames: set[int]) -> Iterator[tuple[int, Pixels]]:
+def _read(item: MediaItem, size_hw: tuple[int, int], frames: set[int]) -> Iterator[tuple[int, Pixels]]:
     """Yield (number, pixels) of the wanted frames of a video, or the one of a photo; fewer where the file has gone."""
     try:
         if item.kind == "image":
-            yield 0, decode_image(item.path)
+            yield 0, decode_image(item.path, megapixels(size_hw))
             return
         for picture in video.pictures(item):
             if picture.index in frames:

@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from sam3label.errors import UndecodableError
-from sam3label.media.image import decode_image
+from sam3label.media.image import decode_image, megapixels
+from sam3label.media.memory import megapixels_that_fit
 from sam3label.validate.report import Effect, Findings
 
 _ORIENTATION_TAG = 274
@@ -130,7 +131,8 @@ def _damage(path: Path, photo: PhotoHeader) -> str | None:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
                 if file.read() == end:
                     return None
-        decode_image(path)
+        if megapixels(photo.stored_hw) <= megapixels_that_fit():  # else nothing is known against it
+            decode_image(path)
     except UndecodableError as error:
         return str(error)
     except OSError as error:

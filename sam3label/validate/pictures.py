@@ -5,8 +5,10 @@ A format's module reads its files into `DatasetImage`s, one after the other, and
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,16 +51,25 @@ class Kind:
 
 @dataclass(slots=True)
 class OpenedDataset:
-    """A dataset that was found: its kind, its classes, its pictures, and what was noticed on the way."""
+    """A dataset that was found: its kind, its classes, its pictures, and what was noticed on the way.
+
+    `scratch` is where it was unpacked, if it was; `check` removes it.
+    """
 
     kind: Kind
     classes: Mapping[int, str]
     pictures: Iterable[DatasetImage]
     findings: Findings
+    scratch: tempfile.TemporaryDirectory[str] | None = None
 
 
 def check(path: Path, opened: OpenedDataset, run: Run | None) -> Report:
     """Go through every picture once; with the run, compare it afterwards."""
+    with opened.scratch or nullcontext():
+        return _check(path, opened, run)
+
+
+def _check(path: Path, opened: OpenedDataset, run: Run | None) -> Report:
     findings, kind = opened.findings, opened.kind
     splits: dict[str, Split] = {}
     photos: dict[str, list[Path]] = {}

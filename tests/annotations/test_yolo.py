@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from sam3label.annotations.coco import Truth
 from sam3label.annotations.truth import read_truth
+from sam3label.annotations.yolo_results import read_yolo_results
+from sam3label.cli import app
 from sam3label.core import masks, outlines
 from sam3label.errors import InputError
 from sam3label.media.image import decode_image, upright_size
@@ -175,3 +179,69 @@ def test_every_row_kind_that_our_export_writes_is_read(tmp_path: Path) -> None:
         folder = dataset(tmp_path / str(number), {"images/1.jpg": row}, "train: images\nnames: [p, h]")
         (instance,) = read_truth(folder).objects[0, 1]
         assert instance.rle is not None and masks.iou_matrix([instance.rle], [rle])[0, 0] == 1.0
+
+
+# ---- results
+
+
+def predicted(folder: Path, rows: dict[str, str]) -> Path:
+    """What `yolo predict save_txt=True save_conf=True` leaves."""
+    for name, text in rows.items():
+        (folder / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "labels" / name).write_text(text)
+    return folder
+
+
+def test_yolo_results_belong_to_images_by_name_and_to_classes_by_the_truths_numbers(tmp_path: Path) -> None:
+    truth = read_truth(dataset(tmp_path / "set", {"images/train/a/1.jpg": POLYGON, "images/val/2.jpg": BOX}))
+    folder = predicted(
+        tmp_path / "predict",
+        {"1.txt": f"{POLYGON} 0.875\n{BOX} 0.25\n1 0.5 0.5 0 0.1 0.9\n1 0.5\n", "2.txt": "", "9.txt": f"{BOX} 0.5"},
+    )
+    found, left_out = read_yolo_results(folder, truth)
+    ids = {image.file_name: number for number, image in truth.images.items()}
+    assert found.keys() == {(ids["a/1.jpg"], 1), (ids["a/1.jpg"], 0)}
+    (polygon,), (box,) = found[ids["a/1.jpg"], 1], found[ids["a/1.jpg"], 0]
+    assert polygon.score == 0.875 and polygon == replace(truth.objects[ids["a/1.jpg"], 1][0], score=0.875)
+    assert box.score == 0.25 and box.rle is None and box.box_xywh == pytest.approx((32, 18, 16, 24))
+    assert left_out == 3, "no area, no shape, no such image"
+
+
+def test_yolo_results_take_class_names_from_the_models_own_list(tmp_path: Path) -> None:
+    truth = read_truth(dataset(tmp_path / "set", {"images/train/1.jpg": POLYGON, "images/val/2.jpg": BOX}))
+    folder = predicted(tmp_path / "predict", {"1.txt": f"{POLYGON} 0.5"})
+    (folder / "classes.txt").write_text("tree\nPerson\n")
+    found, _ = read_yolo_results(folder, truth)
+    assert [truth.categories[category] for _, category in found] == ["person"]
+    with pytest.raises(InputError, match="put the data.yaml of the model that made them beside them"):
+        read_yolo_results(predicted(tmp_path / "other", {"1.txt": f"{BOX} 0.5"}), replace(truth, numbered=True))
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        ({"1.txt": BOX}, "line 1: the row has no score: predict again with save_conf=True"),
+        ({"1.txt": POLYGON}, "line 1: the row has no score"),
+        ({"1.txt": "a b c"}, "line 1: 'a b c' is not a row of numbers"),
+        ({"1.txt": "7 0.5 0.5 0.2 0.4 0.9"}, "line 1: class 7 has no name: the classes are person, helmet"),
+        ({"x.txt": f"{BOX} 0.9"}, "no label file of .* is of an image of .*, which has 1.jpg, 2.jpg"),
+        ({}, "holds no label file: give the folder that yolo predict"),
+    ],
+)
+def test_yolo_results_that_cannot_be_read_are_one_sentence(rows: dict[str, str], text: str, tmp_path: Path) -> None:
+    truth = read_truth(dataset(tmp_path / "set", {"images/train/1.jpg": POLYGON, "images/val/2.jpg": BOX}))
+    (tmp_path / "predict").mkdir()
+    with pytest.raises(InputError, match=text):
+        read_yolo_results(predicted(tmp_path / "predict", rows), truth)
+
+
+def test_yolo_results_are_judged_and_coco_results_refused_where_there_are_no_ids(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "set", {"images/train/1.jpg": POLYGON, "images/val/2.jpg": f"{POLYGON}\n"})
+    results = predicted(tmp_path / "predict", {"1.txt": f"{POLYGON} 0.9"})
+    done = CliRunner().invoke(app, ["evaluate", "--gt", str(folder), "--pred", str(results)])
+    assert done.exit_code == 0, done.output
+    assert "4 pairs" in done.output and "Mistakes at mask IoU 0.5: 1 miss, 0 false alarms" in done.output
+    (tmp_path / "results.json").write_text("[]")
+    done = CliRunner().invoke(app, ["evaluate", "--gt", str(folder), "--pred", str(tmp_path / "results.json")])
+    assert done.exit_code == 1
+    assert "names images and classes by the ids of a COCO file" in done.output

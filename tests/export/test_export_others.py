@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -55,11 +56,18 @@ def voc_boxes(out: Path, item_id: str) -> list[tuple[str, tuple[float, ...]]]:
 
 def cvat_masks(out: Path) -> dict[str, list[tuple[str, Array]]]:
     found = {}
-    for element in ElementTree.parse(out / "train/annotations.xml").getroot().iter("image"):
-        assert (out / "train/images" / element.attrib["name"]).is_file()
-        size = int(element.attrib["height"]), int(element.attrib["width"])
-        found[element.attrib["name"]] = [(m.attrib["label"], cvat_mask(m.attrib, size)) for m in element.iter("mask")]
+    with ZipFile(out / "train.zip") as archive:
+        assert archive.testzip() is None
+        for element in cvat_xml(archive).iter("image"):
+            assert archive.getinfo(f"images/{element.attrib['name']}").file_size
+            size = int(element.attrib["height"]), int(element.attrib["width"])
+            drawn = [(m.attrib["label"], cvat_mask(m.attrib, size)) for m in element.iter("mask")]
+            found[element.attrib["name"]] = drawn
     return found
+
+
+def cvat_xml(archive: ZipFile) -> ElementTree.Element:
+    return ElementTree.fromstring(archive.read("annotations.xml"))
 
 
 def cvat_mask(values: dict[str, str], size_hw: tuple[int, int]) -> Array:
@@ -148,11 +156,35 @@ def test_voc_boxes_come_back(tmp_path: Path) -> None:
 def test_cvat_masks_come_back(tmp_path: Path) -> None:
     images = hard_collection(tmp_path / "photos")
     write_dataset(concept_list(("a & b", "dog", "<x>", "y")), images, "cvat", tmp_path / "odd names")
-    labels = ElementTree.parse(tmp_path / "odd names/train/annotations.xml").getroot().iter("label")
-    assert [x.findtext("name") for x in labels] == ["a & b", "dog", "<x>", "y"]
+    with ZipFile(tmp_path / "odd names/train.zip") as archive:
+        assert [x.findtext("name") for x in cvat_xml(archive).iter("label")] == ["a & b", "dog", "<x>", "y"]
     write_dataset(concept_list(), images, "cvat", tmp_path / "set")
     found = cvat_masks(tmp_path / "set")
     assert all(same(found[item.item.id], expected(item)) for item in images) and len(found) == len(images)
+    assert not list((tmp_path / "set").glob(".*"))
+
+
+def test_appending_to_cvat_keeps_what_its_zips_hold(tmp_path: Path) -> None:
+    images = hard_collection(tmp_path / "photos")
+    write_dataset(concept_list(), images[:4], "cvat", tmp_path / "set")
+    before = cvat_masks(tmp_path / "set")
+    summary = write_dataset(concept_list(("new", "cat")), images[4:], "cvat", tmp_path / "set", Options(append=True))
+    assert list(summary.classes.values()) == [*NAMES, "new"]
+    after = cvat_masks(tmp_path / "set")
+    assert all(same(after[name], drawn) for name, drawn in before.items()) and len(after) == len(images)
+    with ZipFile(tmp_path / "set/train.zip") as archive:
+        root = cvat_xml(archive)
+        assert [x.findtext("name") for x in root.iter("label")] == [*NAMES, "new"]
+        assert [x.get("id") for x in root.iter("image")] == [str(n) for n in range(len(images))]
+        assert archive.read(f"images/{images[0].item.id}") == Path(images[0].item.path).read_bytes()
+    held = tree(tmp_path / "set")
+    with pytest.raises(OutputError, match="the dataset already holds"):
+        write_dataset(concept_list(), images[:1], "cvat", tmp_path / "set", Options(append=True))
+    assert tree(tmp_path / "set") == held
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train.zip").write_bytes(b"PK")
+    with pytest.raises(OutputError, match="is no subset of CVAT or damaged"):
+        write_dataset(concept_list(), images, "cvat", tmp_path / "other", Options(append=True))
 
 
 def test_label_studio_masks_come_back(tmp_path: Path) -> None:

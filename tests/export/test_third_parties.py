@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -55,6 +56,12 @@ def counts(images: list[LabeledImage]) -> Counter[str]:
     return Counter(NAMES[x.class_id] for item in images for x in item.labels)
 
 
+def unpacked(archive: Path) -> Path:
+    """As CVAT does it before it reads an import."""
+    shutil.unpack_archive(archive, archive.with_suffix(""))
+    return archive.with_suffix("")
+
+
 def datumaro_labels(dataset: Any) -> Counter[str]:
     names = [c.name for c in dataset.categories()[datumaro.AnnotationType.label]]
     shapes = [a for item in dataset for a in item.annotations if a.type != datumaro.AnnotationType.bbox]
@@ -65,7 +72,7 @@ def datumaro_labels(dataset: Any) -> Counter[str]:
 @pytest.mark.parametrize("segmentation", ["rle", "polygon"])
 def test_datumaro_reads_cvat(tmp_path: Path, images: list[LabeledImage], segmentation: Any) -> None:
     out = written(images, "cvat", tmp_path / "set", segmentation=segmentation)
-    dataset = datumaro.Dataset.import_from(str(out / "train"), "cvat")
+    dataset = datumaro.Dataset.import_from(str(unpacked(out / "train.zip")), "cvat")
     assert {item.id for item in dataset} == {"a", "b/IMG_2", "c", "d"}
     found = datumaro_labels(dataset)
     parts = Counter({"dog": 2}) if segmentation == "polygon" else Counter[str]()  # a polygon a part
@@ -80,6 +87,28 @@ def test_datumaro_reads_voc_with_our_class_names(tmp_path: Path, images: list[La
 def test_datumaro_reads_coco(tmp_path: Path, images: list[LabeledImage]) -> None:
     dataset = datumaro.Dataset.import_from(str(written(images, "coco", tmp_path / "set")), "coco_instances")
     assert datumaro_labels(dataset) == counts(images)
+
+
+def test_datumaro_reads_the_layout_of_roboflow(tmp_path: Path, images: list[LabeledImage]) -> None:
+    out = written(images, "coco-roboflow", tmp_path / "set", splits=_halves())
+    assert datumaro_labels(datumaro.Dataset.import_from(str(out), "roboflow_coco")) == counts(images)
+
+
+@pytest.mark.parametrize("kind", ["coco", "coco-zero", "coco-roboflow"])
+def test_supervision_reads_coco_with_exact_masks(tmp_path: Path, images: list[LabeledImage], kind: str) -> None:
+    out = written(images, kind, tmp_path / "set", segmentation="rle")
+    photos, labels = (
+        ("train", "train/_annotations.coco.json")
+        if kind == "coco-roboflow"
+        else ("images", "annotations/instances_train.json")
+    )
+    read = supervision.DetectionDataset.from_coco(str(out / photos), str(out / labels), force_masks=True)
+    found = {Path(path).relative_to(out / photos).as_posix(): one for path, _, one in read}
+    assert len(found) == len(images)
+    for item in images:
+        one, meant = found[item.item.id], [masks.decode(x.rle) for x in item.labels]
+        assert [read.classes[i] for i in one.class_id] == [NAMES[x.class_id] for x in item.labels]
+        assert not meant or np.array_equal(one.mask, meant)
 
 
 def test_torchvision_reads_every_jpeg_of_voc(tmp_path: Path, images: list[LabeledImage]) -> None:
@@ -137,9 +166,47 @@ def test_fiftyone_reads_cvat_polygons(fo: Any, tmp_path: Path, images: list[Labe
     from fiftyone.utils import cvat
 
     out = written(images, "cvat", tmp_path / "set", segmentation="polygon")
-    _, _, found = cvat.load_cvat_image_annotations(str(out / "train/annotations.xml"))
+    _, _, found = cvat.load_cvat_image_annotations(str(unpacked(out / "train.zip") / "annotations.xml"))
     names = Counter(polyline.label for one in found for polyline in one.polygons)
     assert names == counts(images) + Counter({"dog": 2})
+
+
+def test_fiftyone_reads_coco_yolo_and_voc(fo: Any, tmp_path: Path, images: list[LabeledImage]) -> None:
+    """By its own importers, names and counts; of COCO the masks too."""
+    coco = written(images, "coco", tmp_path / "coco")
+    yolo = written(images, "yolo", tmp_path / "yolo")
+    voc = written(images, "voc", tmp_path / "voc")
+    ways: dict[str, dict[str, Any]] = {
+        "coco": {
+            "dataset_type": fo.types.COCODetectionDataset,
+            "data_path": str(coco / "images"),
+            "labels_path": str(coco / "annotations/instances_train.json"),
+            "label_types": "segmentations",
+        },
+        "yolo": {
+            "dataset_type": fo.types.YOLOv5Dataset,
+            "dataset_dir": str(yolo),
+            "yaml_path": "data.yaml",
+            "split": "train",
+            "label_type": "polylines",
+        },
+        "voc": {
+            "dataset_type": fo.types.VOCDetectionDataset,
+            "data_path": str(voc / "JPEGImages"),
+            "labels_path": str(voc / "Annotations"),
+        },
+    }
+    for kind, way in ways.items():
+        dataset = fo.Dataset.from_dir(**way, progress=False)
+        try:
+            found: Counter[str] = Counter()
+            for sample in dataset:
+                name = next(n for n in sample.field_names if n in ("segmentations", "ground_truth"))
+                labels = sample[name]
+                found.update(x.label for x in (labels[labels._LABEL_LIST_FIELD] if labels else ()))
+            assert found == counts(images), kind
+        finally:
+            dataset.delete()
 
 
 # ---- videos

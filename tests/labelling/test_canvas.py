@@ -12,6 +12,7 @@ from support.builders import candidate, rectangle
 from sam3label.core import masks
 from sam3label.demo.shapes import Scene, make_scene
 from sam3label.labelling import canvas
+from sam3label.labelling.windows import Window, in_image, once
 
 
 def fractions(scene: Scene, number: int) -> np.ndarray:
@@ -82,7 +83,7 @@ def test_what_is_on_the_target_comes_back_pixel_for_pixel(data: st.DataObject) -
 def test_tiles_cover_the_image_and_overlap(tiles: int, size_hw: tuple[int, int]) -> None:
     views = canvas.windows(size_hw, tiles)
     assert len(views) == (1 if tiles == 1 else 1 + tiles**2)
-    assert views[0] == canvas.Window(0, 0, size_hw[1], size_hw[0])
+    assert views[0] == Window(0, 0, size_hw[1], size_hw[0])
     seen = np.zeros(size_hw, int)
     for view in views[1:]:
         assert view.x >= 0 and view.y >= 0 and view.x + view.width <= size_hw[1] and view.y + view.height <= size_hw[0]
@@ -91,14 +92,14 @@ def test_tiles_cover_the_image_and_overlap(tiles: int, size_hw: tuple[int, int])
 
 
 def test_masks_of_tiles_go_where_they_were_and_cut_ones_are_dropped() -> None:
-    view = canvas.Window(30, 20, 40, 30)
+    view = Window(30, 20, 40, 30)
     inside = rectangle(5, 6, 7, 8, (30, 40))
-    mapped = canvas.in_image(inside, view, (60, 80))
+    mapped = in_image(inside, view, (60, 80))
     assert mapped == rectangle(35, 26, 7, 8, (60, 80))
     for cut in (rectangle(0, 6, 7, 8, (30, 40)), rectangle(33, 6, 7, 8, (30, 40)), rectangle(5, 22, 7, 8, (30, 40))):
-        assert canvas.in_image(cut, view, (60, 80)) is None
-    corner = canvas.Window(40, 30, 40, 30)  # its right and lower edges are the image's own: no seam
-    assert canvas.in_image(rectangle(33, 22, 7, 8, (30, 40)), corner, (60, 80)) == rectangle(73, 52, 7, 8, (60, 80))
+        assert in_image(cut, view, (60, 80)) is None
+    corner = Window(40, 30, 40, 30)  # its right and lower edges are the image's own: no seam
+    assert in_image(rectangle(33, 22, 7, 8, (30, 40)), corner, (60, 80)) == rectangle(73, 52, 7, 8, (60, 80))
 
 
 def test_what_two_windows_show_is_there_once_with_the_better_score() -> None:
@@ -114,7 +115,7 @@ def test_what_two_windows_show_is_there_once_with_the_better_score() -> None:
         candidate("a", 0.6, rectangle(60, 45, 10, 10), query=14),
         candidate("a", 0.5, rectangle(60, 45, 10, 10), query=15),  # of one window: for `iou` to decide
     ]
-    found = [(c.prompt, c.score, c.box_xywh[1]) for c in canvas.once(whole, tile)]
+    found = [(c.prompt, c.score, c.box_xywh[1]) for c in once(whole, tile)]
     assert found == [("a", 0.9, 10), ("b", 0.5, 10), ("a", 0.8, 12), ("a", 0.7, 31), ("a", 0.6, 45), ("a", 0.5, 45)]
 
 

@@ -40,7 +40,7 @@ import os, signal, sys
 from sam3label.concepts.concept_list import load_concepts
 from sam3label.labelling import job, writer
 from sam3label.labelling.options import LabelOptions
-writer.COMMIT_SECONDS = 0.01  # something is committed when it is killed, however fast the machine is
+writer.COMMIT_SECONDS = 0  # something is committed when it is killed, however fast the machine is
 def show(progress):
     if progress.done > int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -88,12 +88,17 @@ def candidates(out: Path) -> dict[str, Candidate]:
 
 
 def equal(one: Path, other: Path) -> None:
-    """Row for row up to their order; scores to the rounding of batches that ask more or fewer prompts together."""
+    """Row for row up to their order, and to the rounding of batches that ask more or fewer prompts together.
+
+    That moves scores in the sixth decimal, and here and there a pixel whose logit is next to nothing: 2 of 1134 masks
+    by one pixel each, where all is asked in one go or in three.
+    """
     a, b = candidates(one), candidates(other)
     assert a.keys() == b.keys()
+    turned = [int((masks.decode(a[id_].rle) ^ masks.decode(b[id_].rle)).sum()) for id_ in a if a[id_].rle != b[id_].rle]
+    assert max(turned, default=0) <= 1 and len(turned) <= len(a) / 200, turned
     for id_, candidate in a.items():
         assert candidate.prompt == b[id_].prompt
-        assert masks.iou_matrix([candidate.rle], [b[id_].rle])[0, 0] > 0.99  # a pixel on the edge may be rounding too
         assert abs(candidate.score - b[id_].score) < 1e-5
     with open_run(one) as x, open_run(other) as y:
         for left, right in zip(x.done_units(), y.done_units(), strict=True):

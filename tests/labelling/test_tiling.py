@@ -15,7 +15,8 @@ from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, Frame, MediaItem, Tiles
 from sam3label.demo.shapes import make_scene
 from sam3label.labelling.questions import Guide
-from sam3label.labelling.tiling import AUTO_FACTOR, layout, once
+from sam3label.labelling.tiling import AUTO_FACTOR, layout
+from sam3label.labelling.windows import once
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
 from sam3label.run.saturation import is_full

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file, save_file
+from support.lively import make_lively
 from support.videofiles import clip_pixels, write_frames, write_video
 from typer.testing import CliRunner
 
@@ -46,26 +47,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random checkpoint with thresholds at which it finds objects, and a tracker whose masks are worth a look."""
-    import torch
-    from support.videolib import liven
-
-    folder = tmp_path_factory.mktemp("lively") / "checkpoint"
-    shutil.copytree(tiny_checkpoint, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"score_threshold_detection": 0.3, "new_det_thresh": 0.4, "high_conf_thresh": 0.3}
-    config |= {"assoc_iou_thresh": 0.02, "trk_assoc_iou_thresh": 0.0, "hotstart_dup_thresh": 9}
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = load_file(folder / "model.safetensors")
-    generator = torch.Generator().manual_seed(2)
-    for name, value in weights.items():
-        if name.startswith("tracker_model."):
-            value += 0.05 * torch.randn(value.shape, generator=generator)
-        if name.endswith("pred_obj_score_head.proj_out.bias"):
-            value += 3.0
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert liven is not None
-    return folder
+    return make_lively(tiny_checkpoint, tmp_path_factory.mktemp("lively") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

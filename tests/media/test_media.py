@@ -20,6 +20,7 @@ from support import oddfiles
 
 from sam3label.errors import InputError, UndecodableError
 from sam3label.media import image as image_file
+from sam3label.media import memory
 from sam3label.media.discovery import discover, find_media
 from sam3label.media.image import decode_image
 
@@ -448,16 +449,48 @@ def test_flipped_bytes_end_in_pixels_or_a_reason(
     capfd.readouterr()  # libjpeg remarks on flaws by itself
 
 
+def test_the_first_page_of_a_tiff_counts_and_one_of_an_unusual_kind_is_called_that(tmp_path: Path) -> None:
+    pages = [Image.new("RGB", (20, 10), color) for color in ("red", "blue")]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert (decode_image(tmp_path / "pages.tif") == (255, 0, 0)).all()
+    cv2.imwrite(str(tmp_path / "floats.tif"), np.zeros((10, 20, 3), np.float64))
+    with pytest.raises(UndecodableError, match="a TIFF of an unusual kind, or damaged: save it as RGB or grey"):
+        decode_image(tmp_path / "floats.tif")
+
+
 def test_a_photo_beyond_the_limit_is_refused_by_its_header_and_the_way_out_works(tmp_path: Path) -> None:
-    large = tmp_path / "large.png"
-    Image.new("L", (20_000, 20_000)).save(large, compress_level=1)
-    with pytest.raises(UndecodableError, match=r"^too large \(20000 x 20000\): --max-megapixels 400 reads it"):
-        image_file.read_photo(large)
     small = tmp_path / "small.png"
     Image.new("L", (2_000, 1_000)).save(small)
     with pytest.raises(UndecodableError, match=r"\(2000 x 1000\): --max-megapixels 2 reads it"):
         image_file.read_photo(small, 1)
     assert image_file.read_photo(small, 2).pixels.shape == (1_000, 2_000, 3)
+
+
+def test_the_budget_of_a_photo_is_what_fits_into_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = tmp_path / "large.png"
+    Image.new("L", (10_000, 9_000)).save(large, compress_level=1)
+    assert image_file.read_photo(large).pixels.shape == (9_000, 10_000, 3)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1_000_000_000)
+    with pytest.raises(UndecodableError, match=r"^too large \(10000 x 9000\): --max-megapixels 90 reads it"):
+        image_file.read_photo(large)
+    monkeypatch.undo()
+    assert memory.megapixels_that_fit(1, 8_000_000_000) == 281
+    assert memory.megapixels_that_fit(3, 8_000_000_000) == 93
+    assert memory.megapixels_that_fit(9, 8_000_000_000) == 64, "what cameras make is read whatever is free"
+
+
+def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path: Path) -> None:
+    for name, text in (
+        ("proc/meminfo", "MemTotal: 16000 kB\nMemAvailable:    8000 kB\n"),
+        ("sys/fs/cgroup/memory.max", "max\n"),
+        ("sys/fs/cgroup/memory.current", "1000000\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory.free_memory(tmp_path) == 8_192_000
+    (tmp_path / "sys/fs/cgroup/memory.max").write_text("3000000\n")
+    assert memory.free_memory(tmp_path) == 2_000_000
+    assert memory.free_memory(tmp_path / "nothing") > 0, "half of all there is"
 
 
 def test_more_than_pils_limit_is_read_where_it_is_allowed_and_pils_limit_stays(

@@ -192,7 +192,7 @@ def test_a_pair_that_one_annotator_left_open_is_not_judged(tmp_path: Path) -> No
     files = [write(tmp_path / "1.json", first), write(tmp_path / "2.json", second)]
     out = evaluate_results(files, write(tmp_path / "p.json", [result(9, 1, rectangle(0, 0, 9, 9), 0.9)]))
     assert out.pairs == 1
-    assert "1 result of an image or a category that the truth does not have: left out." in out.notes
+    assert "1 result of an image or a category that the truth does not have, or of no area: left out." in out.notes
 
 
 def test_masks_and_boxes_choose_their_annotator_separately(tmp_path: Path) -> None:

@@ -263,7 +263,32 @@ def test_tracks_of_a_run_are_put_together_from_its_clips(tmp_path: Path) -> None
     assert figures["F1"] > 0.999
     assert figures["AP"] == pytest.approx(1.0)
     assert (out.pairs, out.images) == (2, 1)
-    assert "1 of 2 videos of the truth are not in the run; left out." in out.notes
+    assert "Not in the run, or failed, and left out: 1 of 2 videos of the truth." in out.notes
+
+
+def test_tracks_that_are_missed_made_up_or_confused_are_named_with_the_frame_that_shows_them(tmp_path: Path) -> None:
+    """A cat found as a cat, one found as a dog, one that nobody found, and a dog that is not there."""
+    rles, small, large = moving(), rectangle(60, 2, 6, 6), rectangle(60, 2, 18, 18)
+    lower = [rectangle(2 * k, 40, 15, 15) for k in range(4)]
+    clip = tracked_unit("a.mp4", 0, {1: rles[:2]})
+    dogs = [
+        replace(candidate("dog", score, rle, item_id="a.mp4", frame=frame, query=track), track_id=track)
+        for frame in range(2)
+        for track, score, rle in ((2, 0.8, lower[frame]), (3, 0.7, (small, large)[frame]))
+    ]
+    run = make_run(tmp_path / "run", replace(clip, candidates=(*clip.candidates, *dogs)))
+    unseen = [None, None, small, rectangle(50, 30, 25, 25)]
+    entries = [track(1, 1, [*rles[:2], None, None]), track(1, 1, [*lower[:2], None, None]), track(1, 1, unseen)]
+    truth = write(tmp_path / "gt.json", truth_json(entries, ("a",)))
+    found = evaluate_tracked_run(run, truth).mistakes
+    confused = sorted((m.item_id, m.truth_class, m.answer_class, m.frame) for m in found.confused)
+    assert confused == [("a.mp4", "cat", "dog", 0)]
+    assert [(m.item_id, m.truth_class, m.frame, m.truth.area) for m in found.missed] == [("a.mp4", "cat", 3, 25 * 25)]
+    assert [(m.item_id, m.answer_class, m.frame, m.answer.area) for m in found.false_alarms] == [
+        ("a.mp4", "dog", 1, 18 * 18)
+    ]
+    assert found.confusion is not None and found.confusion.counts.tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
+    assert found.to_json()["missed"][0]["frame"] == 3
 
 
 def test_a_run_of_sampled_frames_has_no_tracks(tmp_path: Path) -> None:
@@ -293,7 +318,7 @@ def test_command_line(tmp_path: Path) -> None:
     done = invoke(["evaluate", "--gt", truth, "--pred", found, "--json", str(tmp_path / "out.json")])
     assert done.exit_code == 0, done.output
     assert "HOTA" in done.output and "by video" in done.output
-    assert "1 results name a video or a category that the truth does not have" in done.output
+    assert "1 result of a video or a category that the truth does not have: left out." in done.output
     assert json.loads((tmp_path / "out.json").read_text())["segm"]["HOTA"] == pytest.approx(1.0)
     twice = invoke(["evaluate", "--gt", truth, "--gt", truth, "--pred", found])
     assert (twice.exit_code, "a video truth is judged alone" in twice.output) == (1, True)

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core.records import Rle
-from sam3label.quality.evaluate import Evaluation, evaluate_results, evaluate_run
-from sam3label.quality.mistakes import Mistake, Mistakes
+from sam3label.quality.evaluate import evaluate_results, evaluate_run
+from sam3label.quality.mistakes import Mistake
 from sam3label.run.store import Store
 
 NAMES = ("cat", "dog", "cow")
@@ -55,18 +55,13 @@ def results_file(path: Path, found: list[tuple[int, int, Rle, float]]) -> Path:
     return write(path, rows)
 
 
-def mistakes_of(evaluation: Evaluation) -> Mistakes:
-    assert evaluation.mistakes is not None
-    return evaluation.mistakes
-
-
 def test_a_hit_a_miss_a_false_alarm_and_a_confusion(tmp_path: Path) -> None:
     here, there = rectangle(0, 0, 10, 10), rectangle(20, 20, 10, 10)
     truth = truth_file(
         tmp_path / "t.json", 3, [(1, 1, here), (1, 2, there), (2, 1, here), (2, 1, rectangle(0, 20, 4, 4))]
     )
     found = [(1, 1, here, 0.9), (1, 3, there, 0.8), (3, 2, here, 0.7), (3, 2, there, 0.95)]
-    mistakes = mistakes_of(evaluate_results([truth], results_file(tmp_path / "p.json", found)))
+    mistakes = evaluate_results([truth], results_file(tmp_path / "p.json", found)).mistakes
 
     def told(rows: tuple[Mistake, ...]) -> list[tuple[str, str | None, str | None]]:
         return [(m.item_id, m.truth_class, m.answer_class) for m in rows]
@@ -94,7 +89,7 @@ def test_the_matrix_adds_up(seed: int, tmp_path: Path) -> None:
     objects = some(25)
     found = [(*one, float(rng.uniform(0.5, 1))) for one in (*some(12), *objects[:8])]
     out = evaluate_results([truth_file(tmp_path / "t.json", 4, objects)], results_file(tmp_path / "p.json", found))
-    mistakes, figures = mistakes_of(out), out.figures["segm"]
+    mistakes, figures = out.mistakes, out.figures["segm"]
     assert mistakes.confusion is not None and figures is not None
     counts = mistakes.confusion.counts
     for c in range(3):
@@ -110,7 +105,7 @@ def test_the_matrix_adds_up(seed: int, tmp_path: Path) -> None:
 def test_what_may_not_be_judged_is_no_mistake(tmp_path: Path) -> None:
     truth = truth_file(tmp_path / "t.json", 1, [(1, 1, rectangle(0, 0, 9, 9))], not_exhaustive_category_ids=[1])
     found = [(1, 1, rectangle(20, 20, 9, 9), 0.9), (1, 2, rectangle(0, 0, 9, 9), 0.9)]
-    mistakes = mistakes_of(evaluate_results([truth], results_file(tmp_path / "p.json", found)))
+    mistakes = evaluate_results([truth], results_file(tmp_path / "p.json", found)).mistakes
     assert not mistakes.missed and not mistakes.confused
     assert [m.answer_class for m in mistakes.false_alarms] == ["dog"]
 
@@ -127,7 +122,7 @@ def test_mistakes_name_the_runs_images_and_the_command_line_shows_them(tmp_path:
 
     truth = truth_file(tmp_path / "t.json", 1, [(1, 1, rectangle(0, 0, 9, 9)), (1, 2, rectangle(30, 30, 9, 9))])
     run = small_run(tmp_path / "run")
-    mistakes = mistakes_of(evaluate_run(run, [truth]))
+    mistakes = evaluate_run(run, [truth]).mistakes
     assert [m.item_id for m in (*mistakes.confused, *mistakes.missed)] == ["in/1.jpg"] * 2
     out = tmp_path / "out.json"
     done = CliRunner().invoke(app, ["evaluate", str(run), "--gt", str(truth), "--json", str(out)])
@@ -145,9 +140,9 @@ def test_boxes_alone_have_mistakes_by_boxes_and_sa_co_files_no_matrix(tmp_path: 
     truth = json.loads(truth_file(tmp_path / "t.json", 1, [(1, 1, rectangle(0, 0, 9, 9))]).read_text())
     truth["annotations"][0] = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}
     found = results_file(tmp_path / "p.json", [(1, 1, rectangle(0, 0, 9, 9), 0.9)])
-    assert mistakes_of(evaluate_results([write(tmp_path / "b.json", truth)], found)).compared == "bbox"
+    assert evaluate_results([write(tmp_path / "b.json", truth)], found).mistakes.compared == "bbox"
     truth["images"][0] |= {"text_input": "cat", "is_instance_exhaustive": 1}
-    mistakes = mistakes_of(evaluate_results([write(tmp_path / "s.json", truth)], results_file(tmp_path / "p.json", [])))
+    mistakes = evaluate_results([write(tmp_path / "s.json", truth)], results_file(tmp_path / "p.json", [])).mistakes
     assert mistakes.confusion is None and [m.truth_class for m in mistakes.missed] == ["cat"]
 
 
@@ -190,7 +185,8 @@ def test_a_yolo_dataset_judges_as_the_same_coco_file_does(tmp_path: Path) -> Non
     rows = [f"1 {4.5 / width} {4.5 / height} {9 / width} {9 / height}"]
     (folder / "labels/val/in/1.txt").write_text("\n".join(rows))
     boxes = evaluate_run(run, [folder], split="val")
-    assert boxes.figures["segm"] is None and mistakes_of(boxes).compared == "bbox"
-    assert [(m.truth_class, m.answer_class) for m in mistakes_of(boxes).confused] == [("cat", "dog")]
-    found = results_file(tmp_path / "p.json", [(0, 1, rectangle(0, 0, 9, 9), 0.9)])
-    assert not mistakes_of(evaluate_results([folder], found, split="val")).missed
+    assert boxes.figures["segm"] is None and boxes.mistakes.compared == "bbox"
+    assert [(m.truth_class, m.answer_class) for m in boxes.mistakes.confused] == [("cat", "dog")]
+    (tmp_path / "predicted").mkdir()
+    (tmp_path / "predicted/1.txt").write_text(f"{rows[0]} 0.9")
+    assert not evaluate_results([folder], tmp_path / "predicted", split="val").mistakes.missed

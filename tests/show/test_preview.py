@@ -88,9 +88,9 @@ def test_the_estimate_is_made_of_measured_parts(
     def worked(progress: Progress) -> None:
         clock[0] += 0 if progress.finished == progress.total else 0.2 if progress.finished else 3.2
 
-    def decoded(path: str) -> Pixels:
+    def decoded(path: str, max_megapixels: float | None = None) -> Pixels:
         clock[0] += decoding
-        return decode_image(path)
+        return decode_image(path, max_megapixels)
 
     monkeypatch.setattr("sam3label.show.preview.decode_image", decoded)
     made = preview([photos], CONCEPTS, tmp_path, 8, options(tiny_checkpoint), worked, loaded)

@@ -1,0 +1,68 @@
+"""Parts of a photo that the model is shown beside the whole, and how what it sees there becomes the photo's.
+
+What a seam cuts is left to the window that sees it whole; an object that several windows see is kept once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3label.core import masks
+from sam3label.core.records import Candidate, Rle
+
+SAME_IOU, SAME_COVER = 0.5, 0.8  # two views of one object: masks overlap, or the coarser one holds the finer one
+LIKE_SIZES = 0.25  # smaller over larger area, for the latter: a crowd in one mask is not its members
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of an image, in its pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
+    """Return a window's mask as one of the image; None if a seam cuts it: another window shows more."""
+    if (window.height, window.width) == size_hw:
+        return rle
+    x, y, w, h = masks.box_xywh(rle)
+    starts = (x <= 0 < window.x) or (y <= 0 < window.y)
+    right, bottom = window.x + x + w, window.y + y + h
+    stops = right >= window.x + window.width < size_hw[1] or bottom >= window.y + window.height < size_hw[0]
+    if starts or stops:
+        return None
+    left, top, mask = masks.crop(rle)
+    return masks.paste(left + window.x, top + window.y, mask, size_hw)
+
+
+def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
+    """Join the candidates of two views of a photo, and keep the better of two that show one object for one prompt.
+
+    The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger.
+    Putting the same candidates in twice changes nothing.
+    """
+    known = {candidate.id for candidate in one}
+    new = [candidate for candidate in other if candidate.id not in known]
+    worse: set[str] = set()
+    for prompt in {candidate.prompt for candidate in new}:
+        first, second = ([c for c in some if c.prompt == prompt] for some in (one, new))
+        for i, k in np.argwhere(_same(first, second)):
+            worse.add(second[k].id if first[i].score >= second[k].score else first[i].id)
+    return [candidate for candidate in (*one, *new) if candidate.id not in worse]
+
+
+def _same(first: Sequence[Candidate], second: Sequence[Candidate]) -> npt.NDArray[np.bool_]:
+    a, b = [c.rle for c in first], [c.rle for c in second]
+    areas_a, areas_b = (np.array([max(c.area, 1) for c in some], float) for some in (first, second))
+    ratio = np.minimum.outer(areas_a, areas_b) / np.maximum.outer(areas_a, areas_b)
+    cover = np.maximum(masks.cover_matrix(a, b), masks.cover_matrix(b, a).T)
+    same: npt.NDArray[np.bool_] = masks.iou_matrix(a, b) >= SAME_IOU
+    same |= (cover >= SAME_COVER) & (ratio >= LIKE_SIZES)
+    return same
