@@ -19,6 +19,7 @@ from support.layers import (
     imported_when_run,
     imports,
     modules,
+    names_given,
     private_names,
     table,
     uses_of_private,
@@ -158,4 +159,17 @@ def test_nothing_private_is_used_from_outside() -> None:
     outside = [path for folder in ("tests", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
     ours = {name for path in (*MODULES.values(), *outside) for name in private_names(path)}
     used = [f"{path.relative_to(ROOT)}: {name}" for path in outside for name in uses_of_private(path) if name in ours]
+    assert used == []
+
+
+def test_a_video_is_called_a_video() -> None:
+    """One thing, one word: these were words for it once."""
+    other = re.compile(r"film|footage", re.IGNORECASE)
+    used = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("sam3label", "scripts")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in names_given(path)
+        if other.search(name)
+    ]
     assert used == []

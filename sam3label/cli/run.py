@@ -241,7 +241,9 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
     """
     from rich.table import Table
 
-    screen, progress, out = console(), summary.progress, labelled.folder
+    screen = console()
+    progress = summary.progress
+    out = labelled.folder
     counts = {name: objects for name, (objects, _) in labelled.count_objects().items()}
     done = f"{count(progress.done, 'image')} labelled in {duration(progress.seconds)} ({rate(progress)})"
     screen.print(done if progress.finished else "Nothing to do: everything was labelled before.")

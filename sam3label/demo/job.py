@@ -95,7 +95,9 @@ def demo(
     """
     folder = Path(out)
     refuse_foreign(folder)
-    photos, runs, sheet = folder / "photos", folder / "run", folder / "contact_sheet.png"
+    photos = folder / "photos"
+    runs = folder / "run"
+    sheet = folder / "contact_sheet.png"
     truth = _make_photos(photos, images, seed, folder)
     concepts_file = folder / "concepts.yaml"
     concepts_file.write_text(CONCEPTS.format(photos=photos, here=concepts_file, runs=folder / "run-2"))

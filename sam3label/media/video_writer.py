@@ -90,7 +90,9 @@ class VideoWriter:
     def _new_stream(self, pixels: Pixels) -> av.VideoStream:
         height, width = pixels.shape[:2]
         stream: av.VideoStream = self._container.add_stream("libx264", rate=self._rate, options=self._options)
-        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+        stream.height = height + height % 2
+        stream.width = width + width % 2
+        stream.pix_fmt = "yuv420p"
         if self._timed:
             stream.codec_context.time_base = _CLOCK
         return stream

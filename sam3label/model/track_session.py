@@ -222,7 +222,9 @@ class TrackSession:
         known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
         for place, pointer in zip(sure, pointers, strict=True):
             memory = self.targets[place].memories[now]
-            memory.pointer, memory.quality, memory.given = pointer.clone(), known, True
+            memory.pointer = pointer.clone()
+            memory.quality = known
+            memory.given = True
         litters = {self.targets[place].litter for place in sure}
         for target in self.targets:
             if target.litter in litters:

@@ -60,7 +60,9 @@ class TrackerParts:
     """The modules of a loaded Sam3VideoModel that track."""
 
     def __init__(self, video: Any) -> None:
-        self.model, self.neck, config = video.tracker_model, video.tracker_neck, video.config.tracker_config
+        self.model = video.tracker_model
+        self.neck = video.tracker_neck
+        config = video.config.tracker_config
         self.config = config
         self.grid: int = self.model.backbone_feature_sizes[-1][0]
         self.mask_side: int = self.model.prompt_encoder.mask_input_size[0]  # h = w

@@ -33,7 +33,9 @@ def render(
     know of the pictures. Raises InputError when the run has no such video, OutputError when `out` does not fit or
     cannot be written.
     """
-    out, done, frames = Path(out), 0, 0
+    out = Path(out)
+    done = 0
+    frames = 0
     wanted = _wanted(run, video)
     total = sum(unit.frame_stop - unit.frame_start for unit in run.done_units() if unit.item.id in wanted)
     if said := notice(run.concepts.names):

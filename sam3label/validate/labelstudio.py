@@ -135,7 +135,9 @@ def _chunks(code: bytes, expected: int) -> tuple[list[int], list[int]]:
     lengths = [bits.take(4) + 1 for _ in range(4)]
     if total != expected:
         raise ValueError(f"{expected} values expected, got {total}")
-    values, counts, done = list[int](), list[int](), 0
+    values = list[int]()
+    counts = list[int]()
+    done = 0
     while done < total:
         is_run = bits.take(1)
         count = bits.take(lengths[bits.take(2)]) + 1

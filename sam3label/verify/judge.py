@@ -153,7 +153,9 @@ def verify(run: Run, todo: Agenda, server: Server, verifier: str) -> Iterator[Do
 
     Raises ServerError when the server cannot be used; what was answered by then is kept.
     """
-    done, rows, blind = Done(), list[Verdict](), run.without_verdicts()
+    done = Done()
+    rows = list[Verdict]()
+    blind = run.without_verdicts()
     by_key = {target.key: target for target in todo.targets}
     try:
         for answer in server.ask(_questions(blind, todo.targets, done)):

@@ -120,6 +120,19 @@ def private_names(path: Path) -> set[str]:
     return {name for name in found if _is_private(name)}
 
 
+def names_given(path: Path) -> Iterator[str]:
+    """Every name that a module gives to something: functions, classes, arguments, values, attributes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
 def uses_of_private(path: Path) -> Iterator[str]:
     """Private names that a module takes from another: imported, after a dot, or as text to replace by another."""
     own = private_names(path)

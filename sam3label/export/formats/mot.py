@@ -19,7 +19,9 @@ def write_mot(target: Target, samples: Iterable[Sample]) -> None:
     for item, split, frames in by_video(samples):
         folder, numbers = target.folder / split / item.id, Numbers(item)
         (folder / "gt").mkdir(parents=True)
-        length, size_hw, suffix = 0, (0, 0), frame_suffix(item)
+        length = 0
+        size_hw = (0, 0)
+        suffix = frame_suffix(item)
         with (folder / "gt" / "gt.txt").open("w", encoding="utf-8") as file:
             for length, sample in enumerate(frames, start=1):
                 size_hw = sample.image.size_hw

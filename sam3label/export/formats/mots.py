@@ -22,7 +22,9 @@ def write_mots(target: Target, samples: Iterable[Sample]) -> None:
     """Write the sequences, one frame held at a time."""
     names: dict[str, list[str]] = {split: [] for split in target.splits}
     for item, split, frames in by_video(samples):
-        folder, numbers, suffix = target.folder / split / item.id, Numbers(item), frame_suffix(item)
+        folder = target.folder / split / item.id
+        numbers = Numbers(item)
+        suffix = frame_suffix(item)
         (folder / "gt").mkdir(parents=True)
         length, size_hw = 0, (0, 0)
         with (folder / "gt" / "gt.txt").open("w", encoding="utf-8") as file:

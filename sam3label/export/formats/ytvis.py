@@ -60,7 +60,10 @@ class _Part:
         (self.folder / "annotations.part").unlink(missing_ok=True)
 
     def add(self, item: MediaItem, frames: Iterable[Sample]) -> None:
-        files, places, numbers, objects = list[str](), list[int](), Numbers(item), dict[tuple[int, int], _Object]()
+        files = list[str]()
+        places = list[int]()
+        numbers = Numbers(item)
+        objects = dict[tuple[int, int], _Object]()
         size_hw = (0, 0)
         for sample in frames:
             image, size_hw = sample.image, sample.image.size_hw
