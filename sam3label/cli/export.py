@@ -89,9 +89,7 @@ def export(
     ] = 0.0,
     append: Annotated[
         bool,
-        typer.Option(
-            "--append", help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats, cvat)."
-        ),
+        typer.Option("--append", help="Add to the dataset in OUT and keep its class ids (coco, yolo, cvat)."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the dataset in OUT with what people added or changed in it.")
