@@ -135,7 +135,7 @@ def export(
         bool,
         typer.Option(
             "--append",
-            help="Add to the dataset in OUT, keeping its class ids (coco and yolo formats, cvat).",
+            help="Add to the dataset in OUT and keep its class ids (coco, yolo, cvat).",
             rich_help_panel=OUTPUT,
         ),
     ] = False,

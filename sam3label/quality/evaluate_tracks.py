@@ -234,7 +234,8 @@ def _mistake(item_id: str, there: Named[Track] | None, answer: Named[Track] | No
     frames = sorted(set.intersection(*({*of_one} for of_one in boxes)))
     sizes = {frame: min(of_one[frame][2] * of_one[frame][3] for of_one in boxes) for frame in frames}
     frame = max(sizes, key=lambda number: sizes[number], default=0)
-    (truth_class, truth), (answer_class, found) = _shown(there, frame), _shown(answer, frame)
+    truth_class, truth = _shown(there, frame)
+    answer_class, found = _shown(answer, frame)
     return Mistake(item_id, truth_class, truth, answer_class, found, frame)
 
 
