@@ -6,11 +6,13 @@ import doctest
 import importlib
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import make_reference
 import pytest
 import typer
+import yaml
 
 from sam3label.cli import app
 from sam3label.concepts.concept_list import load_concepts, parse_concepts
@@ -89,3 +91,12 @@ def test_examples_in_the_code_run(path: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_reference_is_what_the_code_says(page: str) -> None:
     stale = f"docs/reference/{page} is stale: run scripts/make_reference.py"
     assert make_reference.pages()[page] == (ROOT / "docs" / "reference" / page).read_text(), stale
+
+
+def test_the_files_for_clusters_are_well_formed() -> None:
+    page = ROOT / "docs" / "howto" / "scale.md"
+    launcher, job = (yaml.safe_load(block) for block in blocks(page, "yaml"))
+    assert launcher["head_node_type"] in launcher["available_node_types"]
+    assert job["spec"]["entrypoint"].startswith("sam3label run ")
+    (script,) = blocks(page, "bash")
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0

@@ -194,3 +194,18 @@ def images_together(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise typer.BadParameter(f"{text!r} is neither auto nor a number from 1 on", param_hint="--batch-size")
     return int(text)
+
+
+def workers_asked(
+    gpus: str | None, ray: str | None, replicas: int | None, device: str
+) -> tuple[str | None, int | None, str]:
+    """The options `ray`, `replicas` and `device`, with `--gpus` spelled out."""
+    if gpus is None:
+        return ray, replicas, device
+    if gpus != "all" and (not gpus.isdecimal() or int(gpus) < 1):
+        raise typer.BadParameter(f"{gpus!r} is neither all nor a number from 1 on", param_hint="--gpus")
+    if ray is not None or replicas is not None or device not in ("auto", "cuda"):
+        raise typer.BadParameter(
+            "goes without --ray, --replicas and --device: it stands for --ray local --replicas N", param_hint="--gpus"
+        )
+    return "local", None if gpus == "all" else int(gpus), "cuda"

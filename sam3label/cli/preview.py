@@ -91,6 +91,7 @@ def _print_preview(console: Console, made: Preview) -> None:
         *(f"failed  {one_line(item_id)}: {reason}" for item_id, reason in made.failures),
         f"{made.images_per_s:.2f} images/s; all {made.total} images: about {whole} (h:mm:ss), "
         f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
+        *([_on_all(made)] if made.gpus > 1 else []),
         *([f"{made.videos} videos are not part of this preview."] if made.videos else []),
         *made.messages,
         *([f"Exemplars as they are used: {made.exemplars}"] if made.exemplars else []),
@@ -98,6 +99,11 @@ def _print_preview(console: Console, made: Preview) -> None:
         f"Page:  {made.page}",
     ):
         console.print(line)
+
+
+def _on_all(made: Preview) -> str:
+    whole = datetime.timedelta(seconds=round(made.seconds / made.gpus))
+    return f"This was one of {made.gpus} GPUs: with sam3label run --gpus all about {whole}, if decoding keeps up."
 
 
 def _size(n_bytes: int) -> str:

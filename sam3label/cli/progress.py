@@ -60,6 +60,8 @@ class _Plain:
         if progress.seconds >= self.due or progress.finished == progress.total:
             self.due = progress.seconds + EVERY_SECONDS
             self.say(f"{job_line(progress)}, {pace_line(progress)}")
+            for line in workers_lines(progress):
+                self.say(line)
 
     def step(self, what: str, done: int, total: int, unit: str) -> None:
         seconds = time.monotonic() - self.start
@@ -168,7 +170,27 @@ def panel(progress: Progress) -> Group:
         _bar(job_line(progress), done + progress.before, total + progress.before, pace_line(progress)),
         Text(visible(f"objects: {counts or 'none yet'}"), overflow="ellipsis", no_wrap=True),
         Text(f"time:    {shares or 'starting'}{advice(progress)}"),
+        *(Text(visible(line), overflow="ellipsis", no_wrap=True) for line in workers_lines(progress)),
     )
+
+
+_SLOW = 0.6  # of what workers do in the middle
+
+
+def workers_lines(progress: Progress) -> list[str]:
+    """Several workers in a line: how many labels, how fast, and by name those that are slow or do something else."""
+    if not progress.workers:
+        return []
+    busy = [worker for worker in progress.workers if worker.state == "labelling"]
+    paces = sorted(worker.per_second for worker in busy)
+    middle = paces[len(paces) // 2] if paces else 0.0
+    unit = "frames" if progress.videos else "images"
+    said = [f"workers: {len(busy)} of {len(progress.workers)} labelling, {middle:.1f} {unit}/s each"]
+    slow = min(busy, key=lambda worker: worker.per_second, default=None)
+    if slow is not None and slow.per_second < _SLOW * middle:
+        said.append(f"slowest {slow.name} with {slow.per_second:.1f}")
+    said += [f"{worker.name}: {worker.state}" for worker in progress.workers if worker.state != "labelling"][:3]
+    return ["; ".join(said)]
 
 
 def _bar(text: str, done: int, total: int, pace: str) -> Group:

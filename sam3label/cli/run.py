@@ -36,6 +36,7 @@ from sam3label.cli.options import (
     format_names,
     images_together,
     read_concepts,
+    workers_asked,
 )
 from sam3label.cli.progress import Display, duration, progress_display, rate
 from sam3label.cli.tables import console, full_answers
@@ -125,6 +126,30 @@ def run(
             rich_help_panel=SPEED,
         ),
     ] = False,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N",
+            help="Label on so many GPUs of this machine: short for --ray local --replicas N.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|HOST:PORT",
+            help="Label by Ray: on this machine alone, on the cluster it is part of, or on the one at this address.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With Ray, load so many copies of the model. By default it is one a GPU.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
     workers: Workers = None,
     max_megapixels: MaxMegapixels = None,
     limit: Annotated[
@@ -181,12 +206,14 @@ def run(
     refuse_unknown_formats(export or [])
     parse_splits(split)
     concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
+    ray, replicas, device = workers_asked(gpus, ray, replicas, device)
     with progress_display(quiet, "reading the photos ...") as display, stop_on_interrupt(display) as stop:
         from sam3label import face
 
         labelled = face.label(
             photos, concept_list, out, on_progress=display.job, on_message=display.say, stop=stop,
-            model=model, revision=revision, device=device, dtype=dtype, prompt_style=prompt_style, floor=floor,
+            model=model, revision=revision, device=device, ray=ray, replicas=replicas, dtype=dtype,
+            prompt_style=prompt_style, floor=floor,
             batch_size=images_together(batch_size), vram=vram, compile=compile, workers=workers, limit=limit,
             max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars,
             video=video, clip_frames=clip_frames, every=every, fps=fps, tracker=tracker,

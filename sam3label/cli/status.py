@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sam3label.cli.options import RunFolder
@@ -10,6 +10,7 @@ from sam3label.cli.tables import console, full_answers
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
+    from sam3label.core.records import Processor
     from sam3label.run.reader import Coverage
 
 SHOWN_FAILURES = 50
@@ -26,6 +27,17 @@ def _coverage(coverage: Coverage) -> Iterator[str]:
         yield f"asked once and no longer on the list, not exported: {', '.join(map(one_line, coverage.unlisted))}"
 
 
+def _computed_on(processors: Sequence[tuple[Processor, int]]) -> Iterator[str]:
+    """What computed a run, by kind of device, where that is more than one device."""
+    if len(processors) < 2:
+        return
+    kinds: dict[str, list[int]] = {}
+    for processor, units in processors:
+        kinds.setdefault(processor.kind, []).append(units)
+    listed = (f"{len(units)} x {one_line(kind)} ({sum(units):,} units)" for kind, units in kinds.items())
+    yield f"computed on {', '.join(listed)}"
+
+
 def status(run: RunFolder) -> None:
     """Show what a run holds: progress, objects per class, failures. It is safe while the run is going on."""
     from rich.table import Table
@@ -40,6 +52,8 @@ def status(run: RunFolder) -> None:
             f"{count(totals.candidates, 'candidate')}"
         )
         screen.print(f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}")
+        for line in _computed_on(labelled.processors()):
+            screen.print(line, soft_wrap=True)
         table = Table("class", "objects", "images")
         for class_name, (objects, images) in labelled.count_objects().items():
             table.add_row(class_name, str(objects), str(images))

@@ -157,6 +157,15 @@ def candidate_id(item_id: str, frame: int, prompt: str, query: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Processor:
+    """What computed a unit: a machine by its name, a device as torch names it, and what model of device that is."""
+
+    host: str
+    device: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class UnitResult:
     """What one unit of work (an image, or a clip of a video) came to. Written to the store in one transaction.
 
@@ -173,6 +182,7 @@ class UnitResult:
     error: str | None = None  # the reason, when the unit failed
     last: bool = True
     stamp: Stamp | None = None  # of the file; None where it is not known
+    processor: Processor | None = None  # that computed it
 
     def __post_init__(self) -> None:
         if self.error is None and (self.size_hw is None or self.presence is None):

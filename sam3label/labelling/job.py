@@ -14,34 +14,31 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sam3label.concepts import concept_list as concept_lists
 from sam3label.concepts.changes import changes
 from sam3label.concepts.exemplars import Examples, read_examples
-from sam3label.core.records import ConceptList, MediaItem, UnitResult
+from sam3label.core.records import ConceptList, MediaItem
 from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError
-from sam3label.labelling import reference_check
 from sam3label.labelling.growing import Plan, pace_of, plan
 from sam3label.labelling.identity import Comparison, compare
 from sam3label.labelling.options import DEFAULTS, LabelOptions
-from sam3label.labelling.photos import label_photos
+from sam3label.labelling.photos import batches_of
 from sam3label.labelling.progress import JobTally, Progress, RunSummary
-from sam3label.labelling.questions import Guide, guides_of
+from sam3label.labelling.questions import guides_of
 from sam3label.labelling.run_folder import refuse_unfit
-from sam3label.labelling.videos import frames_to_label, label_videos
+from sam3label.labelling.videos import VideoWork, frames_to_label, video_work
+from sam3label.labelling.workers.start import started
+from sam3label.labelling.workers.work import Assignment, Facts, Work, Workers
 from sam3label.labelling.writer import Writer
 from sam3label.media import discovery
 from sam3label.run.asked import Wanted
+from sam3label.run.database import network_of
 from sam3label.run.reader import refuse_below_floor
 from sam3label.run.store import DATABASE, Store
-
-if TYPE_CHECKING:
-    from sam3label.model.checkpoint import Checkpoint
-    from sam3label.model.detector import Detector
 
 
 def label(
@@ -66,7 +63,7 @@ def label(
     refuse_unfit(out)
     refuse_below_floor(concepts, options.floor)
     found = find_media(sources, options)
-    for sentence in _about_links(found, options):
+    for sentence in (*_about_links(found, options), *_about_disk(out)):
         on_message(sentence)
     examples = _examples(concepts, found.items, options)
     wanted = Wanted.of(concepts, guides_of(examples))
@@ -79,31 +76,40 @@ def label(
             on_progress(nothing)
             return before.summary(known, nothing, found, interrupted=False)
         on_message(f"loading the model {options.model} ...")
-        guide, checkpoint, fingerprint = _loaded(concepts, examples, options)
+        pending = before.pending(found.items, only)[: options.limit]
+        workers = held.enter_context(
+            started(Assignment(concepts, examples, options), pending[0] if pending else None, on_message)
+        )
+        fingerprint = _fingerprint(workers.facts, options)
         if known is not None:
             known.refuse_other(fingerprint)
-        pending = before.pending(found.items, only)[: options.limit]
-        figures = _trust(guide, pending, known, options, on_message) if examples else {}
-        notes = _notes(known, concepts, options, sources, wanted.guides, guide.detector) | {"trust": figures}
+        figures = _trust(workers, wanted, examples, pending, known, on_message)
+        notes = _notes(known, concepts, options, sources, wanted.guides, workers.facts) | {"trust": figures}
         store = known or held.enter_context(
-            Store.writer(out, guide.prompts, fingerprint, notes=notes, fresh=options.fresh)
+            Store.writer(out, wanted.prompts, fingerprint, notes=notes, fresh=options.fresh)
         )
-        store.begin(guide.prompts, notes)
+        store.begin(wanted.prompts, notes)
         before.note(store, {})
         videos = [item for item in pending if item.kind == "video"]
-        frames = frames_to_label(store, guide.wanted, videos, options)
+        frames = frames_to_label(store, wanted, videos, options)
         tally = JobTally(concepts, len(pending), len(videos), frames, len(before.done) - before.reopened)
         on_progress(tally.snapshot())
         asked = {item.id: before.plan.asked[item.id] for item in pending}
-        items = [item for item in found.items if only is None or item.id in only]  # batches are cut from these
-        work = _units(store, guide, checkpoint, items, asked, options, tally, (stop or threading.Event()).is_set)
-        if pending:
-            guide.detector.encode_phrases(concepts.phrases)
+        batch_size = options.batch_size or notes["info"]["image_batch"]
+        # batches are cut from these, whatever is left of them
+        photos = [item for item in found.items if item.kind == "image" and (only is None or item.id in only)]
         with Writer(store) as writer:
-            for results in work:
+
+            def standing(item: MediaItem) -> VideoWork:
+                writer.settle()
+                return video_work(store, wanted, item, options)
+
+            work = Work(batches_of(photos, asked, batch_size), videos, batch_size, standing)
+            for answer in workers.label(work, tally, (stop or threading.Event()).is_set):
                 with tally.stage("write"):
-                    writer.put(results)
-                tally.count(results)
+                    writer.put(answer.results)
+                for result, labels in zip(answer.results, answer.labels, strict=True):
+                    tally.count(result, labels)
                 on_progress(tally.snapshot())
         progress = tally.snapshot()
         prompts = sum(map(len, asked.values())) / max(1, len(asked))
@@ -125,6 +131,14 @@ def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]
         )
 
 
+def _about_disk(out: str | Path) -> Iterator[str]:
+    if kind := network_of(Path(out)):
+        yield (
+            f"{out} is on a network file system ({kind}), where SQLite's write-ahead log is not safe: the run keeps a "
+            "rollback journal, which is slower. A local disk is better (-o)."
+        )
+
+
 def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelOptions) -> Sequence[Examples]:
     examples = read_examples(concepts, items, options.max_megapixels)
     referring = any(one.references for one in examples)
@@ -136,29 +150,14 @@ def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelO
     return examples
 
 
-def _loaded(
-    concepts: ConceptList, examples: Sequence[Examples], options: LabelOptions
-) -> tuple[Guide, Checkpoint, dict[str, Any]]:
-    """Return the model, what it is asked, and all that changes the numbers, by name."""
-    from sam3label.model.checkpoint import resolve
-    from sam3label.model.detector import Detector
-
-    checkpoint = resolve(options.model, options.revision)
-    detector = Detector.load(
-        checkpoint,
-        device=options.device,
-        dtype=options.dtype,
-        prompt_style=options.prompt_style,
-        vram_gb=options.vram,
-        compiled=options.compile,
-    )
-    fingerprint = {
+def _fingerprint(facts: Facts, options: LabelOptions) -> dict[str, Any]:
+    """Return all that changes the numbers, by name."""
+    return {
         "floor": options.floor,
         "video": options.video_settings,
         "tracker": options.tracker_settings,
-        **detector.describe(),
+        **facts.numbers,
     }
-    return Guide(detector, concepts, examples), checkpoint, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,20 +232,22 @@ def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discover
 
 
 def _trust(
-    guide: Guide,
+    workers: Workers,
+    wanted: Wanted,
+    examples: Sequence[Examples],
     pending: Sequence[MediaItem],
     known: Store | None,
-    options: LabelOptions,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Say what the exemplars cost and are worth, before the run folder is touched. Returns the figures by class."""
+    if not examples:
+        return {}
     figures = {} if known is None else known.meta("trust") or {}
-    same = {name for name, digest in guide.wanted.guides.items() if known and known.guides.get(name) == digest}
-    figures = {name: value for name, value in figures.items() if name in same}
-    for note in (note for examples in guide.examples for note in examples.notes):
+    same = {name for name, digest in wanted.guides.items() if known and known.guides.get(name) == digest}
+    for note in (note for one in examples for note in one.notes):
         say(note)
-    say(reference_check.plan(guide, sum(item.kind == "image" for item in pending), figures))
-    return reference_check.check(guide, options.floor, options.accept_exemplars, figures, say)
+    photos = sum(item.kind == "image" for item in pending)
+    return workers.check_references(photos, {name: figures[name] for name in figures.keys() & same}, say)
 
 
 def _notes(
@@ -255,13 +256,14 @@ def _notes(
     options: LabelOptions,
     sources: Sequence[str | Path],
     guides: Mapping[str, str],
-    detector: Detector | None = None,
+    facts: Facts | None = None,
 ) -> dict[str, Any]:
     """Return what the run was made with, for later readers. Thresholds may change from session to session."""
     before = {} if known is None else known.meta("info") or {}
     made: dict[str, Any] = {}
-    if detector is not None:  # `queries`: answers that one phrase can have in one image
-        made = {**detector.describe(), "queries": detector.queries, "device": str(detector.device)}
+    if facts is not None:  # `queries`: answers that one phrase can have in one image
+        made = {**facts.numbers, "queries": facts.queries, "device": facts.device}
+        made["image_batch"] = before.get("image_batch", facts.image_batch)  # a run is cut in the same way to its end
     info = {
         **before,
         "model": options.model,
@@ -276,20 +278,3 @@ def _notes(
         "exemplars": dict(guides),
         "settings": options.settings,
     }
-
-
-def _units(
-    store: Store,
-    guide: Guide,
-    checkpoint: Checkpoint,
-    items: Sequence[MediaItem],
-    asked: Mapping[str, frozenset[str]],
-    options: LabelOptions,
-    tally: JobTally,
-    stopped: Callable[[], bool],
-) -> Iterator[list[UnitResult]]:
-    """Return photos first, then one video after the other; what tracks is loaded before the photos, not hours later."""
-    photos = [item for item in items if item.kind == "image"]
-    videos = [item for item in items if item.kind == "video" and item.id in asked]
-    units_of_videos = label_videos(store, guide, checkpoint, videos, options, tally, stopped)
-    return chain(label_photos(guide, photos, asked, options, tally, stopped), units_of_videos)

@@ -36,6 +36,8 @@ class LabelOptions:
     floor: float = 0.1  # candidates under this score are not kept; no class may have a lower threshold
     batch_size: int | None = None  # images per batch; None: from free memory
     vram: float | None = None  # GB of a GPU's memory to take at most
+    ray: str | None = None  # label by Ray: local, this machine alone; auto, the cluster that it is in; or HOST:PORT
+    replicas: int | None = None  # with Ray: copies of the model; None: one a GPU
     compile: bool = False  # torch.compile: a slow start, then faster; the same labels, to rounding
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
     max_megapixels: float | None = None  # larger photos are refused; None: by the memory that is free, at least 64
@@ -96,6 +98,13 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.within("floor", options.floor, 0, 1)
     yield checks.whole("batch_size", options.batch_size, 1)
     yield checks.above_zero("vram", options.vram)
+    yield (
+        None
+        if _is_cluster(options.ray)
+        else (f"ray: {options.ray!r} is not local, auto or the HOST:PORT of a cluster that this machine has joined")
+    )
+    yield checks.whole("replicas", options.replicas, 1)
+    yield "replicas: goes with ray (local, auto or HOST:PORT)" if options.replicas and options.ray is None else None
     yield checks.whole("workers", options.workers, 0)
     yield checks.above_zero("max_megapixels", options.max_megapixels)
     yield checks.whole("limit", options.limit, 1)
@@ -110,6 +119,10 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
 
 def _is_device(text: object) -> bool:
     return isinstance(text, str) and re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text) is not None
+
+
+def _is_cluster(text: object) -> bool:
+    return text is None or (isinstance(text, str) and re.fullmatch(r"local|auto|[\w.-]+:\d+", text) is not None)
 
 
 DEFAULTS = LabelOptions()

@@ -8,6 +8,7 @@ encoded while the masks of the one before it are read off.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -22,59 +23,59 @@ from sam3label.media import loader
 from sam3label.media.image import read_photo
 from sam3label.media.memory import megapixels_that_fit
 
-Batch = list[Frame | Undecodable]
+Decoded = list[Frame | Undecodable]
 Keys = frozenset[str]  # of the prompts that a batch is asked
 
 
-def label_photos(
-    guide: Guide,
-    photos: Sequence[MediaItem],
-    asked: Mapping[str, Keys],
-    options: LabelOptions,
-    tally: JobTally,
-    stopped: Callable[[], bool],
-) -> Iterator[list[UnitResult]]:
-    """Label photos batch by batch, until `stopped` says so. Adds to the tally where the time went.
+@dataclass(frozen=True, slots=True)
+class PhotoBatch:
+    """Photos that are labelled together, and the keys of the prompts that they are asked."""
+
+    keys: Keys
+    items: tuple[MediaItem, ...]
+
+
+def batches_of(photos: Sequence[MediaItem], asked: Mapping[str, Keys], batch_size: int) -> list[PhotoBatch]:
+    """Cut the whole list, so that a batch is the same whatever is left of the list and whoever labels it.
 
     `asked` has, by id, the keys of the prompts that are still to be put to a photo; photos not in it are left alone.
     """
-    detector = guide.detector
-    groups = _groups(photos, asked, options.batch_size or detector.image_batch)
-    pending = [item for _, items in groups for item in items]
-    workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
-    on_gpu = detector.device.type == "cuda"
-    limit = megapixels_that_fit(workers + 1) if options.max_megapixels is None else options.max_megapixels
-    read = partial(read_photo, max_megapixels=limit)
-    entries = loader.entries(pending, workers, pin=on_gpu, decode=read) if pending else iter(())
-    batches: Iterator[Batch] = (list(islice(entries, len(items))) for _, items in groups)
-    if on_gpu and any(guide.asks_photos(key) for keys, _ in groups for key in keys):
-        batches = begun(batches, detector.encode_ahead)
-    before = detector.clock.seconds()
-    for keys, _ in groups:
-        with tally.stage("decode"):
-            batch = next(batches, None)
-        if batch is None or stopped():
-            return
-        results = _label_batch(guide, batch, options.floor, keys)
-        tally.stages |= {name: s - before.get(name, 0.0) for name, s in detector.clock.seconds().items()}
-        yield results
-
-
-def _groups(
-    photos: Sequence[MediaItem], asked: Mapping[str, Keys], batch_size: int
-) -> list[tuple[Keys, list[MediaItem]]]:
-    """Return the photos that are labelled together, and what they are asked."""
-    groups: list[tuple[Keys, list[MediaItem]]] = []
+    batches: list[PhotoBatch] = []
     for start in range(0, len(photos), batch_size):
         by_keys: dict[Keys, list[MediaItem]] = {}
         for item in photos[start : start + batch_size]:
             if item.id in asked:
                 by_keys.setdefault(asked[item.id], []).append(item)
-        groups += by_keys.items()
-    return groups
+        batches += [PhotoBatch(keys, tuple(items)) for keys, items in by_keys.items()]
+    return batches
 
 
-def begun(batches: Iterator[Batch], encode_ahead: Callable[[Sequence[Frame]], None]) -> Iterator[Batch]:
+def label_photos(
+    guide: Guide, batches: Sequence[PhotoBatch], options: LabelOptions, tally: JobTally, stopped: Callable[[], bool]
+) -> Iterator[list[UnitResult]]:
+    """Label photos batch by batch, until `stopped` says so. Adds to the tally where the time went."""
+    detector = guide.detector
+    pending = [item for batch in batches for item in batch.items]
+    workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
+    on_gpu = detector.device.type == "cuda"
+    limit = megapixels_that_fit(workers + 1) if options.max_megapixels is None else options.max_megapixels
+    read = partial(read_photo, max_megapixels=limit)
+    entries = loader.entries(pending, workers, pin=on_gpu, decode=read) if pending else iter(())
+    decoded: Iterator[Decoded] = (list(islice(entries, len(batch.items))) for batch in batches)
+    if on_gpu and any(guide.asks_photos(key) for batch in batches for key in batch.keys):
+        decoded = begun(decoded, detector.encode_ahead)
+    before = detector.clock.seconds()
+    for batch in batches:
+        with tally.stage("decode"):
+            photos = next(decoded, None)
+        if photos is None or stopped():
+            return
+        results = label_batch(guide, photos, options.floor, batch.keys)
+        tally.stages |= {name: s - before.get(name, 0.0) for name, s in detector.clock.seconds().items()}
+        yield results
+
+
+def begun(batches: Iterator[Decoded], encode_ahead: Callable[[Sequence[Frame]], None]) -> Iterator[Decoded]:
     """Yield the batches, each handed on once the device has begun with the one after it."""
     last = None
     for batch in batches:
@@ -86,7 +87,8 @@ def begun(batches: Iterator[Batch], encode_ahead: Callable[[Sequence[Frame]], No
         yield last
 
 
-def _label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float, keys: Keys) -> list[UnitResult]:
+def label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float, keys: Keys) -> list[UnitResult]:
+    """Put the prompts of these keys to decoded photos; one unit each, in order."""
     asked = [(entry, _question(guide, entry)) for entry in batch]
     good = [(entry, q) for entry, q in asked if isinstance(entry, Frame) and isinstance(q, Question)]
     detections = iter(guide.detect([frame for frame, _ in good], floor, [q for _, q in good], keys) if good else ())

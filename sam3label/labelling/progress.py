@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sam3label.core.records import Candidate, ConceptList, Label, UnitResult
+from sam3label.core.records import Candidate, ConceptList, UnitResult
 from sam3label.run.decide import select_labels
+
+FoundLabel = tuple[int, int | None]  # (class, track)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPace:
+    """A worker of several: what it does, how many photos and frames it has labelled, and how many a second."""
+
+    name: str
+    state: str
+    steps: int
+    per_second: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class Progress:
     videos: int = 0  # of `total`
     videos_finished: int = 0
     before: int = 0  # images that earlier sessions labelled
+    workers: tuple[WorkerPace, ...] = ()  # where there are several
 
     @property
     def finished(self) -> int:
@@ -81,7 +94,8 @@ class JobTally:
         self.done = self.failed = self.frames = self.videos_finished = 0
         self.objects = Counter[str]()
         self.stages = defaultdict[str, float](float)
-        self.tracks = set[tuple[int, int | None]]()  # of the video at hand: (class, track)
+        self.workers: tuple[WorkerPace, ...] = ()
+        self.tracks = defaultdict[str, set[FoundLabel]](set)  # of the videos at hand, by id
 
     def snapshot(self) -> Progress:
         """Return the tally as it is now, for those who watch."""
@@ -97,6 +111,7 @@ class JobTally:
             videos=self.videos,
             videos_finished=self.videos_finished,
             before=self.before,
+            workers=self.workers,
         )
 
     @contextmanager
@@ -108,24 +123,23 @@ class JobTally:
         finally:
             self.stages[name] += time.perf_counter() - start
 
-    def count(self, results: Iterable[UnitResult]) -> None:
-        """Take in units that the job has just labelled."""
-        for result in results:
-            self.videos_finished += result.item.kind == "video" and (result.last or result.error is not None)
-            if result.error is not None:
-                self.failed += 1
-                continue
-            self.done += result.last
-            self.objects.update(self.concepts.names[label.class_id] for label in self._new_labels(result))
+    def count(self, result: UnitResult, found: Collection[FoundLabel]) -> None:
+        """Take in a unit that the job has just labelled, and what `labels_in` finds in it. A track counts once."""
+        known = self.tracks[result.item.id] if result.item.kind == "video" else set[FoundLabel]()
+        for one in found:
+            self.objects[self.concepts.names[one[0]]] += one not in known
+        known.update(one for one in found if one[1] is not None)
+        if result.item.kind == "video" and (result.last or result.error is not None):
+            self.videos_finished += 1
+            del self.tracks[result.item.id]
+        self.failed += result.error is not None
+        self.done += result.error is None and result.last
 
-    def _new_labels(self, result: UnitResult) -> Iterator[Label]:
-        """Yield a unit's labels; of a track only the first."""
-        frames: dict[int, list[Candidate]] = {}
-        for candidate in result.candidates:
-            frames.setdefault(candidate.frame, []).append(candidate)
-        for candidates in frames.values():
-            for label in select_labels(candidates, self.concepts):
-                key = (label.class_id, label.track_id)
-                if label.track_id is None or key not in self.tracks:
-                    self.tracks.add(key)
-                    yield label
+
+def labels_in(result: UnitResult, concepts: ConceptList) -> tuple[FoundLabel, ...]:
+    """Return the labels of a unit at the list's thresholds; of each track one."""
+    frames: dict[int, list[Candidate]] = {}
+    for candidate in result.candidates:
+        frames.setdefault(candidate.frame, []).append(candidate)
+    found = [(x.class_id, x.track_id) for some in frames.values() for x in select_labels(some, concepts)]
+    return (*(one for one in found if one[1] is None), *dict.fromkeys(one for one in found if one[1] is not None))

@@ -44,6 +44,14 @@ class Question:
         return class_name in self.boxes or class_name in self.references
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the references of a job come down to, so that they are read and encoded once: by (class, its digest)."""
+
+    tokens: Mapping[tuple[str, str], Tensor]  # [N, D] each
+    crops: Mapping[tuple[str, str], Sequence[canvas.Crop]]
+
+
 class Guide:
     """Puts a run's prompts to a detector, photo by photo. Encodes each reference once, and cuts it up once."""
 
@@ -64,6 +72,22 @@ class Guide:
         guide = Guide(self.detector, ConceptList((concept,)), [replace(examples, concept=concept)])
         guide._tokens, guide._crops = self._tokens, self._crops
         return guide
+
+    def prepare(self) -> Prepared:
+        """Return what all references come down to, in the host's memory."""
+        for examples in (e for e in self.examples if e.references):
+            for reference in examples.references:
+                if examples in self._canvases:
+                    self._cut(examples.concept.name, reference)
+                else:
+                    list(self._encoded(examples.concept.name, [reference]))
+        return Prepared({key: tokens.cpu() for key, tokens in self._tokens.items()}, self._crops)
+
+    def take(self, prepared: Prepared) -> None:
+        """Take over what another guide has prepared, and read no reference image."""
+        self._crops |= {key: list(crops) for key, crops in prepared.crops.items()}
+        device = self.detector.device
+        self._tokens |= {key: tokens.to(device) for key, tokens in prepared.tokens.items()}
 
     def question(self, frame: Frame) -> Question:
         """Return the exemplars for a photo. Raises InputError where its partial labels do not fit it."""

@@ -7,8 +7,8 @@ before it is read from what they have left in the store.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -36,24 +36,89 @@ Track = Callable[[Iterable[Frame], Sequence[Prompt]], Iterator["TrackedFrame"]]
 Detect = Callable[[Sequence[Frame]], Sequence["Detection"]]
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Prompts that are put to a video from frame `start` on; `seen` is what they found in the last frames before it."""
+
+    start: int
+    prompts: tuple[Prompt, ...]
+    seen: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWork:
+    """A video, and all that whoever labels it must know of what the store has of it.
+
+    Tracking needs the passes that are left and the number of the next track; sampling, by frame, the keys of the
+    prompts that frames which are there have not answered.
+    """
+
+    item: MediaItem
+    passes: tuple[Pass, ...] = ()
+    next_track: int = 1
+    missing: Mapping[int, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """The first frame that is labelled."""
+        if self.passes:
+            return self.passes[0].start
+        return min((frame for frame, keys in self.missing.items() if keys), default=max(self.missing, default=-1) + 1)
+
+
+def video_work(store: Store, wanted: Wanted, item: MediaItem, options: LabelOptions) -> VideoWork:
+    """Read from the store how far a video is."""
+    if options.tracks:
+        passes = tuple(_with_past(store, one) for one in _passes(store, wanted, item))
+        return VideoWork(item, passes, store.last_track(item.id) + 1)
+    units = [unit for unit in store.units(item.id) if unit.error is None]
+    return VideoWork(item, missing={unit.frame_start: wanted.missing(store.asked(unit)) for unit in units})
+
+
+def load_tracker(checkpoint: Checkpoint, guide: Guide, options: LabelOptions) -> Tracker | None:
+    """Load what follows objects, where the job does. Raises CheckpointError."""
+    if not options.tracks:
+        return None
+    from sam3label.model.track_rules import Rules
+    from sam3label.model.tracker import Tracker
+
+    rules = Rules.of(options.tracker, options.tracking_extra)
+    return Tracker.load(checkpoint, guide.detector, rules, options.both_ways)
+
+
 def label_videos(
-    store: Store,
     guide: Guide,
-    checkpoint: Checkpoint,
-    videos: Sequence[MediaItem],
+    tracker: Tracker | None,
+    works: Iterable[VideoWork],
     options: LabelOptions,
     tally: JobTally,
     stopped: Callable[[], bool],
 ) -> Iterator[list[UnitResult]]:
-    """Label videos one after the other, until `stopped` says so. Loads what it needs to track when it is called."""
-    if videos and options.tracks:
-        from sam3label.model.track_rules import Rules
-        from sam3label.model.tracker import Tracker
+    """Label videos one after the other, until `stopped` says so. A stop gives up the unit in flight."""
+    for work in works:
+        steps = label_video(guide, tracker, work, options)
+        while True:
+            with tally.stage("video"):
+                step = next(steps, None)
+            if step is None or stopped():
+                break
+            tally.frames += frames_in(step, options)
+            yield step
 
-        rules = Rules.of(options.tracker, options.tracking_extra)
-        tracker = Tracker.load(checkpoint, guide.detector, rules, options.both_ways)
-        return _watched(videos, lambda item: _tracked_on(store, guide, tracker, item, options, tally), tally, stopped)
-    return _watched(videos, lambda item: _sampled_on(store, guide, item, options, tally), tally, stopped)
+
+def label_video(
+    guide: Guide, tracker: Tracker | None, work: VideoWork, options: LabelOptions
+) -> Iterator[list[UnitResult]]:
+    """Yield each step's units, none after most frames."""
+    stamp = _stamp(work.item)
+    steps = _sampled_on(guide, work, options) if tracker is None else _tracked_on(guide, tracker, work, options)
+    for step in steps:
+        yield [replace(result, stamp=stamp) for result in step]
+
+
+def frames_in(step: Sequence[UnitResult], options: LabelOptions) -> int:
+    """Return how many frames a step of `label_video` has labelled: tracked ones come as steps of their own."""
+    return not step if options.tracks else sum(result.error is None for result in step)
 
 
 def frames_to_label(store: Store, wanted: Wanted, videos: Sequence[MediaItem], options: LabelOptions) -> int:
@@ -68,24 +133,6 @@ def frames_to_label(store: Store, wanted: Wanted, videos: Sequence[MediaItem], o
             step = video.frame_rate(item) / options.fps if frames and options.fps else options.every
             left += max(0, round(frames / max(step, 1)) - round(start / max(step, 1)))
     return left
-
-
-def _watched(
-    videos: Sequence[MediaItem],
-    units_of: Callable[[MediaItem], Iterator[list[UnitResult]]],
-    tally: JobTally,
-    stopped: Callable[[], bool],
-) -> Iterator[list[UnitResult]]:
-    """Yield each step's units, stamped, none after most frames. A stop gives up the unit in flight."""
-    for item in videos:
-        tally.tracks.clear()
-        units, stamp = units_of(item), _stamp(item)
-        while True:
-            with tally.stage("video"):
-                step = next(units, None)
-            if step is None or stopped():
-                break
-            yield [replace(result, stamp=stamp) for result in step]
 
 
 def _stamp(item: MediaItem) -> Stamp | None:
@@ -104,6 +151,12 @@ class _Pass:
     before: Unit | None
 
 
+def _with_past(store: Store, one: _Pass) -> Pass:
+    keys = {prompt.key for prompt in one.prompts}
+    seen = store.candidates(one.before) if one.before else ()
+    return Pass(one.start, one.prompts, tuple(c for c in seen if c.prompt in keys and c.frame >= one.start - OVERLAP))
+
+
 def _passes(store: Store, wanted: Wanted, item: MediaItem) -> list[_Pass]:
     """Return what a video is still to be asked: prompts that got equally far go together, the farthest first."""
     units = [unit for unit in store.units(item.id) if unit.error is None]
@@ -119,25 +172,21 @@ def _passes(store: Store, wanted: Wanted, item: MediaItem) -> list[_Pass]:
     return [_Pass(start, tuple(by_start[start]), before.get(start)) for start in sorted(by_start, reverse=True)]
 
 
-def _tracked_on(
-    store: Store, guide: Guide, tracker: Tracker, item: MediaItem, options: LabelOptions, tally: JobTally
-) -> Iterator[list[UnitResult]]:
+def _tracked_on(guide: Guide, tracker: Tracker, work: VideoWork, options: LabelOptions) -> Iterator[list[UnitResult]]:
     """Track a video from where the store has it. Prompts that came later go through it on their own: their tracks get
     the ids after those there are."""
-    next_id = store.last_track(item.id) + 1
-    passes, ask = _passes(store, guide.wanted, item), guide.in_tracking(item)
+    item, next_id, ask = work.item, work.next_track, guide.in_tracking(work.item)
 
     def track(frames: Iterable[Frame], prompts: Sequence[Prompt]) -> Iterator[TrackedFrame]:
         return tracker.track(frames, prompts, ask)
 
-    for number, one in enumerate(passes, 1):
-        keys = {prompt.key for prompt in one.prompts}
-        seen = store.candidates(one.before) if one.before else ()
-        past = past_of([c for c in seen if c.prompt in keys], one.start, next_id)
+    for number, one in enumerate(work.passes, 1):
+        past = past_of(one.seen, one.start, next_id)
         for step in tracked(track, item, one.prompts, options.clip_frames, one.start, past):
-            tally.frames += not step
             next_id = max((next_id, *(c.track_id + 1 for r in step for c in r.candidates if c.track_id is not None)))
-            yield [_placed(result, guide, one.prompts, last=result.last and number == len(passes)) for result in step]
+            yield [
+                _placed(result, guide, one.prompts, last=result.last and number == len(work.passes)) for result in step
+            ]
 
 
 def _placed(result: UnitResult, guide: Guide, prompts: Sequence[Prompt], last: bool) -> UnitResult:
@@ -147,18 +196,14 @@ def _placed(result: UnitResult, guide: Guide, prompts: Sequence[Prompt], last: b
     return replace(result, presence=guide.spread(prompts, result.presence), last=last)
 
 
-def _sampled_on(
-    store: Store, guide: Guide, item: MediaItem, options: LabelOptions, tally: JobTally
-) -> Iterator[list[UnitResult]]:
+def _sampled_on(guide: Guide, work: VideoWork, options: LabelOptions) -> Iterator[list[UnitResult]]:
     """Label samples of a video from the first that the store has not, or has not all answers of."""
-    missing = {u.frame_start: guide.wanted.missing(store.asked(u)) for u in store.units(item.id) if u.error is None}
-    start = min((frame for frame, keys in missing.items() if keys), default=max(missing, default=-1) + 1)
-    frames = video.sampled(item, options.every, options.fps, start)
+    frames = video.sampled(work.item, options.every, options.fps, work.start)
     batch_size = options.batch_size or guide.detector.image_batch
     everything = frozenset(prompt.key for prompt in guide.prompts)
 
     def detect(batch: Sequence[Frame]) -> Sequence[Detection]:
-        asked = [missing.get(frame.index, everything) for frame in batch]
+        asked = [work.missing.get(frame.index, everything) for frame in batch]
         found: dict[int, Detection] = {}
         for keys in dict.fromkeys(asked):
             some = [frame for frame, own in zip(batch, asked, strict=True) if own == keys]
@@ -166,9 +211,7 @@ def _sampled_on(
             found |= {frame.index: one for frame, one in zip(some, answers, strict=True)}
         return [found[frame.index] for frame in batch]
 
-    for step in sampled(detect, item, frames, batch_size, start):
-        tally.frames += sum(result.error is None for result in step)
-        yield step
+    return sampled(detect, work.item, frames, batch_size, work.start)
 
 
 class _Reel:

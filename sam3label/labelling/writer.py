@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Sequence
 
 from sam3label.core.records import UnitResult
 from sam3label.run.store import Store
@@ -18,16 +19,20 @@ class Writer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._queue: queue.Queue[list[UnitResult] | None] = queue.Queue(QUEUED_BATCHES)
+        self._queue: queue.Queue[Sequence[UnitResult] | None] = queue.Queue(QUEUED_BATCHES)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="store-writer", daemon=True)
 
-    def put(self, results: list[UnitResult]) -> None:
+    def put(self, results: Sequence[UnitResult]) -> None:
         """Hand results over. Waits while the queue is full; raises what the thread ran into."""
         if self._error is None:
             self._queue.put(results)
         if self._error is not None:
             raise self._error
+
+    def settle(self) -> None:
+        """Wait until what was handed over is committed."""
+        self._queue.join()
 
     def __enter__(self) -> Writer:
         self._thread.start()
@@ -43,24 +48,27 @@ class Writer:
         """Commit what comes together as one transaction. After an error only drain."""
         last = False
         while not last:
-            results, last = self._gather()
+            results, taken, last = self._gather()
             if results and self._error is None:
                 try:
                     self._store.write(results)
                 except BaseException as error:
                     self._error = error
+            for _ in range(taken):
+                self._queue.task_done()
 
-    def _gather(self) -> tuple[list[UnitResult], bool]:
-        """Return the next batch and what follows it within COMMIT_SECONDS; True with the last."""
+    def _gather(self) -> tuple[list[UnitResult], int, bool]:
+        """Return the next batch and what follows it within COMMIT_SECONDS; how much was taken, and if that was all."""
         results: list[UnitResult] = []
-        batch = self._queue.get()
+        batch, taken = self._queue.get(), 1
         deadline = time.monotonic() + COMMIT_SECONDS
         while batch is not None:
             results += batch
             if (left := deadline - time.monotonic()) <= 0:
-                return results, False
+                return results, taken, False
             try:
                 batch = self._queue.get(timeout=left)
             except queue.Empty:
-                return results, False
-        return results, True
+                return results, taken, False
+            taken += 1
+        return results, taken, True

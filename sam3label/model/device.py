@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sam3label.core.records import Processor
 from sam3label.errors import ConfigError
 
 
@@ -134,3 +136,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def processor_of(device: torch.device) -> Processor:
+    """Return this machine's name, and the device with the model it is of."""
+    return Processor(platform.node(), str(device), _kind(device))
+
+
+def _kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        named = ""
+    return named or platform.processor() or platform.machine()

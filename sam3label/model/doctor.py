@@ -37,6 +37,7 @@ def examine(model: str) -> list[Check]:
         _checkpoint("demo", "demo checkpoint"),
         _checkpoint(model, "checkpoint"),
         _extra("fiftyone", "review", "review in FiftyOne"),
+        _extra("ray", "ray", "several GPUs or machines"),
     ]
 
 
@@ -45,7 +46,9 @@ def _device() -> Check:
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return Check("device", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+        cards = torch.cuda.device_count()
+        more = f"; {cards} GPUs in all: run --gpus all uses them" if cards > 1 else ""
+        return Check("device", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free{more}")
     if torch.backends.mps.is_available():
         return Check("device", "Apple GPU (mps)")
     return Check("device", "CPU only", "the full model takes several seconds per image without a GPU")

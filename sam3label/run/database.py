@@ -46,6 +46,9 @@ CREATE TABLE questions (              -- what units were asked: few, shared by m
 CREATE TABLE items (                  -- photos and videos; size, mtime_ns and digest are NULL where unknown
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, root TEXT NOT NULL, path TEXT NOT NULL,
     size INTEGER, mtime_ns INTEGER, digest TEXT) WITHOUT ROWID;
+CREATE TABLE processors (             -- what computed units: a device of a machine
+    id INTEGER PRIMARY KEY, host TEXT NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,
+    UNIQUE (host, device, kind));
 CREATE TABLE units (
     id INTEGER PRIMARY KEY,
     item_id TEXT NOT NULL REFERENCES items(id),
@@ -56,6 +59,7 @@ CREATE TABLE units (
     question INTEGER REFERENCES questions(id),
     presence BLOB,                    -- float32 [frames, prompts of the question], little-endian
     last INTEGER NOT NULL,            -- 0: a part of a video after which more is to come
+    processor INTEGER REFERENCES processors(id),  -- NULL where unknown
     UNIQUE (item_id, frame_start));
 CREATE TABLE candidates (
     unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,

@@ -1,6 +1,7 @@
 """Stores of earlier versions, brought forward: one transaction, and a copy of what was there kept beside.
 
-Format 1 (0.1, never released) asked every unit the same prompts and knew no photo's content.
+Format 1 (0.1, never released) asked every unit the same prompts and knew no photo's content; format 2 did not know
+what computed a unit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from sam3label.errors import StoreError
 from sam3label.run.store_errors import DATABASE, DamagedStoreError
 
-FORMAT = 2
+FORMAT = 3
 _EXEMPLARS = "exemplars of "  # how format 1 named a class's exemplars in the fingerprint
 
 
@@ -59,8 +60,11 @@ def upgrade(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA legacy_alter_table = ON")  # renaming a table leaves others' references to its name alone
     with db:
         db.execute("BEGIN IMMEDIATE")
-        if json.loads(db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0]) == 1:
+        found = json.loads(db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()[0])
+        if found < 2:
             _to_2(db)
+        if found < 3:
+            _to_3(db)
         if db.execute("PRAGMA foreign_key_check").fetchone():
             raise sqlite3.DatabaseError("malformed: rows point to rows that are not there")
     db.execute("PRAGMA legacy_alter_table = OFF")
@@ -112,6 +116,15 @@ def _to_2(db: sqlite3.Connection) -> None:
         "INSERT OR REPLACE INTO meta VALUES (?, ?)",
         [("fingerprint", json.dumps(fingerprint)), ("exemplars", json.dumps(guides)), ("format", json.dumps(2))],
     )
+
+
+def _to_3(db: sqlite3.Connection) -> None:
+    db.execute(
+        "CREATE TABLE processors (id INTEGER PRIMARY KEY, host TEXT NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,"
+        " UNIQUE (host, device, kind))"
+    )
+    db.execute("ALTER TABLE units ADD COLUMN processor INTEGER REFERENCES processors(id)")
+    db.execute("UPDATE meta SET value = '3' WHERE key = 'format'")
 
 
 def share_questions(db: sqlite3.Connection, guides: dict[str, str]) -> None:

@@ -12,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.concepts.concept_list import parse_concepts
-from sam3label.core.records import Candidate, ConceptList, Correction, LabeledImage, MediaItem, Stamp, Verdict, Verify
+from sam3label.core.records import (
+    Candidate,
+    ConceptList,
+    Correction,
+    LabeledImage,
+    MediaItem,
+    Processor,
+    Stamp,
+    Verdict,
+    Verify,
+)
 from sam3label.core.stamps import is_unchanged
 from sam3label.core.text import count
 from sam3label.errors import ConfigError
@@ -136,6 +146,10 @@ class Run:
 
     def totals(self) -> Totals:
         return self._store.totals()
+
+    def processors(self) -> list[tuple[Processor, int]]:
+        """Return what computed the run, and how many units each device did; the busiest first."""
+        return self._store.processors()
 
     def failures(self) -> list[tuple[str, str]]:
         """Return (item id, reason) of everything that could not be labelled, or not asked what came later."""

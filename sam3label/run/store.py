@@ -26,6 +26,7 @@ from sam3label.core.records import (
     Candidate,
     Correction,
     MediaItem,
+    Processor,
     Prompt,
     Rle,
     Source,
@@ -88,6 +89,8 @@ class Store:
         self.folder = folder
         self._opened, self._db = opened, opened.db
         self._ids: dict[str, int] = {}  # identity -> id
+        self._processors: dict[Processor, int] = {}
+        self._questions: dict[tuple[int, ...], int] = {}  # by the prompts' ids, with the guides that count now
         self._asked: dict[int, tuple[Asked, tuple[int, ...]]] = {}  # question -> what, and the prompts' ids
         self.guides: dict[str, str] = self.meta("exemplars") or {}  # class -> digest of its exemplars
         known = self._read_prompts()
@@ -217,6 +220,7 @@ class Store:
                     )  # fmt: skip
         self.prompts = tuple(prompts)
         self.guides = self.meta("exemplars") or {}
+        self._questions.clear()
         self._number()
 
     def _write_notes(self, notes: Mapping[str, Any]) -> None:
@@ -232,9 +236,14 @@ class Store:
         A unit that failed before is replaced. One that is there gets the answers to the prompts it was asked now
         beside those it has; where these could not be asked, it keeps what it has and the reason.
         """
-        with in_words(self.folder), self._db:
-            for result in results:
-                self._write_unit(result)
+        try:
+            with in_words(self.folder), self._db:
+                for result in results:
+                    self._write_unit(result)
+        except BaseException:
+            self._questions.clear()  # their rows went with the transaction
+            self._processors.clear()
+            raise
 
     def _write_unit(self, result: UnitResult) -> None:
         self._write_item(result.item, result.stamp)
@@ -248,7 +257,10 @@ class Store:
         if row is None:
             # what failed before goes, and with it its candidates (ON DELETE CASCADE)
             self._db.execute("DELETE FROM units WHERE item_id = ? AND error IS NOT NULL", (result.item.id,))
-        self._write_candidates(result, self._merged(result, row))
+        unit_id = self._merged(result, row)
+        if row is not None:
+            self._drop_answered(result, unit_id)
+        self._write_candidates(result, unit_id)
 
     def _write_item(self, item: MediaItem, stamp: Stamp | None) -> None:
         self._db.execute(
@@ -267,46 +279,78 @@ class Store:
         item, (height, width) = result.item, result.size_hw or (None, None)
         if row is None:
             unit_id = self._db.execute(
-                "INSERT INTO units (item_id, frame_start, frame_stop, height, width, error, last)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (item.id, result.frame_start, result.frame_stop, height, width, result.error, result.last),
+                "INSERT INTO units (item_id, frame_start, frame_stop, height, width, error, last, processor)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    item.id,
+                    result.frame_start,
+                    result.frame_stop,
+                    height,
+                    width,
+                    result.error,
+                    result.last,
+                    self._processor(result.processor),
+                ),
             ).lastrowid
             assert unit_id is not None
             columns: dict[int, npt.NDArray[np.float32]] = {}
         else:
             unit_id, columns = row[0], self._columns(row[1], row[2], result.frame_stop - result.frame_start)
         if result.error is None:
-            columns |= {id_: column for id_, column in self._new_columns(result) if not np.isnan(column).all()}
+            columns |= self._new_columns(result)
             blob = np.stack([columns[id_] for id_ in sorted(columns)], axis=1).astype("<f4") if columns else None
             self._db.execute(
-                "UPDATE units SET question = ?, presence = ?, trouble = NULL, last = max(last, ?) WHERE id = ?",
-                (self._question(sorted(columns)), None if blob is None else blob.tobytes(), result.last, unit_id),
+                "UPDATE units SET question = ?, presence = ?, trouble = NULL, last = max(last, ?), processor = ?"
+                " WHERE id = ?",
+                (
+                    self._question(tuple(sorted(columns))),
+                    None if blob is None else blob.tobytes(),
+                    result.last,
+                    self._processor(result.processor),
+                    unit_id,
+                ),
             )
         return unit_id
 
-    def _new_columns(self, result: UnitResult) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        if result.presence is not None:
-            ids = [self._ids[prompt.identity] for prompt in self.prompts]
-            yield from zip(ids, result.presence.astype(np.float32).T, strict=True)
+    def _new_columns(self, result: UnitResult) -> dict[int, npt.NDArray[np.float32]]:
+        """Return a unit's presences [F] by the id of the prompt; without prompts that it was not asked."""
+        if result.presence is None:
+            return {}
+        asked = np.logical_not(np.isnan(result.presence).all(axis=0)).tolist()
+        by_id = zip(self._place, result.presence.astype(np.float32).T, asked, strict=True)
+        return {id_: column for id_, column, is_asked in by_id if is_asked}
 
     def _columns(self, question: int | None, blob: bytes | None, frames: int) -> dict[int, npt.NDArray[np.float32]]:
         ids = () if question is None else self._read_question(question)[1]
         values = np.frombuffer(blob or b"", dtype="<f4").reshape(frames, len(ids))
         return dict(zip(ids, values.T, strict=True))
 
-    def _question(self, ids: Sequence[int]) -> int:
-        values = json.dumps(ids), json.dumps(self.guides, sort_keys=True)
-        self._db.execute("INSERT OR IGNORE INTO questions (prompts, guides) VALUES (?, ?)", values)
-        row = self._db.execute("SELECT id FROM questions WHERE prompts = ? AND guides = ?", values).fetchone()
-        return int(row[0])
+    def _question(self, ids: tuple[int, ...]) -> int:
+        if ids not in self._questions:
+            values = json.dumps(ids), json.dumps(self.guides, sort_keys=True)
+            self._db.execute("INSERT OR IGNORE INTO questions (prompts, guides) VALUES (?, ?)", values)
+            row = self._db.execute("SELECT id FROM questions WHERE prompts = ? AND guides = ?", values).fetchone()
+            self._questions[ids] = int(row[0])
+        return self._questions[ids]
 
-    def _write_candidates(self, result: UnitResult, unit_id: int) -> None:
+    def _processor(self, processor: Processor | None) -> int | None:
+        if processor is not None and processor not in self._processors:
+            values = processor.host, processor.device, processor.kind
+            self._db.execute("INSERT OR IGNORE INTO processors (host, device, kind) VALUES (?, ?, ?)", values)
+            query = "SELECT id FROM processors WHERE host = ? AND device = ? AND kind = ?"
+            self._processors[processor] = int(self._db.execute(query, values).fetchone()[0])
+        return None if processor is None else self._processors[processor]
+
+    def _drop_answered(self, result: UnitResult, unit_id: int) -> None:
+        """Drop a unit's candidates for the prompts that it has now answered anew."""
         own = {p.key: self._ids[p.identity] for p in self.prompts}
-        answered = {id_ for id_, column in self._new_columns(result) if not np.isnan(column).all()}
-        answered |= {own[c.prompt] for c in result.candidates}
+        answered = {*self._new_columns(result), *(own[c.prompt] for c in result.candidates)}
         self._db.executemany(
             "DELETE FROM candidates WHERE unit_id = ? AND prompt = ?", [(unit_id, id_) for id_ in answered]
         )
+
+    def _write_candidates(self, result: UnitResult, unit_id: int) -> None:
+        own = {p.key: self._ids[p.identity] for p in self.prompts}
         self._db.executemany(
             "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -398,6 +442,15 @@ class Store:
         """Return ids of images and videos that are done. Failed ones are not: the next run tries them again."""
         with reading(self.folder):
             return {row[0] for row in self._rows("SELECT item_id FROM units WHERE error IS NULL AND last")}
+
+    def processors(self) -> list[tuple[Processor, int]]:
+        """Return what computed the run's units, and how many each did; the busiest first."""
+        with reading(self.folder):
+            rows = self._rows(
+                "SELECT host, device, kind, count(*) FROM units JOIN processors ON processors.id = processor"
+                " GROUP BY processors.id ORDER BY count(*) DESC, host, device"
+            )
+            return [(Processor(str(host), str(device), str(kind)), int(units)) for host, device, kind, units in rows]
 
     def last_track(self, item_id: str) -> int:
         """Return the highest track id of a video so far; 0 for none."""

@@ -56,6 +56,7 @@ class Preview:
     page: Path
     exemplars: Path | None  # the exemplars as they are used; None when there are none
     messages: tuple[str, ...]  # what the run says of them: cost and trust
+    gpus: int = 1  # of this machine, of which one was measured
 
 
 def preview(
@@ -124,6 +125,7 @@ def preview(
         page=_write_page(folder),
         exemplars=exemplars,
         messages=(*messages, *([said] if (said := lettering.notice(concepts.names)) else [])),
+        gpus=_gpus(),
     )
 
 
@@ -209,6 +211,12 @@ def _peak_memory() -> tuple[int, str]:
         return 0, "memory"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "memory"
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def _empty(run_folder: Path) -> int:

@@ -63,7 +63,7 @@ def test_the_store_as_it_was_stays_beside(old: Path) -> None:
     dump = "SELECT * FROM units"
     (old.parent / "was.sqlite").write_bytes(OLD)
     assert raw(kept, dump) == raw(old.parent / "was.sqlite", dump)
-    assert raw(old / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [("2",)]
+    assert raw(old / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [(str(migrate.FORMAT),)]
 
 
 def test_a_migration_that_is_killed_leaves_the_store_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

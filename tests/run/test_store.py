@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.builders import candidate, phrase_prompts, rectangle, unit
 
-from sam3label.core.records import Correction
+from sam3label.core.records import Correction, Processor
 from sam3label.errors import StoreError
 from sam3label.run import database
 from sam3label.run.store import DATABASE, Store
@@ -51,6 +51,15 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
         assert store.unit("a.jpg") == a
         assert store.unit("a.jpg", frame=1) is None
         assert store.prompts == tuple(PROMPTS)
+
+
+def test_what_computed_a_unit_is_kept_and_a_unit_asked_more_names_the_last(tmp_path: Path) -> None:
+    one, other = Processor("node-a", "cuda:0", "H100"), Processor("node-b", "cuda:0", "A100")
+    with open_writer(tmp_path) as store:
+        store.write([unit(f"{n}.jpg", prompts=2, processor=one) for n in range(3)])
+        store.write([unit("3.jpg", prompts=2), unit("2.jpg", *two_candidates("2.jpg"), prompts=2, processor=other)])
+    with Store.open(tmp_path) as store:
+        assert store.processors() == [(one, 2), (other, 1)]
 
 
 def test_a_failed_unit_is_replaced_with_its_candidates(tmp_path: Path) -> None:
@@ -164,7 +173,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
         Store.open(tmp_path / "junk")
     with open_writer(tmp_path / "old") as store:
         store.set_meta("format", 99)
-    with pytest.raises(StoreError, match="newer version of sam3label .format 99; this one reads up to 2.. Update"):
+    with pytest.raises(StoreError, match="newer version of sam3label .format 99; this one reads up to 3.. Update"):
         Store.open(tmp_path / "old")
 
 

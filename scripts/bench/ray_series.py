@@ -1,0 +1,144 @@
+"""A run on a real Ray cluster of three nodes on this machine, disturbed in every way, against one of one process.
+
+    python scripts/bench/ray_series.py [--photos 600] [--seconds 6] [--seed 0]
+
+The demo checkpoint labels synthetic photos and two videos with CPU actors. Twice: undisturbed; and while a worker is
+killed by SIGKILL every few seconds, a node is removed, one is added, and the driver is killed and the command repeated.
+Both stores are compared with that of one process on one thread, row for row: ids, scores, presences, masks. Prints what
+happened, and leaves with 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import psutil
+
+from sam3label.demo.films import write_films
+from sam3label.demo.shapes import make_scene
+from sam3label.errors import StoreError
+from sam3label.run.store import Store
+
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+
+
+def rows(out: Path) -> Iterator[tuple[Any, ...]]:
+    """Everything a run holds but what computed it, by item."""
+    with Store.open(out) as store:
+        for u in store.units():
+            values = u.item, u.frame_start, u.frame_stop, u.size_hw, u.error
+            yield (*values, store.presence(u).tobytes(), store.candidates(u))
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is in one run only, and what is not equal."""
+    left, right = ({(row[0].id, row[1]): row for row in rows(out)} for out in (one, other))
+    return [
+        f"{key}: {'other values' if key in left and key in right else 'in one run only'}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+
+
+def labelled(out: Path) -> int:
+    """Units that are committed."""
+    try:
+        with Store.open(out) as store:
+            return store.totals().done
+    except StoreError:
+        return 0
+
+
+def command(place: Path, out: Path, *ray: str) -> list[str]:
+    arguments = ["run", str(place / "media"), "-p", "circle", "-p", "star", "-o", str(out), "--model", "demo"]
+    return [sys.executable, "-m", "sam3label", *arguments, "--device", "cpu", "--clip-frames", "24", "--quiet", *ray]
+
+
+def actors() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::ModelActor" in " ".join(p.info["cmdline"] or ())]
+
+
+def disturbed(start: Sequence[str], out: Path, cluster: Any, seconds: float, chance: random.Random) -> dict[str, int]:
+    """Run to the end, killing workers, taking nodes away and bringing others, and killing the driver once."""
+    happened = dict.fromkeys(("workers killed", "drivers killed", "nodes removed", "nodes added"), 0)
+    process = subprocess.Popen(start)
+    units = 0
+    while process.poll() is None:
+        time.sleep(seconds * chance.uniform(0.5, 1.5))
+        if alive := actors():
+            chance.choice(alive).kill()
+            happened["workers killed"] += 1
+        now = labelled(out)
+        if now > 10 and not happened["nodes removed"]:
+            cluster.remove_node(next(n for n in cluster.list_all_nodes() if n is not cluster.head_node))
+            happened["nodes removed"] = 1
+        elif happened["nodes removed"] and not happened["nodes added"] and now > units:
+            cluster.add_node(**NODE)
+            happened["nodes added"] = 1
+        elif happened["nodes added"] and not happened["drivers killed"] and now > units:
+            process.kill()
+            process.wait()
+            happened["drivers killed"] = 1
+            process = subprocess.Popen(start)
+        units = now
+    if process.returncode:
+        raise SystemExit(f"the run ended with {process.returncode}")
+    return happened
+
+
+def series(place: Path, photos: int, seconds: float, seed: int) -> list[str]:
+    """Run alone, on the calm cluster and on the disturbed one, and return what differs."""
+    from ray.cluster_utils import Cluster
+
+    (place / "media").mkdir()
+    for n in range(photos):
+        cv2.imwrite(str(place / "media" / f"{n:04d}.jpg"), make_scene(n, (240, 320)).image[:, :, ::-1])
+    write_films(place / "media" / "films", 2, 90_000)
+    timed(command(place, place / "alone", "--workers", "0"), "one process, one thread")
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    for _ in range(2):
+        cluster.add_node(**NODE)
+    on_ray = ("--ray", cluster.address, "--replicas", "3", "--workers", "1")
+    try:
+        timed(command(place, place / "calm", *on_ray), "three workers on three nodes")
+        start = command(place, place / "disturbed", *on_ray)
+        print(disturbed(start, place / "disturbed", cluster, seconds, random.Random(seed)), flush=True)
+    finally:
+        cluster.shutdown()
+    with Store.open(place / "disturbed") as store:
+        print(f"{store.totals()} in the disturbed run", flush=True)
+    return [f"{name}: {line}" for name in ("calm", "disturbed") for line in differences(place / "alone", place / name)]
+
+
+def timed(start: Sequence[str], what: str) -> None:
+    began = time.monotonic()
+    subprocess.run(start, check=True)
+    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=600)
+    parser.add_argument("--seconds", type=float, default=6.0, help="between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    with tempfile.TemporaryDirectory() as place:
+        different = series(Path(place), chosen.photos, chosen.seconds, chosen.seed)
+    print(f"{len(different)} differences")
+    print("\n".join(different[:20]))
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""A run on a real Ray cluster of three nodes: the store of one process, whatever dies, hangs, leaves or joins."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+from support.runs import rows
+from support.videofiles import clip_pixels, write_video
+from typer.testing import CliRunner
+
+from sam3label.cli import app
+from sam3label.concepts.concept_list import parse_concepts
+from sam3label.core.records import MediaItem, Stamp
+from sam3label.core.stamps import stamp_of
+from sam3label.errors import CheckpointError, ConfigError, ExtraMissingError, Sam3LabelError
+from sam3label.labelling import job
+from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.workers import ray_cluster
+from sam3label.labelling.workers.node_checkpoint import (
+    CheckpointSource,
+    MissingCheckpointError,
+    files_of,
+    on_this_node,
+    pieces_of,
+)
+from sam3label.labelling.workers.replica import greet
+from sam3label.run.store import Store
+
+ray = pytest.importorskip("ray")
+
+CONCEPTS = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.3}\nconcepts: {dog: {prompts: [dog, puppy]}}")
+POISON = "007.jpg"
+NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+# Ray's own: what it leaves open, and what it says of environments without accelerators
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 small photos, and a video of 40 frames."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for n in range(48):
+        cv2.imwrite(str(folder / f"{n:03d}.jpg"), cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60)))
+    write_video(folder / "walk.mp4", clip_pixels(40))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, on one thread as Ray's CPU workers are."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "alone"
+    label(photos, out, tiny_checkpoint)
+    torch.set_num_threads(before)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of one core on this machine, whose decoder aborts on one file, and this process joined to them."""
+    from ray.cluster_utils import Cluster
+
+    added = {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "support" / "poison"), *sys.path]),
+        "SAM3LABEL_POISON": f"poisoned/{POISON}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in added.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args=NODE)
+        made.add_node(**NODE)
+        made.add_node(**NODE)
+        ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+def label(photos: Path, out: Path, checkpoint: Path, **options: Any) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    chosen = {"model": str(checkpoint), "workers": 0, "floor": 0.2, "clip_frames": 16, "device": "cpu", **options}
+    stop = chosen.pop("stop", None)
+    follow = chosen.pop("on_progress", lambda _: None)
+    summary = job.label(
+        [photos], CONCEPTS, out, LabelOptions(**chosen), on_progress=follow, on_message=said.append, stop=stop
+    )
+    return summary, said
+
+
+def on_cluster(photos: Path, out: Path, checkpoint: Path, **options: Any) -> tuple[Any, list[str]]:
+    return label(photos, out, checkpoint, **{"ray": "auto", "replicas": 3, "workers": 1, **options})
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of the workers: Ray names them after the class."""
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::ModelActor" in " ".join(p.info["cmdline"] or ())]
+
+
+# ---- the same store
+
+
+def test_three_workers_that_are_killed_on_nodes_that_come_and_go_give_the_store_of_one(
+    photos: Path, alone: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    happened: list[str] = []
+
+    def disturb(progress: Any) -> None:
+        if progress.finished >= 8 and "kill" not in happened:
+            happened.append("kill")
+            actors()[0].kill()
+        if progress.finished >= 24 and "leave" not in happened:
+            happened.append("leave")
+            cluster.remove_node(next(n for n in cluster.list_all_nodes() if n is not cluster.head_node))
+        elif progress.finished >= 30 and "join" not in happened:
+            happened.append("join")
+            cluster.add_node(**NODE)
+
+    summary, said = on_cluster(photos, tmp_path / "run", tiny_checkpoint, on_progress=disturb)
+    assert happened == ["kill", "leave", "join"]
+    assert (summary.progress.done, summary.progress.failed, summary.interrupted) == (49, 0, False)
+    assert rows(tmp_path / "run") == rows(alone)
+    assert any("died" in line for line in said), said
+    with Store.open(tmp_path / "run") as store:
+        ((processor, units),) = store.processors()
+        assert units == store.totals().done and processor.device == "cpu" and processor.kind
+    assert len(summary.progress.workers) == 3 and sum(w.steps for w in summary.progress.workers) >= 88
+
+
+def test_a_photo_that_takes_workers_down_is_one_failed_unit(
+    photos: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "poisoned"
+    bad.mkdir()
+    for n in range(12):
+        (bad / f"{n:03d}.jpg").write_bytes((photos / f"{n:03d}.jpg").read_bytes())
+    summary, _ = on_cluster(bad, tmp_path / "run", tiny_checkpoint, replicas=2)
+    assert (summary.progress.done, summary.progress.failed) == (11, 1)
+    ((name, reason),) = summary.failures
+    assert name == POISON
+    assert reason.startswith("the worker that labelled it died 3 times (")
+
+
+def test_a_worker_that_hangs_is_noticed_and_a_stop_commits_what_is_in_flight(
+    photos: Path, alone: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "LEAST_PATIENCE", 4.0)
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 0)
+    monkeypatch.setattr(ray_cluster, "LOOK_AROUND", 1.0)
+    stop, frozen = threading.Event(), list[psutil.Process]()
+
+    def freeze(progress: Any) -> None:
+        if progress.finished >= 8 and not frozen:
+            frozen.append(actors()[0])
+            frozen[0].suspend()
+        if progress.finished >= 24:
+            stop.set()
+
+    photos_only = {"video": "off", "replicas": 2, "on_progress": freeze}
+    summary, said = on_cluster(photos, tmp_path / "run", tiny_checkpoint, stop=stop, **photos_only)
+    assert summary.interrupted and frozen
+    held = rows(tmp_path / "run")
+    assert len(held) == summary.progress.done >= 24
+    assert all(row in rows(alone) for row in held)
+    summary, more = on_cluster(photos, tmp_path / "run", tiny_checkpoint, video="off", replicas=2)
+    assert rows(tmp_path / "run") == [row for row in rows(alone) if row[0].kind == "image"]
+    assert not frozen[0].is_running() or any("no answer for" in line for line in (*said, *more))
+
+
+# ---- this machine alone, from the command line
+
+
+def start(photos: Path, out: Path, checkpoint: Path) -> subprocess.Popen[str]:
+    arguments = ["run", str(photos), "-p", "cat", "-o", str(out), "--model", str(checkpoint), "--device", "cpu"]
+    arguments += ["--ray", "local", "--replicas", "2", "--video", "off", "--batch-size", "1"]
+    command = [sys.executable, "-m", "sam3label", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_units(out: Path, process: subprocess.Popen[str], more_than: int) -> None:
+    while process.poll() is None:
+        try:
+            with Store.open(out) as store:
+                if store.totals().done > more_than:
+                    return
+        except Sam3LabelError:
+            pass
+        time.sleep(0.05)
+
+
+def test_when_the_driver_dies_its_workers_end_and_ctrl_c_can_be_continued(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(photos, out, tiny_checkpoint)
+    wait_for_units(out, process, 0)
+    assert process.poll() is None, process.communicate()[0]
+    workers = actors()
+    assert len(workers) >= 1
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
+    process = start(photos, out, tiny_checkpoint)
+    with Store.open(out) as store:
+        before = store.totals().done
+    wait_for_units(out, process, before)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode in (0, 130), output
+    assert "Traceback" not in output
+    with Store.open(out) as store:
+        assert store.totals().done > before
+
+
+# ---- what is said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ray": "ray://host:10001"}, "is not local, auto or the HOST:PORT"),
+        ({"replicas": 2}, "replicas: goes with ray"),
+        ({"ray": "local", "replicas": 0}, "replicas: 0 is not a whole number from 1 on"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LabelOptions(**options)
+
+
+def test_gpus_stands_for_ray_here(photos: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["run", str(photos), "-p", "cat", "-o", str(tmp_path / "r"), *arguments])
+        return result.exit_code, result.output
+
+    assert run("--gpus", "some")[0] == 2
+    assert run("--gpus", "2", "--ray", "auto")[0] == 2
+    code, output = run("--gpus", "all", "--device", "cpu")
+    assert code == 2 and "goes without" in output
+
+
+def test_without_ray_there_is_one_sentence(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "find_spec", lambda _: None)
+    with pytest.raises(ExtraMissingError, match=r"several GPUs or machines needs .*pip install 'sam3label\[ray\]'"):
+        label(photos, tmp_path / "run", tiny_checkpoint, ray="local", replicas=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_node_that_cannot_label_says_why(photos: Path) -> None:
+    from importlib.metadata import version
+
+    first = MediaItem("000.jpg", str(photos / "000.jpg"))
+    stamp = stamp_of(first)
+    assert greet(first, stamp, version("sam3label")).problem == ""
+    assert "install the same version on every node" in greet(first, stamp, "9.9").problem
+    elsewhere = MediaItem("000.jpg", "/not/mounted/here/000.jpg")
+    assert "cannot read /not/mounted/here/000.jpg" in greet(elsewhere, stamp, version("sam3label")).problem
+    other = Stamp(1, 1, "0" * 32)
+    assert f"has another file at {photos}/000.jpg" in greet(first, other, version("sam3label")).problem
+
+
+def test_a_run_folder_on_a_network_file_system_is_said(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "network_of", lambda _: "nfs4")
+    _, said = label(photos, tmp_path / "run", tiny_checkpoint, limit=1)
+    (sentence,) = (line for line in said if "network file system" in line)
+    assert "(nfs4), where SQLite's write-ahead log is not safe: the run keeps a rollback journal" in sentence
+
+
+# ---- the checkpoint on a node
+
+
+def test_a_checkpoint_is_shipped_once_to_a_node_that_has_none(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sam3label.model.checkpoint import resolve
+
+    monkeypatch.setattr("sam3label.model.identity.cache_folder", lambda: tmp_path / "cache")
+    whole = resolve(str(tiny_checkpoint))
+    source = CheckpointSource.of(str(tiny_checkpoint), None, whole)
+    assert on_this_node(source).folder == whole.folder
+    absent = CheckpointSource("", None, "/not/here", whole.identity)
+    with pytest.raises(MissingCheckpointError):
+        on_this_node(absent)
+    parts = [(path.name, list(pieces_of(path))) for path in files_of(tiny_checkpoint)]
+    shipped = on_this_node(absent, parts)
+    assert shipped.identity == whole.identity and shipped.folder.is_relative_to(tmp_path / "cache")
+    assert on_this_node(absent).folder == shipped.folder
+    other = CheckpointSource("", None, "/not/here", "sha256:" + "0" * 64)
+    with pytest.raises(CheckpointError, match="came to this node damaged"):
+        on_this_node(other, parts)
