@@ -14,7 +14,9 @@ without Ray, each on one thread and each half of the photos.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -103,6 +105,35 @@ class InstantActor:
         return Answered(results, [labels for _, labels in chosen])
 
 
+def parts(photos: int) -> None:
+    """Print the driver's CPU time by part, without Ray: reading answers, counting labels, committing."""
+    actor, concepts = InstantActor(), concepts_from(NAMES)
+    actor.load(Assignment(concepts, (), LabelOptions(model="demo")))
+    items = [MediaItem(f"{n:07d}.jpg", f"/photos/{n:07d}.jpg", root="/photos") for n in range(photos)]
+    prompts = Wanted.of(concepts, {}).prompts
+    batches = batches_of(items, dict.fromkeys((i.id for i in items), frozenset(p.key for p in prompts)), 16)
+    sent = [pickle.dumps(actor.label([batch], {}), protocol=5) for batch in batches]
+    times = [time.process_time()]
+    answers = [answered for one in sent for answered in pickle.loads(one).answers]
+    times.append(time.process_time())
+    tally = JobTally(concepts, photos)
+    for answer in answers:
+        for result, labels in zip(answer.results, answer.labels, strict=True):
+            tally.count(result, labels)
+    times.append(time.process_time())
+    with tempfile.TemporaryDirectory() as place, Store.writer(Path(place) / "run", prompts, {"floor": 0.1}) as store:
+        for start in range(0, len(answers), 64):
+            store.write([result for answer in answers[start : start + 64] for result in answer.results])
+        times.append(time.process_time())
+        size = (Path(place) / "run" / "run.sqlite").stat().st_size
+    reading, counting, writing = (1e6 * (b - a) / photos for a, b in itertools.pairwise(times))
+    print(
+        f"CPU a photo, without Ray: {reading:.0f} us to read answers of {sum(map(len, sent)) / photos / 1000:.1f} kB, "
+        f"{counting:.0f} us to count labels, {writing:.0f} us to commit {size / photos / 1000:.1f} kB: "
+        f"{1e6 / (reading + counting + writing):.0f} photos/s for a core of its own"
+    )
+
+
 def ceiling(photos: int, replicas: int) -> None:
     """Print what the driver does with answers that take no time."""
     ray_cluster.ModelActor = InstantActor  # type: ignore[assignment, misc]
@@ -184,6 +215,7 @@ def main() -> None:
     if chosen.scaling:
         scaling(chosen.photos or 120)
     else:
+        parts(min(chosen.photos or 20_000, 4_000))
         ceiling(chosen.photos or 20_000, chosen.replicas)
 
 
