@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ from support.videofiles import clip_pixels, write_video
 from typer.testing import CliRunner
 
 from sam3label.cli import app
-from sam3label.concepts.concept_list import parse_concepts
+from sam3label.concepts.concept_list import load_concepts, parse_concepts
 from sam3label.core.records import MediaItem, Stamp
 from sam3label.core.stamps import stamp_of
 from sam3label.errors import CheckpointError, ConfigError, ExtraMissingError, Sam3LabelError
@@ -105,7 +106,13 @@ def label(photos: Path, out: Path, checkpoint: Path, **options: Any) -> tuple[An
     stop = chosen.pop("stop", None)
     follow = chosen.pop("on_progress", lambda _: None)
     summary = job.label(
-        [photos], CONCEPTS, out, LabelOptions(**chosen), on_progress=follow, on_message=said.append, stop=stop
+        [photos],
+        chosen.pop("concepts", CONCEPTS),
+        out,
+        LabelOptions(**chosen),
+        on_progress=follow,
+        on_message=said.append,
+        stop=stop,
     )
     return summary, said
 
@@ -187,6 +194,34 @@ def test_a_worker_that_hangs_is_noticed_and_a_stop_commits_what_is_in_flight(
     summary, more = on_cluster(photos, tmp_path / "run", tiny_checkpoint, video="off", replicas=2)
     assert rows(tmp_path / "run") == [row for row in rows(alone) if row[0].kind == "image"]
     assert not frozen[0].is_running() or any("no answer for" in line for line in (*said, *more))
+
+
+def test_references_are_read_by_one_worker_and_serve_all(
+    photos: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    (tmp_path / "refs").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "refs" / f"{name}.jpg").write_bytes((photos / f"04{'ab'.index(name)}.jpg").read_bytes())
+    images = [{"id": i, "file_name": f"{name}.jpg", "width": 80, "height": 60} for i, name in enumerate("ab")]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [10, 5, 20, 30]} for i in range(2)]
+    truth = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "bolt"}]}
+    (tmp_path / "refs" / "labels.json").write_text(json.dumps(truth))
+    how = {"canvas": "exemplars: refs", "tokens": "exemplars: {references: refs, mode: tokens}"}
+    (tmp_path / "photos").mkdir()
+    for n in range(8):
+        (tmp_path / "photos" / f"{n}.jpg").write_bytes((photos / f"{n:03d}.jpg").read_bytes())
+    torch.set_num_threads(1)
+    for mode, keys in how.items():
+        (tmp_path / "list.yaml").write_text(
+            f"names: [cat, bolt]\ndefaults: {{conf: 0.3}}\nconcepts: {{bolt: {{prompts: [], {keys}}}}}\n"
+        )
+        common: dict[str, Any] = {"accept_exemplars": True, "concepts": load_concepts(tmp_path / "list.yaml")}
+        label(tmp_path / "photos", tmp_path / mode, tiny_checkpoint, **common)
+        _, said = on_cluster(tmp_path / "photos", tmp_path / f"ray-{mode}", tiny_checkpoint, replicas=2, **common)
+        assert rows(tmp_path / f"ray-{mode}") == rows(tmp_path / mode)
+        assert any("2 references, each labelled from the others" in line for line in said), said
 
 
 # ---- this machine alone, from the command line
