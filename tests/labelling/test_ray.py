@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,12 @@ def cluster() -> Iterator[Any]:
         yield made
         ray.shutdown()
         made.shutdown()
+    del made
+    with (
+        warnings.catch_warnings()
+    ):  # Ray leaves files and processes to the collector, which is not for other tests to meet
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def label(photos: Path, out: Path, checkpoint: Path, **options: Any) -> tuple[Any, list[str]]:
