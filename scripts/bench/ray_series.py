@@ -1,6 +1,6 @@
 """A run on a real Ray cluster of three nodes on this machine, disturbed in every way, against one of one process.
 
-    python scripts/bench/ray_series.py [--photos 600] [--seconds 6] [--seed 0]
+    python scripts/bench/ray_series.py [--photos 600] [--frames 60] [--seconds 6] [--seed 0]
 
 The demo checkpoint labels synthetic photos and two videos with CPU actors. Twice: undisturbed; and while a worker is
 killed by SIGKILL every few seconds, a node is removed, one is added, and the driver is killed and the command repeated.
@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import psutil
 
-from sam3label.demo.films import write_films
+from sam3label.demo.videos import write_videos
 from sam3label.demo.shapes import make_scene
 from sam3label.errors import StoreError
 from sam3label.run.store import Store
@@ -96,14 +96,14 @@ def disturbed(start: Sequence[str], out: Path, cluster: Any, seconds: float, cha
     return happened
 
 
-def series(place: Path, photos: int, seconds: float, seed: int) -> list[str]:
+def series(place: Path, photos: int, frames: int, seconds: float, seed: int) -> list[str]:
     """Run alone, on the calm cluster and on the disturbed one, and return what differs."""
     from ray.cluster_utils import Cluster
 
     (place / "media").mkdir()
     for n in range(photos):
         cv2.imwrite(str(place / "media" / f"{n:04d}.jpg"), make_scene(n, (240, 320)).image[:, :, ::-1])
-    write_films(place / "media" / "films", 2, 90_000)
+    write_videos(place / "media" / "videos", 2, 90_000, frames)
     timed(command(place, place / "alone", "--workers", "0"), "one process, one thread")
     cluster = Cluster(initialize_head=True, head_node_args=NODE)
     for _ in range(2):
@@ -129,12 +129,13 @@ def timed(start: Sequence[str], what: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=600)
+    parser.add_argument("--frames", type=int, default=60, help="of each of two videos")
     parser.add_argument("--seconds", type=float, default=6.0, help="between two kills")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     with tempfile.TemporaryDirectory() as place:
-        different = series(Path(place), chosen.photos, chosen.seconds, chosen.seed)
+        different = series(Path(place), chosen.photos, chosen.frames, chosen.seconds, chosen.seed)
     print(f"{len(different)} differences")
     print("\n".join(different[:20]))
     sys.exit(bool(different))
