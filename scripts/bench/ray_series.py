@@ -24,8 +24,8 @@ from typing import Any
 import cv2
 import psutil
 
-from sam3label.demo.videos import write_videos
 from sam3label.demo.shapes import make_scene
+from sam3label.demo.videos import write_videos
 from sam3label.errors import StoreError
 from sam3label.run.store import Store
 
