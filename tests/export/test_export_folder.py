@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
@@ -352,7 +351,6 @@ def test_concurrent_reading_while_exporting_sees_the_old_or_the_new(tmp_path: Pa
     images = hard_collection(tmp_path / "photos")
     out = tmp_path / "set"
     write_dataset(concept_list(), images[:1], "coco", out)
-    started = time.monotonic()
 
     def watched() -> Iterator[LabeledImage]:
         for item in images:
@@ -362,4 +360,3 @@ def test_concurrent_reading_while_exporting_sees_the_old_or_the_new(tmp_path: Pa
 
     write_dataset(concept_list(), watched(), "coco", out, Options(splits=parse_splits(None)))
     assert len(json.loads((out / "annotations/instances_train.json").read_text())["images"]) == len(images)
-    assert time.monotonic() - started < 60

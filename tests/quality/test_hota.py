@@ -14,6 +14,7 @@ from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, recta
 from typer.testing import CliRunner
 
 from sam3label.annotations.youtube_vis import read_video_truth, video_name
+from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, MediaItem, Rle, UnitResult
@@ -289,6 +290,10 @@ def test_tracks_that_are_missed_made_up_or_confused_are_named_with_the_frame_tha
     ]
     assert found.confusion is not None and found.confusion.counts.tolist() == [[1, 1, 1], [0, 0, 0], [0, 1, 0]]
     assert found.to_json()["missed"][0]["frame"] == 3
+    done = CliRunner().invoke(app, ["report", str(run), "--gt", str(truth), "-o", str(tmp_path / "r.html")])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "r.html").read_text()
+    assert "cat was taken for dog (0.80)" in page and '"item": "a.mp4, frame 1"' in page
 
 
 def test_a_run_of_sampled_frames_has_no_tracks(tmp_path: Path) -> None:
@@ -309,8 +314,6 @@ def test_video_names() -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     def invoke(arguments: list[str]) -> Result:
-        from sam3label.cli import app
-
         return CliRunner().invoke(app, arguments)
 
     truth = str(write(tmp_path / "gt.json", truth_json([track(1, 1, moving())])))
