@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sam3label.errors import Sam3LabelError as Sam3LabelError
     from sam3label.face import Concepts as Concepts
-    from sam3label.face import ImageDetector as Detector
-    from sam3label.face import LabeledRun as Run
     from sam3label.face import check as check
     from sam3label.face import convert_weights as convert_weights
     from sam3label.face import demo_photos as demo_photos
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from sam3label.face import preview as preview
     from sam3label.face import validate_dataset as validate_dataset
     from sam3label.face import weights as weights
+    from sam3label.image_detector import ImageDetector as Detector
+    from sam3label.labelled_run import LabeledRun as Run
     from sam3label.labelling.options import LabelOptions as LabelOptions
 
 __all__ = [
@@ -53,9 +53,9 @@ __all__ = [
 ]
 
 _ELSEWHERE = {  # what is not called in `sam3label.face` as it is here
-    "Detector": ("sam3label.face", "ImageDetector"),
+    "Detector": ("sam3label.image_detector", "ImageDetector"),
     "LabelOptions": ("sam3label.labelling.options", "LabelOptions"),
-    "Run": ("sam3label.face", "LabeledRun"),
+    "Run": ("sam3label.labelled_run", "LabeledRun"),
     "Sam3LabelError": ("sam3label.errors", "Sam3LabelError"),
 }
 

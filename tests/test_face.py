@@ -18,6 +18,7 @@ from PIL import Image
 
 import sam3label as sl
 import sam3label.face
+from sam3label import image_detector, labelled_run
 from sam3label.demo.job import HELD_OUT
 from sam3label.demo.shapes import write_scenes
 from sam3label.errors import ConfigError
@@ -30,14 +31,20 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+FIRST = ("face.label", "face.open_run")
 IN_FIFTYONE = ("review_push", "review_pull")
 WITHOUT_AN_EXAMPLE = {"review_open", "demo_videos"}  # a server that waits for people, and a minute of work
 
 
 def examples() -> list[doctest.DocTest]:
-    """In the order of the module: each stands on what those before it made."""
-    found = doctest.DocTestFinder(exclude_empty=True).find(sam3label.face, extraglobs={"sl": sl})
-    return sorted((test for test in found if test.examples), key=lambda test: test.lineno or 0)
+    """In an order in which each stands on what those before it made: a run, what is done with it, and the rest."""
+    finder, places = doctest.DocTestFinder(exclude_empty=True), (labelled_run, image_detector, sam3label.face)
+    found = [test for place in places for test in finder.find(place, extraglobs={"sl": sl}) if test.examples]
+    return sorted(found, key=lambda test: (not test.name.endswith(FIRST), places_of(test.name), test.lineno or 0))
+
+
+def places_of(name: str) -> int:
+    return next(i for i, place in enumerate(("labelled_run", "image_detector", "face")) if f".{place}." in name)
 
 
 def failures(tests: Iterable[doctest.DocTest]) -> str:
@@ -62,7 +69,7 @@ def test_the_examples_in_fiftyone_run(fo: Any, workplace: Path, monkeypatch: pyt
 
 
 def test_every_public_function_has_an_example() -> None:
-    shown = {test.name.removeprefix("sam3label.face.") for test in examples()}
+    shown = {test.name.split(".", 2)[2] for test in examples()}
     public = {name for name, thing in vars(sam3label.face).items() if is_ours(thing) and not name.startswith("_")}
     public |= {
         f"LabeledRun.{name}" for name, thing in vars(sl.Run).items() if inspect.isfunction(thing) and name[0] != "_"

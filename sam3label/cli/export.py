@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from sam3label.export.dataset import Summary
-    from sam3label.face import LabeledRun
+    from sam3label.labelled_run import LabeledRun
 
 
 def export(

@@ -45,7 +45,7 @@ from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
 
 if TYPE_CHECKING:
-    from sam3label.face import LabeledRun
+    from sam3label.labelled_run import LabeledRun
     from sam3label.labelling.progress import RunSummary
 
 SHOWN_FAILURES = 50

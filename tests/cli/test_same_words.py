@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from cli.test_help import options, verbs
 
+import sam3label as sl
 from sam3label import face
 from sam3label.export.options import Options
 from sam3label.labelling.options import LabelOptions
 from sam3label.verify.server import ServerOptions
 
 VERBS = dict(verbs())
-RUN = face.LabeledRun
+RUN = sl.Run
 LISTS = (face.Concepts.from_phrases, face.Concepts.from_ontology)
 CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "init": (face.init,),

@@ -1,0 +1,328 @@
+"""A run folder with all that can be done with it, as `import sam3label` gives it: `sl.Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3label.core.records import LabeledImage
+from sam3label.errors import ConfigError
+from sam3label.run.reader import Run
+
+if TYPE_CHECKING:
+    from sam3label.export.dataset import Summary
+    from sam3label.export.options import Options, Placement
+    from sam3label.labelling.progress import RunSummary
+    from sam3label.labelling.reference_check import Trust
+    from sam3label.quality.calibrate import Calibration
+    from sam3label.quality.evaluate import Evaluation
+    from sam3label.review.fiftyone.app import ReviewApp
+    from sam3label.review.fiftyone.pull import Pulled
+    from sam3label.review.fiftyone.push import Pushed
+    from sam3label.review.summary import ReviewSummary
+    from sam3label.validate import Report
+    from sam3label.verify.judge import Agenda
+    from sam3label.verify.session import Verification
+
+Source = str | Path
+OnCount = Callable[[int, int], None]  # called with how much is done, and out of how much
+
+
+class LabeledRun(Run):
+    """A run folder with all that can be done with it. Iterating gives its images (and frames of videos).
+
+    >>> run = sl.open_run("runs/demo")
+    >>> image = next(image for image in run if image.labels)
+    >>> image.size, image.reviewed
+    ((640, 480), False)
+    >>> image.labels[0].mask().shape
+    (480, 640)
+    """
+
+    summary: RunSummary | None = None  # of the session that `label` just ended; None for a run that was opened
+    concept_file: Source | None = None  # that it was opened with, where that is not its own list
+
+    def __repr__(self) -> str:
+        return "Labeled" + super().__repr__()
+
+    def __iter__(self) -> Iterator[LabeledImage]:
+        return self.images()
+
+    def trust(self) -> dict[str, Trust]:
+        """Return how far the reference images of a class can be trusted, by class; empty where there are none.
+
+        >>> sl.open_run("runs/demo").trust()
+        {}
+        """
+        from sam3label.labelling.reference_check import Trust
+
+        return {name: Trust.from_json(figures) for name, figures in (self.note("trust") or {}).items()}
+
+    def export(
+        self,
+        format: str,
+        out: Source | None = None,
+        *,
+        split: Mapping[str, float] | str | None = None,
+        seed: int = 0,
+        group: str | None = None,
+        group_regex: str | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> Summary:
+        """Write the labels as a training set, by default into RUN/exports/FORMAT. `options`: see `sam3label export`.
+
+        >>> sl.open_run("runs/demo").export("yolo", "datasets/demo", split={"train": 1.0}).images
+        4
+        """
+        from sam3label.export.write import export
+
+        chosen = self._export_options(split, seed, group, group_regex, **options)
+        return export(self, format, out or self.folder / "exports" / format, chosen, on_progress)
+
+    def export_each(
+        self,
+        formats: Sequence[str],
+        out: Source | None = None,
+        *,
+        split: Mapping[str, float] | str | None = None,
+        seed: int = 0,
+        group: str | None = None,
+        group_regex: str | None = None,
+        on_progress: Callable[[str, int], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Summary]:
+        """Write several training sets, into OUT/FORMAT. What one of them cannot do is refused before the first.
+
+        >>> [summary.format for summary in sl.open_run("runs/demo").export_each(["coco", "voc"], "datasets/both")]
+        ['coco', 'voc']
+        """
+        from sam3label.export.write import export, refuse_senseless
+
+        wanted = list(dict.fromkeys(formats))
+        chosen = self._export_options(split, seed, group, group_regex, **options)
+        refuse_senseless(wanted, chosen)
+        folder = Path(out) if out is not None else self.folder / "exports"
+        for name in wanted:
+            yield export(self, name, folder / name, chosen, None if on_progress is None else partial(on_progress, name))
+
+    def _export_options(
+        self,
+        split: Mapping[str, float] | str | None,
+        seed: int,
+        group: str | None,
+        group_regex: str | None,
+        *,
+        classes: Sequence[str] = (),
+        map: Mapping[str, str] | Sequence[str] = (),
+        **options: Any,
+    ) -> Options:
+        from sam3label.export.options import Options, parse_classes, parse_map
+        from sam3label.export.splits import parse_splits
+
+        text = split if split is None or isinstance(split, str) else ",".join(f"{k}={v}" for k, v in split.items())
+        names = self.concepts.names
+        return Options(
+            splits=parse_splits(text, seed, group, group_regex),
+            classes=parse_classes(classes, names),
+            map=map if isinstance(map, Mapping) else parse_map(map, names),
+            **options,
+        )
+
+    def validate(self, dataset: Source) -> Report:
+        """Read a dataset of this run back as trainers do: what they would drop, and how much of each label comes back.
+
+        >>> sl.open_run("runs/demo").validate("datasets/demo").clean
+        True
+        """
+        from sam3label.validate import validate
+
+        return validate(dataset, self)
+
+    def evaluate(
+        self, gt: Source | Sequence[Source], *, attributes: Source | None = None, gt_split: str | None = None
+    ) -> Evaluation:
+        """Judge the labels against truth; several files are several annotators. Raises `InputError`.
+
+        >>> round(sl.open_run("runs/demo").evaluate("photos/truth.json").cgf1, 1)
+        0.5
+        """
+        from sam3label.quality.evaluate import evaluate_run
+        from sam3label.quality.evaluate_tracks import evaluate_tracked_run
+
+        truths = several(gt)
+        if is_of_videos(truths, attributes, gt_split):
+            return evaluate_tracked_run(self.folder, truths[0], self.concepts)
+        return evaluate_run(self.folder, truths, self.concepts, attributes, gt_split)
+
+    def calibrate(
+        self,
+        gt: Source,
+        out: Source | None = None,
+        *,
+        gt_split: str | None = None,
+        beta: float = 1.0,
+        precision: float | None = None,
+        folds: int = 5,
+    ) -> Calibration:
+        """Choose each class's thresholds from a few labelled images, and write them, by default into the run folder.
+
+        A run that was opened with a concept list in a file gets that list back, comments and all, with new thresholds.
+
+        >>> calibration = sl.open_run("runs/demo").calibrate("photos/truth.json")
+        >>> calibration.classes[0].note
+        'too few examples (2 objects in 1 image): add 18 more objects and 4 more images with it'
+        """
+        from sam3label.quality.calibrate import Goal, calibrate_run
+        from sam3label.quality.calibrated_list import write_concepts
+
+        calibration = calibrate_run(self.folder, gt, self.concepts, Goal(beta, precision), folds, gt_split)
+        write_concepts(calibration, out or self.folder / "concepts.calibrated.yaml", self.concept_file)
+        return calibration
+
+    def report(
+        self,
+        out: Source | None = None,
+        *,
+        gt: Source | Sequence[Source] = (),
+        gt_split: str | None = None,
+        on_progress: OnCount = lambda done, total: None,
+    ) -> Path:
+        """Write one self-contained HTML page about the run, by default RUN/report.html, and return where it is.
+
+        With `gt`, a truth, it also shows where the run and that truth disagree.
+
+        >>> sl.open_run("runs/demo").report(gt="photos/truth.json").name
+        'report.html'
+        """
+        from sam3label.show.report import write_report
+
+        target = Path(out) if out is not None else self.folder / "report.html"
+        truths = several(gt)
+        mistakes = self.evaluate(truths, gt_split=gt_split).mistakes if truths else None
+        write_report(self, target, on_progress, mistakes)
+        return target
+
+    def render(
+        self,
+        out: Source,
+        item: str | None = None,
+        *,
+        on_progress: OnCount = lambda done, total: None,
+        on_message: Callable[[str], None] = lambda _: None,
+    ) -> int:
+        """Draw the tracks of the run's videos, or of the one with id `item`, and return how many were drawn.
+
+        `out` is the file of one video (.mp4 or .mov), or a folder. Raises `InputError` where there is no such video.
+
+        >>> sl.open_run("runs/demo").render("rendered")
+        Traceback (most recent call last):
+        sam3label.errors.InputError: the run has no labelled videos. ...
+        """
+        from sam3label.show.render import render
+
+        return render(self, out, item, on_progress, on_message)
+
+    def verify(
+        self,
+        server: str | None = None,
+        vlm: str | None = None,
+        *,
+        budget: int = 500,
+        everything: bool = False,
+        price: str | None = None,
+        dry_run: bool = False,
+        on_plan: Callable[[Agenda, tuple[float, float] | None], None] = lambda todo, price: None,
+        on_progress: OnCount = lambda done, total: None,
+        on_message: Callable[[str], None] = lambda _: None,
+        **limits: Any,
+    ) -> Verification:
+        """Let the model `vlm` of an OpenAI-compatible server judge labels; photos go there, and nowhere else.
+
+        Its verdicts count once it agreed with what people reviewed. `limits`: in_flight, timeout, votes, max_requests
+        and max_cost (US dollars, by `price` for a million tokens in and out). `dry_run` asks nothing.
+
+        >>> len(sl.open_run("runs/demo").verify(budget=3, dry_run=True).agenda.targets)
+        3
+        """
+        from sam3label.verify import session
+        from sam3label.verify.server import parse_price
+
+        prices = None if price is None else parse_price(price)
+        todo = session.agenda_of(self, vlm, None if everything else budget)
+        on_plan(todo, prices)
+        if dry_run:
+            return session.Verification(todo)
+        options = session.server_options(server, vlm, price=prices, **limits)
+        return session.verify(self, todo, options, on_progress, on_message)
+
+    def review_push(
+        self, dataset: str | None = None, *, audit: int | None = None, on_progress: OnCount = lambda done, total: None
+    ) -> tuple[Pushed, ...]:
+        """Bring the run into FiftyOne. Again: adds what is new and leaves people's work alone.
+
+        >>> [(pushed.dataset, pushed.added) for pushed in sl.open_run("runs/demo").review_push("site-a", audit=2)]
+        [('site-a', 4)]
+        """
+        from sam3label.review.fiftyone.push import push
+
+        return push(self, dataset, audit, on_progress)
+
+    def review_open(self, dataset: str | None = None, *, remote: bool = False, port: int = 5151) -> ReviewApp:
+        """Start the FiftyOne App on the review queue, reachable from this machine only. It runs until it is closed."""
+        from sam3label.review.fiftyone.app import open_app
+
+        return open_app(self, dataset, remote, port)
+
+    def review_pull(self, dataset: str | None = None, *, who: str | None = None) -> tuple[Pulled, ...]:
+        """Record what people changed in FiftyOne; pulling twice changes nothing.
+
+        >>> [dict(pulled.actions) for pulled in sl.open_run("runs/demo").review_pull("site-a", who="anna")]
+        [{}]
+        """
+        from sam3label.review.fiftyone.pull import pull
+
+        return pull(self, dataset, who)
+
+    def review_summary(self) -> ReviewSummary:
+        """Return how good the model was, from the images that people reviewed.
+
+        >>> sl.open_run("runs/demo").review_summary().reviewed_images
+        0
+        """
+        from sam3label.review.summary import summarize
+
+        return summarize(self)
+
+    def review_write(
+        self, out: Source, *, images: Placement = "hardlink", audit: int | None = None
+    ) -> tuple[Path, ...]:
+        """Write the run as a folder that FiftyOne loads on another machine. Needs no FiftyOne and no database here.
+
+        >>> [path.name for path in sl.open_run("runs/demo").review_write("fiftyone", audit=2)]
+        ['fiftyone']
+        """
+        from sam3label.review.fiftyone.folder import write_folder
+
+        return write_folder(self, Path(out), audit, images)
+
+
+# ---- what its methods and the functions beside it share
+
+
+def several(sources: Source | Sequence[Source]) -> list[Source]:
+    """Return one or more sources as a list."""
+    return [sources] if isinstance(sources, str | Path) else list(sources)
+
+
+def is_of_videos(truths: Sequence[Source], attributes: Source | None = None, gt_split: str | None = None) -> bool:
+    """Return whether truths are of videos, which are judged one at a time. Raises `ConfigError`."""
+    from sam3label.annotations.youtube_vis import is_video_truth
+
+    if not is_video_truth(Path(truths[0])):
+        return False
+    if attributes or gt_split or len(truths) > 1:
+        raise ConfigError("gt: a video truth is judged alone: one file, without attributes and gt_split")
+    return True
