@@ -18,7 +18,7 @@ from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, P
 from sam3label.core.yamlnodes import Node, short
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
-RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances", "inside")
+RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances", "inside", "snap")
 CANVAS_KEYS = ("share", "tiles")
 EXAMPLE = "names: [person, helmet]"
 _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside names: known, and not our business
@@ -32,6 +32,7 @@ _CONDITIONS = (
     "lines such as overlaps person.top, inside cage, with helmet at top, without helmet, left_of car, right_of car, "
     "above table, below table, beside star, nearest ball, and not before any of them"
 )
+_KINDS: tuple[Literal["labels", "references", "objects"], ...] = ("labels", "references", "objects")
 
 
 def check_list(root: Node, folder: Path, problems: list[Problem]) -> ConceptList:
@@ -195,8 +196,10 @@ def _rules(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[st
     return rules
 
 
-def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
+def _rule(name: str, node: Node) -> tuple[float | str | bool | None, str]:
     """Return a threshold's value, and what is allowed if it is not that."""
+    if name == "snap":
+        return node.value, "" if isinstance(node.value, bool) else "true or false"
     if name == "inside":
         return node.value, "" if node.value in ("keep", "drop") else "keep or drop"
     number = _number(node)
@@ -321,7 +324,10 @@ def _number(node: Node) -> float | None:
 
 
 def _exemplars(node: Node | None, key: str, folder: Path, problems: list[Problem]) -> Exemplars | None:
-    allowed = "a folder of references, {references: refs/helmet, mode: canvas}, or {labels: partial.json}"
+    allowed = (
+        "a folder of references, {references: refs/helmet, mode: canvas}, {labels: partial.json}, "
+        "or {objects: boxes.json}"
+    )
     if node is None:
         return None
     if isinstance(node.value, str) and node.value.strip():
@@ -329,9 +335,9 @@ def _exemplars(node: Node | None, key: str, folder: Path, problems: list[Problem
     if not isinstance(node.value, dict) or not node.value:
         problems.append(Problem(node.where, f"{key}: got {_shown(node)}; allowed: {allowed}"))
         return None
-    given = _mapping(node, key, ("labels", "references", "mode", *CANVAS_KEYS), problems)
-    kinds: list[Literal["labels", "references"]] = [k for k in ("labels", "references") if k in given]
-    if len(kinds) != 1 or (kinds == ["labels"] and given.keys() & {"mode", *CANVAS_KEYS}):
+    given = _mapping(node, key, (*_KINDS, "mode", *CANVAS_KEYS), problems)
+    kinds = [kind for kind in _KINDS if kind in given]
+    if len(kinds) != 1 or (kinds != ["references"] and given.keys() & {"mode", *CANVAS_KEYS}):
         problems.append(Problem(node.where, f"{key}: got {some([str(k) for k in given])}; allowed: {allowed}"))
         return None
     path, mode = given[kinds[0]], given.get("mode", Node("canvas", node.where))
