@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sam3label.quality.calibrate import Calibration
     from sam3label.quality.evaluate import Evaluation
     from sam3label.review.fiftyone.app import ReviewApp
-    from sam3label.review.fiftyone.pull import Pulled
+    from sam3label.review.fiftyone.pull import DrawnBox, Pulled
     from sam3label.review.fiftyone.push import Pushed
     from sam3label.review.summary import ReviewSummary
     from sam3label.run.repair import StoreFindings
@@ -128,6 +128,40 @@ def label(
         on_progress=on_progress,
         on_message=on_message,
         stop=stop,
+    )
+    run = open_run(out)
+    run.summary = summary
+    return run
+
+
+def mask_boxes(
+    dataset: Source,
+    out: Source = "runs/masks",
+    *,
+    photos: Source | None = None,
+    snap: bool = False,
+    iou: float = 0.5,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> LabeledRun:
+    """Give the boxes and points of a dataset masks, in the run folder `out`, continuing what is there, and open it.
+
+    `dataset` is COCO or Label Studio JSON, a YOLO data.yaml, VOC or CVAT XML, a CSV table, or a folder with one;
+    `photos` where its photos are. Labels keep what the dataset says of them in `given`; one whose mask the model does
+    not expect to have `iou` is its box, and `doubt` says why. `snap` sets boxes to their masks. `options` are the
+    fields of `LabelOptions`. Raises `InputError`, `CheckpointError`, `StoreError`.
+
+    >>> run = sl.mask_boxes("photos/truth.json", "runs/boxes", model="demo")
+    >>> {label.source for image in run for label in image.labels}
+    {'given'}
+    """
+    from sam3label.labelling import boxes_to_masks
+
+    job = boxes_to_masks.MaskJob.of(dataset, photos, snap=snap, conf=iou)
+    summary = boxes_to_masks.mask_boxes(
+        job, out, LabelOptions(**options), on_progress=on_progress, on_message=on_message, stop=stop
     )
     run = open_run(out)
     run.summary = summary
@@ -406,15 +440,29 @@ class LabeledRun(Run):
 
         return open_app(self, dataset, remote, port)
 
-    def review_pull(self, dataset: str | None = None, *, who: str | None = None) -> tuple[Pulled, ...]:
+    def review_pull(
+        self,
+        dataset: str | None = None,
+        *,
+        who: str | None = None,
+        masks: bool = False,
+        accept: Callable[[Sequence[DrawnBox]], bool] = lambda _: True,
+        **options: Any,
+    ) -> tuple[Pulled, ...]:
         """Record what people changed in FiftyOne; pulling twice changes nothing.
+
+        With `masks`, boxes that were drawn without one or moved get a mask: what became of them is shown to `accept`
+        before it is recorded. `options` are the fields of `LabelOptions`; the model is the run's own without one.
 
         >>> [dict(pulled.actions) for pulled in sl.open_run("runs/demo").review_pull("site-a", who="anna")]
         [{}]
         """
+        from sam3label.labelling.drawn_boxes import DrawnBoxes
         from sam3label.review.fiftyone.pull import pull
 
-        return pull(self, dataset, who)
+        own = {"model": self.info["model"]} if "model" in self.info else {}
+        maker = DrawnBoxes(self, LabelOptions(**{**own, **options})) if masks else None
+        return pull(self, dataset, who, maker, accept)
 
     def review_summary(self) -> ReviewSummary:
         """Return how good the model was, from the images that people reviewed.

@@ -118,7 +118,8 @@ def _explain(error: Sam3LabelError) -> None:
 
 
 for _verb in (
-    init, run, masks, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify, doctor,
+    init, run, masks, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify,
+    doctor,
 ):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(_boundary(_verb))
 

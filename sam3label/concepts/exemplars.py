@@ -92,6 +92,12 @@ def read_examples(
     for concept in concepts.concepts:
         if concept.exemplars is None:
             continue
+        if concept.exemplars.kind == "objects":
+            problems.append(
+                f"exemplars of {concept.name}: the objects of {concept.exemplars.path} are given, and nothing is to be "
+                "found: sam3label masks makes their masks"
+            )
+            continue
         try:
             labelled = read_label_file(Path(concept.exemplars.path))
         except InputError as error:

@@ -15,7 +15,7 @@ The order of the rules is the meaning:
 7. `max_instances`, best first.
 
 An object that was given by hand is always a label, and in 2 it keeps its place before all that was found. Where its
-mask is not to be believed (`_doubt`), the label is its box.
+mask is not to be believed (`doubt`), the label is its box.
 
 "The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
 """
@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from sam3label.core import masks
 from sam3label.core.records import (
+    Box,
     Candidate,
     Concept,
     ConceptList,
@@ -173,27 +174,31 @@ def best_first(label: Label) -> tuple[float, str]:
 
 def _given(label: Label, given: Given, concept: Concept) -> Label:
     """Return the label of an object that was given: with its mask, or where that is in doubt, with its box for one."""
-    doubt = _doubt(label, given.hint, concept)
-    if doubt is not None:
+    why = doubt(given.hint, label.area, label.box_xywh, label.score, concept.conf)
+    if why is not None:
         rle = _shape(given.hint, label.rle.size_hw)
-        label = replace(label, rle=rle, area=masks.area(rle), box_xywh=masks.box_xywh(rle), doubt=doubt)
-    if given.hint.box_xyxy is None or (concept.snap and doubt is None):
+        label = replace(label, rle=rle, area=masks.area(rle), box_xywh=masks.box_xywh(rle), doubt=why)
+    if given.hint.box_xyxy is None or (concept.snap and why is None):
         return label
     x1, y1, x2, y2 = given.hint.box_xyxy
     return replace(label, box_xywh=(x1, y1, x2 - x1, y2 - y1))
 
 
-def _doubt(label: Label, hint: Hint, concept: Concept) -> Doubt | None:
-    """Return what is wrong with a mask: it is empty, most of it lies elsewhere, or the model itself is under `conf`."""
-    if label.area == 0:
+def doubt(hint: Hint, area: int, box_xywh: Box, iou: float, least: float) -> Doubt | None:
+    """Return what is wrong with the mask of a hint, None for nothing.
+
+    It is empty, most of it lies elsewhere, or the model expects less than the `least` IoU of it. `area` and `box_xywh`
+    are the mask's.
+    """
+    if area == 0:
         return "no mask"
     if hint.box_xyxy is not None:
-        x, y, width, height = label.box_xywh
+        x, y, width, height = box_xywh
         x1, y1, x2, y2 = hint.box_xyxy
         shared = max(0.0, min(x + width, x2) - max(x, x1)) * max(0.0, min(y + height, y2) - max(y, y1))
         if shared < IN_ITS_BOX * width * height:
             return "outside its box"
-    return "unsure mask" if label.score < concept.conf else None
+    return "unsure mask" if iou < least else None
 
 
 def _shape(hint: Hint, size_hw: tuple[int, int]) -> Rle:
@@ -303,7 +308,8 @@ def _where(decisions: list[Decision], concepts: ConceptList) -> list[Decision]:
         for condition in concept.where if own else ():
             others = [decisions[k].label for k in by_class.get(condition.class_name, [])]
             held = satisfied(condition, [decisions[i].label for i in own], others)
-            failed.update(i for i, holds in zip(own, held, strict=True) if not holds)
+            own_failed = (i for i, holds in zip(own, held, strict=True) if not holds)
+            failed.update(i for i in own_failed if decisions[i].label.given is None)
     return [replace(d, outcome="where") if i in failed else d for i, d in enumerate(decisions)]
 
 
