@@ -25,7 +25,7 @@ _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside
     *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
     *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
 )
-_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "where", "verify")
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "refine", "where", "verify")
 _TILE_KEYS = ("size", "overlap")
 _PARTS = "top, .bottom, .left or .right"
 _CONDITIONS = (
@@ -42,8 +42,12 @@ def check_list(root: Node, folder: Path, problems: list[Problem]) -> ConceptList
         return ConceptList(())
     _refuse_unknown(root, "", (*TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=TOP_KEYS)
     names = _names(root, problems)
-    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile", "verify"), problems)
-    defaults = _rules(general, "defaults", problems) | _tile(general, "defaults", problems)
+    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile", "refine", "verify"), problems)
+    defaults = (
+        _rules(general, "defaults", problems)
+        | _tile(general, "defaults", problems)
+        | _refine(general, "defaults", problems)
+    )
     defaults |= _verify(general, "defaults", problems)
     known = frozenset(names)
     given = _mapping(root.value.get("concepts"), "concepts", None, problems)
@@ -141,7 +145,13 @@ def _concept(
                 given["not"].where, f"{key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
             )
         )
-    rules = defaults | _rules(given, key, problems) | _tile(given, key, problems) | _verify(given, key, problems)
+    rules = (
+        defaults
+        | _rules(given, key, problems)
+        | _tile(given, key, problems)
+        | _refine(given, key, problems)
+        | _verify(given, key, problems)
+    )
     where = _where(given["where"], f"{key}.where", known, problems) if "where" in given else ()
     return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, **rules)
 
@@ -304,6 +314,17 @@ def condition(text: str, names: Collection[str]) -> Condition:
             f"{f', with .{_PARTS} after it' if relation in ('overlaps', 'inside') else ''}"
         )
     return Condition(relation, name, cast(Part, part), negated)
+
+
+def _refine(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, bool]:
+    """Return whether masks are to be refined, where that is said."""
+    if "refine" not in given:
+        return {}
+    node = given["refine"]
+    if not isinstance(node.value, bool):
+        problems.append(f"{node.where}: {key}.refine: got {_shown(node)}; allowed: true or false")
+        return {}
+    return {"refine": node.value}
 
 
 def _whole(node: Node) -> int:

@@ -49,6 +49,7 @@ KEYS = (
         "boxes on some images, labelled reference images, or objects whose boxes are to get masks",
         "none",
     ),
+    Key("concepts.CLASS.refine", "ask for masks again, from the boxes around them (photos)", "false"),
     Key("concepts.CLASS.snap", "give such objects the box of their mask instead of the one that was given", "false"),
     Key(
         "concepts.CLASS.tile",

@@ -312,6 +312,7 @@ class Concept:
     tile: Tiles | None = None
     where: tuple[Condition, ...] = ()  # all of them must hold
     verify: Verify = Verify()
+    refine: bool = False  # masks are asked for again, from the boxes around them
     snap: bool = False  # objects that were given have their mask's box, not the one that was given
 
 
