@@ -71,13 +71,11 @@ def _marks(regions: list[Mapping[str, Any]], where: str) -> Iterator[Mark]:
                 raise InputError(f"{where} has brush regions, which are masks already: export them as COCO with boxes.")
             continue
         place, id = f"{where}, region {region.get('id', '?')}", str(region.get("id", ""))
-        names, size = value.get(kind), (region.get("original_width"), region.get("original_height"))
-        if not isinstance(names, list) or len(names) != 1 or not all(size):
+        names, width, height = value.get(kind), region.get("original_width"), region.get("original_height")
+        if not isinstance(names, list) or len(names) != 1 or not width or not height:
             raise InputError(f"{place} has not one label and its image's size: allowed are regions of one label.")
         try:
-            yield _mark(
-                kind, value, str(names[0]), (float(size[0]), float(size[1])), place, id, tuple(said.get(id, ()))
-            )
+            yield _mark(kind, value, str(names[0]), (float(width), float(height)), place, id, tuple(said.get(id, ())))
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{place} has no whole coordinates.") from None
 

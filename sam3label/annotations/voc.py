@@ -31,8 +31,8 @@ def _image(file: Path, folder: Path) -> Labelled:
     within = file.relative_to(folder).parent
     name = root.findtext("filename", "").strip() or f"{file.stem}.jpg"
     name = (within / Path(name.replace("\\", "/")).name).as_posix()
-    sides = [number_in(root, f"size/{key}", str(file)) for key in ("height", "width")]
-    size_hw = (int(sides[0]), int(sides[1])) if all(sides) else None
+    height, width = (number_in(root, f"size/{key}", str(file)) for key in ("height", "width"))
+    size_hw = (int(height), int(width)) if height and width else None
     return Labelled(name, tuple(_marks(root, str(file))), str(file), size_hw)
 
 
@@ -46,7 +46,6 @@ def _marks(root: ElementTree.Element, where: str) -> Iterator[Mark]:
         if any(side is None for side in sides):
             raise InputError(f"{place} has no whole <bndbox> of xmin, ymin, xmax and ymax.")
         x1, y1, x2, y2 = (side or 0.0 for side in sides)
-        said = tuple(
-            (leaf.tag, leaf.text.strip()) for leaf in thing if leaf.tag not in _OWN and (leaf.text or "").strip()
-        )
+        leaves = ((leaf.tag, (leaf.text or "").strip()) for leaf in thing if leaf.tag not in _OWN)
+        said = tuple((tag, text) for tag, text in leaves if text)
         yield Mark(name, (x1 - 1, y1 - 1, x2, y2), place, str(number), said)

@@ -57,7 +57,7 @@ def drawn_sheet(run: Run, drawn: Sequence[tuple[str, int, Label]], path: str | P
     by_image: dict[tuple[str, int], list[Label]] = {}
     for item_id, frame, label in drawn:
         by_image.setdefault((item_id, frame), []).append(label)
-    shown = []
+    shown: list[tuple[Pixels, Sequence[Label], str]] = []
     for (item_id, frame), labels in by_image.items():
         unit = run.unit(item_id, frame)
         if unit is None or len(shown) == most:
