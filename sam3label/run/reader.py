@@ -384,7 +384,10 @@ def _own_concepts(store: Store) -> ConceptList:
     own = store.meta("concepts")
     if not isinstance(own, str):
         raise DamagedStoreError(store.folder, "its concept list is missing")
-    return parse_concepts(own, f"{store.folder} (the run's own concept list)")
+    try:
+        return parse_concepts(own, "its own concept list")
+    except ConfigError as error:
+        raise DamagedStoreError(store.folder, str(error).partition("\n")[0]) from error
 
 
 def refuse_below_floor(concepts: ConceptList, floor: float) -> None:
