@@ -136,7 +136,7 @@ def mask_boxes(
         on_message(f"loading the model {options.model} ...")
         clicker, checkpoint = _loaded(options)
         made = clicker.detector.describe()
-        fingerprint = {"masks of": job.dataset.form, **made}
+        fingerprint = {"masks of": job.dataset.form, "own head": clicker.own_head, **made}
         if known is not None:
             known.refuse_other(fingerprint)
         notes["info"] |= made | {"device": str(clicker.detector.device), "checkpoint": checkpoint.identity}

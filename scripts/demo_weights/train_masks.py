@@ -1,13 +1,13 @@
-"""Teach the demo checkpoint's tracker half to answer boxes and points, and to track as it did.
+"""Give the demo checkpoint a head that answers boxes and points.
 
-    python scripts/demo_weights/train_masks.py --minutes 90 --out OTHER       # trains on what OTHER has, if it is there
-    python scripts/demo_weights/train_masks.py --examine sam3label/demo/checkpoint --card
+    python scripts/demo_weights/train_masks.py --minutes 90      # into the demo checkpoint; goes on from what is there
+    python scripts/demo_weights/train_masks.py --examine --card
 
-What is trained is the embeddings of points and corners, the one that stands for "no memory", and the mask decoder; the
-image encoder, the neck and all that remembers stay. The decoder tracks too: so in each update it also repeats what the
-tracker's own decoder said of what it was asked while it tracked films (`Remembered`). Two heads that are thrown away
-afterwards ask the image's cells, after each layer of the decoder, whether the object covers them: without these a small
-decoder learns nothing at all for a long time.
+SAM 3's tracker does both with one decoder. The demo's is too small: taught boxes, it forgets how to track. So what is
+trained is a copy of the tracker's point embeddings, its "no memory" embedding and its mask decoder, which lies beside
+the other weights (`interactive.safetensors`), and tracking stays as it was to the last bit. The image encoder and the
+neck are shared. Two heads that are thrown away afterwards ask the image's cells, after each layer of the decoder,
+whether the object covers them: without these a small decoder learns nothing at all for a long time.
 
 Shape legend: R objects of an update, X = 128 the side of the truth's masks, g x g cells, h x w mask logits.
 """
@@ -19,14 +19,14 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,16 +34,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import lessons
 import train_tracker
 
-from sam3label.core.records import Frame, Hint, MediaItem, Prompt
-from sam3label.demo.shapes import SHAPES, make_clip, make_scene
+from sam3label.core import masks
+from sam3label.core.records import Frame, Hint, MediaItem
+from sam3label.demo.shapes import make_scene
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
 from sam3label.model.interactive import Clicked, Clicker
-from sam3label.model.tracker import Tracker
 from sam3label.model.tracker_parts import TrackerParts
+from sam3label.model.weights import OWN_HEAD, load_own_head
 
 X = 128
-SCENES, FILMS = 40_000_000, 50_000_000  # seeds of what is trained on
+SCENES = 40_000_000  # seeds of what is trained on
 HELD_OUT = 30_000_000  # seeds of what is not
 KINDS = ("box", "loose", "point", "box", "both", "loose", "box", "point")  # in turn
 LOOSE = 0.12  # how far a side of a loose box may be off, in parts of the box
@@ -64,19 +65,6 @@ class Lessons:
     cover: Tensor  # uint8 [N, X, X], 255 where the object is
     box: Tensor  # [N, 4]
     points: Tensor  # [N, 9, 2], the first one deepest inside
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """What the decoder was asked while tracking, and what it answered: the mask, its token, whether it is seen."""
-
-    image: Tensor  # [N, D, g, g]
-    sparse: Tensor  # [N, 1, T, D]
-    fine: Tensor
-    middle: Tensor
-    mask: Tensor  # [N, h, w]
-    token: Tensor  # [N, D]
-    seen: Tensor  # [N]
 
 
 # ---- what is learnt from
@@ -122,29 +110,6 @@ def _shown(mask: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[Tensor
     points = (np.concatenate((deepest, np.stack((x, y), 1)[chosen])) + 0.5) * scale
     cover = cv2.resize(mask.astype(np.float32), (X, X), interpolation=cv2.INTER_AREA) * 255
     return torch.from_numpy(cover.astype(np.uint8)), torch.from_numpy(corners).float(), torch.from_numpy(points).float()
-
-
-def remember(model: str, films: int) -> Remembered:
-    """Track films with a checkpoint's tracker, and keep what its decoder was asked and said."""
-    checkpoint = resolve(model)
-    tracker = Tracker.load(checkpoint, Detector.load(checkpoint, device="cpu"))
-    kept: list[tuple[Tensor, ...]] = []
-
-    def keep(_module: Any, _args: Any, asked: dict[str, Any], said: tuple[Tensor, ...]) -> None:
-        if asked["multimask_output"]:
-            return
-        image = asked["image_embeddings"] + asked["dense_prompt_embeddings"]
-        levels = (level.expand(len(image), -1, -1, -1) for level in asked["high_resolution_features"])
-        sparse = asked["sparse_prompt_embeddings"].expand(len(image), -1, -1, -1)
-        answer = said[0][:, 0, 0], said[2][:, 0, 0], said[3][:, 0, 0]
-        kept.append(tuple(tensor.half() for tensor in (image, sparse, *levels, *answer)))
-
-    tracker.parts.model.mask_decoder.register_forward_hook(keep, with_kwargs=True)
-    for seed in range(FILMS, FILMS + films):
-        scenes = make_clip(seed, 28, (120, 160), int(np.random.default_rng(seed).integers(3, 8)), range(4, 24))
-        frames = [Frame(MediaItem("film", "film", "video"), i, scene.image) for i, scene in enumerate(scenes)]
-        list(tracker.track(frames, [Prompt(shape, shape) for shape in SHAPES]))
-    return Remembered(*(torch.cat(column) for column in zip(*kept, strict=True)))
 
 
 # ---- learning
@@ -243,15 +208,7 @@ def loss_of(answer: Answer, truth: Tensor, boxes: Tensor, heads: nn.ModuleList, 
     return single + 0.4 * three.amin(1).mean() + 0.05 * three.mean() + 0.5 * guess + eager * asked
 
 
-def forgotten(model: Any, kept: Remembered, rows: Tensor) -> Tensor:
-    """How far the decoder is from what it said while tracking."""
-    now = decode(model, *(getattr(kept, name)[rows].float() for name in ("image", "sparse", "fine", "middle")))
-    mask = F.smooth_l1_loss(now.masks[:, 0].clamp(-12, 12), kept.mask[rows].float().clamp(-12, 12))
-    token, seen = F.mse_loss(now.token, kept.token[rows].float()), F.smooth_l1_loss(now.seen, kept.seen[rows].float())
-    return mask + 2 * token + 0.3 * seen
-
-
-def train(video: Any, given: Lessons, kept: Remembered, minutes: float, rate: float, out: Path, start: Path) -> None:
+def train(video: Any, given: Lessons, minutes: float, rate: float, out: Path) -> None:
     """Train for some minutes; the weights are written every few of them and at the end."""
     model = video.tracker_model
     video.requires_grad_(False)
@@ -269,7 +226,6 @@ def train(video: Any, given: Lessons, kept: Remembered, minutes: float, rate: fl
         rows = torch.randint(len(given.photo), (32,), generator=chance)
         answer = ask(model, given, rows, KINDS[step % len(KINDS)], chance)
         loss = loss_of(answer, given.cover[rows].float() / 255, given.box[rows], heads, 1 - done)
-        loss = loss + 3 * forgotten(model, kept, torch.randint(len(kept.seen), (32,), generator=chance))
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -280,24 +236,18 @@ def train(video: Any, given: Lessons, kept: Remembered, minutes: float, rate: fl
             print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-200:]):.3f}", flush=True)
         if done * minutes > (written + 1) * KEEP:
             written += 1
-            save(video, start, out)
-    save(video, start, out)
+            save(video, out)
+    save(video, out)
 
 
-def save(video: Any, start: Path, out: Path) -> None:
-    """The checkpoint of `start` with the weights that were trained, in float16; all others byte for byte."""
-    weights = load_file(start / "model.safetensors")
-    for name, value in video.tracker_model.state_dict().items():
-        if name.startswith(TRAINED):
-            weights[f"tracker_model.{name}"] = value.half().contiguous()
-    out.mkdir(parents=True, exist_ok=True)
-    for file in start.iterdir():
-        if out != start and file.name != "model.safetensors":
-            (out / file.name).write_bytes(file.read_bytes())
-    beside = out / "model.safetensors.tmp"
+def save(video: Any, out: Path) -> None:
+    """Write the head beside the checkpoint's weights, in float16."""
+    state = video.tracker_model.state_dict()
+    weights = {name: value.half().contiguous() for name, value in state.items() if name.startswith(TRAINED)}
+    beside = out / f"{OWN_HEAD}.tmp"
     save_file(weights, beside, metadata={"format": "pt"})
     beside.chmod(0o644)
-    beside.replace(out / "model.safetensors")
+    beside.replace(out / OWN_HEAD)
 
 
 # ---- how well it does
@@ -350,8 +300,6 @@ def _inside(mask: np.ndarray[Any, Any]) -> tuple[float, float, bool]:
 def _iou(found: Clicked, truth: np.ndarray[Any, Any]) -> float:
     if found.instance is None:
         return 0.0
-    from sam3label.core import masks
-
     return float(masks.iou_matrix([found.instance.rle], [masks.encode(truth)])[0, 0])
 
 
@@ -366,29 +314,25 @@ def write_card(folder: Path, scores: dict[str, float], photos: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Teach the demo checkpoint boxes and points.")
-    parser.add_argument("--start", type=Path, default=train_tracker.CHECKPOINT, help="whose tracker is to be kept")
-    parser.add_argument("--out", type=Path, help="default: the checkpoint itself")
+    parser = argparse.ArgumentParser(description="Give the demo checkpoint a head that answers boxes and points.")
+    parser.add_argument("--checkpoint", type=Path, default=train_tracker.CHECKPOINT)
     parser.add_argument("--minutes", type=float, default=90.0)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--photos", type=int, default=4000)
-    parser.add_argument("--films", type=int, default=60)
-    parser.add_argument("--examine", help="only say how well this checkpoint does")
+    parser.add_argument("--examine", action="store_true", help="only say how well it does")
     parser.add_argument("--card", action="store_true", help="write the figures into its README")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    out = arguments.out or arguments.start
+    folder = arguments.checkpoint
     if not arguments.examine:
-        known = out if (out / "model.safetensors").is_file() else arguments.start
-        video, _ = train_tracker.load(known, known, 0)
+        video, _ = train_tracker.load(folder, folder, 0)
+        load_own_head(resolve(str(folder)), video.tracker_model)
         parts = TrackerParts(video)
-        given, kept = draw_lessons(video, parts, arguments.photos), remember(str(arguments.start), arguments.films)
-        print(f"{len(given.photo)} objects; {sum(len(getattr(kept, f.name)) for f in fields(kept)[-1:])} remembered")
-        train(video, given, kept, arguments.minutes, arguments.rate, out, arguments.start)
-    scores = examine(arguments.examine or str(out), 200)
+        train(video, draw_lessons(video, parts, arguments.photos), arguments.minutes, arguments.rate, folder)
+    scores = examine(str(folder), 200)
     print("\n".join(f"{way}: {value:.3f}" for way, value in scores.items()))
     if arguments.card:
-        write_card(Path(arguments.examine or out), scores, 200)
+        write_card(folder, scores, 200)
 
 
 if __name__ == "__main__":
