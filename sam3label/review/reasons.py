@@ -368,7 +368,7 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
 def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator[Reason]:
     """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
     for concept in concepts.concepts:
-        own = [decision.label for decision in seen.decisions if decision.label.class_id == concept.id]
+        own = [d.label for d in seen.decisions if d.label.class_id == concept.id and d.label.given is None]
         for phrase in dict.fromkeys(label.prompt for label in own):
             if is_full(own, phrase, queries):
                 answers = sum(label.prompt == phrase for label in own)

@@ -184,7 +184,7 @@ class Run:
         Phrases that are asked in tiles are left out: there each part has as many answers as the whole.
         """
         tiled = {phrase for concept in self.concepts.concepts if concept.tile for phrase in concept.prompts}
-        listed = {prompt.key for prompt in self.prompts} - tiled
+        listed = {prompt.key for prompt in self.prompts if prompt.source != "given"} - tiled
         least = enough(int(self.info.get("queries", QUERIES)))
         return [row for row in self._store.crowded(least) if row[2] in listed]
 
