@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,11 @@ from sam3label.cli.options import (
     images_together,
 )
 from sam3label.cli.progress import progress_display
-from sam3label.cli.run import export_all, print_summary, stop_on_interrupt
+from sam3label.cli.run import finish, stop_on_interrupt
 from sam3label.labelling.options import DType
+
+if TYPE_CHECKING:
+    from sam3label.face import LabeledRun
 
 
 def masks(
@@ -94,45 +97,35 @@ def masks(
     """Give the boxes and points of a dataset masks. The same command again continues where it stopped."""
     from sam3label.export.registry import refuse_unknown_formats
     from sam3label.export.splits import parse_splits
-    from sam3label.labelling.options import LabelOptions
 
     refuse_unknown_formats(export or [])
-    splits = parse_splits(split)
-    options = LabelOptions(
-        model=model, revision=revision, device=device, dtype=dtype, batch_size=images_together(batch_size),
-        workers=workers, limit=limit, fresh=fresh,
-    )  # fmt: skip
+    parse_splits(split)
     with progress_display(quiet, "reading the dataset ...") as display, stop_on_interrupt(display) as stop:
-        from sam3label.labelling.boxes_to_masks import MaskJob, mask_boxes
+        from sam3label import face
 
-        job = MaskJob.of(dataset, photos, snap=snap, conf=iou)
-        summary = mask_boxes(job, out, options, on_progress=display.job, on_message=display.say, stop=stop)
-    stopped = summary.interrupted and stop.is_set()
-    if not quiet:
-        print_summary(summary, out, next_step=not stopped)
-        print_doubts(out)
-    if stopped:
-        typer.echo(f"Stopped. Every mask made so far is in {out}: the same command continues.", err=True)
-        raise typer.Exit(130)
-    export_all(out, export or [], splits, quiet)
-    if summary.failures:
-        raise typer.Exit(3)
+        masked = face.mask_boxes(
+            dataset, out, photos=photos, snap=snap, iou=iou, on_progress=display.job, on_message=display.say, stop=stop,
+            model=model, revision=revision, device=device, dtype=dtype, batch_size=images_together(batch_size),
+            workers=workers, limit=limit, fresh=fresh,
+        )  # fmt: skip
+    with masked:
+        if not quiet:
+            print_doubts(masked)
+        finish(masked, stopped=stop.is_set(), formats=export or [], split=split, quiet=quiet)
 
 
-def print_doubts(run_folder: Path) -> None:
+def print_doubts(run: LabeledRun) -> None:
     """Say how many objects were kept as their boxes, and why."""
     from collections import Counter
 
     from sam3label.cli.tables import console
     from sam3label.core.text import count
-    from sam3label.run.reader import open_run
 
-    with open_run(run_folder) as run:
-        doubts = Counter(label.doubt for image in run.images() for label in image.labels if label.doubt)
+    doubts = Counter(label.doubt for image in run.images() for label in image.labels if label.doubt)
     if doubts:
         why = ", ".join(f"{doubt}: {number}" for doubt, number in doubts.most_common())
         total = count(doubts.total(), "object")
         console().print(
-            f"{total} kept as the box, for the mask was not to be believed ({why}): sam3label review push {run_folder}",
+            f"{total} kept as the box, for the mask was not to be believed ({why}): sam3label review push {run.folder}",
             soft_wrap=True,
         )

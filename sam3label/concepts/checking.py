@@ -316,13 +316,13 @@ def condition(text: str, names: Collection[str]) -> Condition:
     return Condition(relation, name, cast(Part, part), negated)
 
 
-def _refine(given: dict[Any, Node], key: str, problems: list[str]) -> dict[str, bool]:
+def _refine(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[str, bool]:
     """Return whether masks are to be refined, where that is said."""
     if "refine" not in given:
         return {}
     node = given["refine"]
     if not isinstance(node.value, bool):
-        problems.append(f"{node.where}: {key}.refine: got {_shown(node)}; allowed: true or false")
+        problems.append(Problem(node.where, f"{key}.refine: got {_shown(node)}; allowed: true or false"))
         return {}
     return {"refine": node.value}
 

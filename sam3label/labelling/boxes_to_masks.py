@@ -164,7 +164,7 @@ def _loaded(options: LabelOptions) -> tuple[Clicker, Checkpoint]:
     from sam3label.model.interactive import Clicker
 
     checkpoint = resolve(options.model, options.revision)
-    detector = Detector.load(checkpoint, device=options.device, dtype=options.dtype, vram_gb=options.vram_gb)
+    detector = Detector.load(checkpoint, device=options.device, dtype=options.dtype, vram_gb=options.vram)
     return Clicker.load(checkpoint, detector), checkpoint
 
 
@@ -199,7 +199,8 @@ def _photos(
 
     batch_size = options.batch_size or clicker.detector.image_batch
     workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
-    read = partial(read_photo, max_megapixels=options.max_megapixels)
+    limit = megapixels_that_fit(workers + 1) if options.max_megapixels is None else options.max_megapixels
+    read = partial(read_photo, max_megapixels=limit)
     entries = loader.entries(pending, workers, decode=read) if pending else iter(())
     before = clicker.detector.clock.seconds()
     while not stopped():
@@ -234,7 +235,7 @@ def _objects(job: MaskJob, entry: Frame | Undecodable) -> list[tuple[str, Given]
         missing = entry.item.id in job.photos.missing
         return f"there is no such photo ({entry.item.path}): say where it is with --photos" if missing else entry.reason
     labelled = job.photos.labels[entry.item.id]
-    wrong = list(labelled.problems(entry.size_hw))
+    wrong = list(map(str, labelled.problems(entry.size_hw)))
     if wrong:
         return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
     return [(str(mark.class_name), _given(mark, labelled, entry.size_hw)) for mark in labelled.marks]

@@ -20,8 +20,8 @@ from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, MediaItem, Prompt, candidate_id
 from sam3label.labelling import canvas, tiling
-from sam3label.labelling.windows import Window, in_image, once
 from sam3label.labelling.refining import refined
+from sam3label.labelling.windows import Window, in_image, once
 from sam3label.run.asked import Wanted
 
 if TYPE_CHECKING:
