@@ -93,10 +93,8 @@ def read_examples(
         if concept.exemplars is None:
             continue
         if concept.exemplars.kind == "objects":
-            text = (
-                f"the objects of {concept.exemplars.path} are given, and nothing is to be found: sam3label masks makes "
-            )
-            problems.append(Problem(f"exemplars of {concept.name}", f"{text}their masks"))
+            text = f"the objects of {concept.exemplars.path} are given, and nothing is to be found"
+            problems.append(Problem(f"exemplars of {concept.name}", f"{text}: sam3label masks makes their masks"))
             continue
         try:
             labelled = read_label_file(Path(concept.exemplars.path))

@@ -196,6 +196,7 @@ def _photos(
     """Yield the units of photos, batch by batch, until `stopped` says so."""
     from sam3label.media import loader
     from sam3label.media.image import read_photo
+    from sam3label.media.memory import megapixels_that_fit
 
     batch_size = options.batch_size or clicker.detector.image_batch
     workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
