@@ -68,7 +68,7 @@ class DrawnBoxes:
             raise InputError(f"{item_id} is not in the run any more: pull without --masks.")
         item: MediaItem = unit.item
         try:
-            pixels = decode_image(item.path) if item.kind == "image" else video.Film(item.path).pixels(frame)
+            pixels = decode_image(item.path) if item.kind == "image" else video.VideoFrames(item.path).pixels(frame)
         except UndecodableError as error:
             raise InputError(
                 f"{item.path} cannot be read ({error}), and its boxes want masks: name its folder with --photos."

@@ -13,7 +13,7 @@ from sam3label.core.files import write_whole
 from sam3label.core.records import Label
 from sam3label.errors import OutputError, UndecodableError
 from sam3label.media.image import decode_image
-from sam3label.media.video import Film
+from sam3label.media.video import VideoFrames
 from sam3label.run.reader import Run
 from sam3label.show import lettering
 from sam3label.show.draw import Pixels, draw_labels
@@ -64,7 +64,7 @@ def drawn_sheet(run: Run, drawn: Sequence[tuple[str, int, Label]], path: str | P
             continue
         try:
             path_of = unit.item.path
-            pixels = decode_image(path_of) if unit.item.kind == "image" else Film(path_of).pixels(frame)
+            pixels = decode_image(path_of) if unit.item.kind == "image" else VideoFrames(path_of).pixels(frame)
         except UndecodableError:
             continue
         shown.append((pixels, labels, f"{item_id} {frame}" if frame else item_id))
