@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sam3label.face import evaluate as evaluate
     from sam3label.face import init as init
     from sam3label.face import label as label
+    from sam3label.face import mask_boxes as mask_boxes
     from sam3label.face import open_run as open_run
     from sam3label.face import preview as preview
     from sam3label.face import validate_dataset as validate_dataset
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "init",
     "label",
+    "mask_boxes",
     "open_run",
     "preview",
     "validate_dataset",

@@ -115,6 +115,40 @@ def label(
     return run
 
 
+def mask_boxes(
+    dataset: Source,
+    out: Source = "runs/masks",
+    *,
+    photos: Source | None = None,
+    snap: bool = False,
+    iou: float = 0.5,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> LabeledRun:
+    """Give the boxes and points of a dataset masks, in the run folder `out`, continuing what is there, and open it.
+
+    `dataset` is COCO or Label Studio JSON, a YOLO data.yaml, VOC or CVAT XML, a CSV table, or a folder with one;
+    `photos` where its photos are. Labels keep what the dataset says of them in `given`; one whose mask the model does
+    not expect to have `iou` is its box, and `doubt` says why. `snap` sets boxes to their masks. `options` are the
+    fields of `LabelOptions`. Raises `InputError`, `CheckpointError`, `StoreError`.
+
+    >>> run = sl.mask_boxes("photos/truth.json", "runs/boxes", model="demo")
+    >>> {label.source for image in run for label in image.labels}
+    {'given'}
+    """
+    from sam3label.labelling import boxes_to_masks
+
+    job = boxes_to_masks.MaskJob.of(dataset, photos, snap=snap, conf=iou)
+    summary = boxes_to_masks.mask_boxes(
+        job, out, LabelOptions(**options), on_progress=on_progress, on_message=on_message, stop=stop
+    )
+    run = open_run(out)
+    run.summary = summary
+    return run
+
+
 def open_run(
     run: Source,
     concepts: ConceptList | Source | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam3label.core.records import LabeledImage
 from sam3label.errors import ConfigError
+from sam3label.labelling.options import LabelOptions
 from sam3label.run.reader import Run
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sam3label.quality.calibrate import Calibration
     from sam3label.quality.evaluate import Evaluation
     from sam3label.review.fiftyone.app import ReviewApp
-    from sam3label.review.fiftyone.pull import Pulled
+    from sam3label.review.fiftyone.pull import DrawnBox, Pulled
     from sam3label.review.fiftyone.push import Pushed
     from sam3label.review.summary import ReviewSummary
     from sam3label.validate import Report
@@ -276,15 +277,40 @@ class LabeledRun(Run):
 
         return open_app(self, dataset, remote, port)
 
-    def review_pull(self, dataset: str | None = None, *, who: str | None = None) -> tuple[Pulled, ...]:
+    def review_pull(
+        self,
+        dataset: str | None = None,
+        *,
+        who: str | None = None,
+        masks: bool = False,
+        accept: Callable[[Sequence[DrawnBox]], bool] = lambda _: True,
+        **options: Any,
+    ) -> tuple[Pulled, ...]:
         """Record what people changed in FiftyOne; pulling twice changes nothing.
+
+        With `masks`, boxes that were drawn without one or moved get a mask: what became of them is shown to `accept`
+        before it is recorded. `options` are the fields of `LabelOptions`; the model is the run's own without one.
 
         >>> [dict(pulled.actions) for pulled in sl.open_run("runs/demo").review_pull("site-a", who="anna")]
         [{}]
         """
+        from sam3label.labelling.drawn_boxes import DrawnBoxes
         from sam3label.review.fiftyone.pull import pull
 
-        return pull(self, dataset, who)
+        own = {"model": self.info["model"]} if "model" in self.info else {}
+        maker = DrawnBoxes(self, LabelOptions(**{**own, **options})) if masks else None
+        return pull(self, dataset, who, maker, accept)
+
+    def draw_boxes(self, drawn: Sequence[DrawnBox]) -> tuple[Path, int]:
+        """Draw what became of boxes that people drew, for `accept`, and return the picture's place and its images.
+
+        >>> sl.open_run("runs/demo").draw_boxes([])[1]
+        0
+        """
+        from sam3label.show.contact_sheet import drawn_sheet
+
+        sheet = self.folder / "review_masks.png"
+        return sheet, drawn_sheet(self, [(one.item_id, one.frame, one.label) for one in drawn], sheet)
 
     def review_summary(self) -> ReviewSummary:
         """Return how good the model was, from the images that people reviewed.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from sam3label.core.problems import Problem
 from sam3label.core.records import Box
@@ -16,11 +17,18 @@ _OUTSIDE_SHARE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A box as a label file gives it; `class_name` None means the class whose exemplars are read."""
+    """An object as a label file gives it; `class_name` None means the class whose exemplars are read.
+
+    `points` are (x, y, on the object or not); where there are only these, `has_box` is False and `corners` are theirs.
+    """
 
     class_name: str | None
     corners: Corners  # pixels, or fractions of the image in a YOLO file
     where: str
+    id: str = ""  # what the file calls it
+    attributes: tuple[tuple[str, str], ...] = ()
+    points: tuple[tuple[float, float, bool], ...] = ()
+    has_box: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +55,49 @@ class Labelled:
         slack = _OUTSIDE_SHARE if self.relative else _OUTSIDE_PX
         for mark in self.marks:
             x1, y1, x2, y2 = mark.corners
-            if not (x2 > x1 and y2 > y1):  # so that NaN counts too
+            if mark.has_box and not (x2 > x1 and y2 > y1):  # so that NaN counts too
                 yield Problem(mark.where, f"the box {_shown(mark.corners)} has no area: draw it again or remove it")
             elif limit and (min(x1, y1) < -slack or x2 > limit[0] + slack or y2 > limit[1] + slack):
                 size = "" if self.relative or size_hw is None else f" of {_size(size_hw)} pixels"
-                yield Problem(mark.where, f"the box {_shown(mark.corners)} is not inside the image{size}")
+                what = f"the box {_shown(mark.corners)}" if mark.has_box else f"the point ({x1:g}, {y1:g})"
+                yield Problem(mark.where, f"{what} is not inside the image{size}")
+
+
+def of_points(
+    class_name: str,
+    points: Sequence[tuple[float, float, bool]],
+    where: str,
+    id: str = "",
+    attributes: tuple[tuple[str, str], ...] = (),
+) -> Mark:
+    """Return an object that is shown by points alone. Raises ValueError without one that is on it."""
+    if not any(inside for _, _, inside in points):
+        raise ValueError("no point is on the object")
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    return Mark(class_name, (min(xs), min(ys), max(xs), max(ys)), where, id, attributes, tuple(points), has_box=False)
 
 
 def corners_of(box_xywh: Box) -> Corners:
     """Return (x1, y1, x2, y2) of (x, y, width, height)."""
     x, y, width, height = box_xywh
     return x, y, x + width, y + height
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledDataset:
+    """What a dataset of boxes says: its classes in their order, and its images with their objects.
+
+    `photos` are the folders in which the images may lie, by the names in `images`; `files` has those whose place the
+    dataset itself says.
+    """
+
+    path: Path
+    form: str  # "COCO", "YOLO", ...
+    classes: tuple[str, ...]
+    images: tuple[Labelled, ...]
+    photos: tuple[Path, ...]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what reading it left out, in words
 
 
 def some(names: Sequence[str], n: int = 5) -> str:

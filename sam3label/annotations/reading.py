@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from sam3label.core.problems import Problem
 from sam3label.core.yamlnodes import Node, read_nodes
@@ -31,3 +32,27 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def load_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an XML file. Raises InputError; so does a document with entities of its own, unread."""
+    try:
+        text = path.read_bytes()
+        if b"<!ENTITY" in text:
+            raise InputError(f"{path} declares entities, which label files have no use for: it is not read.")
+        return ElementTree.fromstring(text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise InputError(f"{path} is not XML: {error}.") from error
+
+
+def number_in(element: ElementTree.Element, path: str, where: str) -> float | None:
+    """Return the number in a leaf; None where there is none. Raises InputError for what is no number."""
+    text = (element.findtext(path) or "").strip()
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{where}: <{path}> is '{text[:40]}'; allowed: a number.") from None

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from sam3label.annotations.coco import JudgedObject, Pair, Truth, TruthImage
-from sam3label.annotations.marks import Corners, Labelled, Mark, some
+from sam3label.annotations.marks import Corners, Labelled, LabelledDataset, Mark, some
 from sam3label.annotations.reading import load_yaml, read_lines
 from sam3label.core import masks, outlines
 from sam3label.core.records import Box
@@ -100,6 +100,24 @@ def read_yolo_marks(folder: Path, names: Mapping[int, str]) -> list[Labelled]:
 
 def _marks(path: Path, names: Mapping[int, str]) -> Iterator[Mark]:
     return (Mark(row.class_name, row.corners(), row.where) for row in read_rows(path, names))
+
+
+def read_yolo_dataset(path: Path) -> LabelledDataset:
+    """Read a data.yaml or a dataset folder: every image of every split, those without a label file too."""
+    dataset = find_dataset(path)
+    chosen = _images_of(dataset, None)
+    names = _image_names(dataset, chosen)
+    images = []
+    for image in chosen:
+        labels = label_path(image)
+        rows = read_rows(labels, dataset.names) if labels.is_file() else iter(())
+        marks = (Mark(row.class_name, row.corners(), row.where, str(n)) for n, row in enumerate(rows, start=1))
+        images.append(Labelled(names[image], tuple(marks), str(labels), None, True))
+    if not any(label_path(image).is_file() for image in chosen):
+        raise InputError(f"{path}: there is no label file for its {count(len(chosen), 'image')}, beside or in labels/.")
+    files = {name: image for image, name in names.items()}
+    classes = tuple(dataset.names[number] for number in sorted(dataset.names))
+    return LabelledDataset(path, "YOLO", classes, tuple(images), (), files)
 
 
 # ---- truth

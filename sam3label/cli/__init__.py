@@ -27,6 +27,7 @@ from sam3label.cli.doctor import doctor
 from sam3label.cli.evaluate import evaluate
 from sam3label.cli.export import export
 from sam3label.cli.init import init
+from sam3label.cli.masks import masks
 from sam3label.cli.preview import preview
 from sam3label.cli.render import render
 from sam3label.cli.report import report
@@ -52,6 +53,7 @@ app = typer.Typer(
 EXAMPLES = {
     "init": "sam3label init concepts.yaml --from data.yaml",
     "run": "sam3label run photos videos -c concepts.yaml -o runs/site-a --export yolo --split train=0.8,val=0.2",
+    "masks": "sam3label masks boxes.json --photos photos -o runs/site-a-masks --export yolo",
     "demo": "sam3label demo --videos -o runs/demo-video",
     "status": "sam3label status runs/site-a",
     "export": "sam3label export runs/site-a -f coco -f yolo -o datasets/site-a --split train=0.8,val=0.2",
@@ -116,7 +118,8 @@ def _explain(error: Sam3LabelError) -> None:
 
 
 for _verb in (
-    init, run, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify, doctor,
+    init, run, masks, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify,
+    doctor,
 ):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(_boundary(_verb))
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import PhotosNow, RunFolder
+from sam3label.cli.options import Device, PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
 from sam3label.core.text import one_line
 from sam3label.export.options import Placement
+
+if TYPE_CHECKING:
+    from sam3label.face import LabeledRun
+    from sam3label.review.fiftyone.pull import DrawnBox
 
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
 
@@ -75,12 +81,24 @@ def pull(
     run: RunFolder,
     dataset: Dataset = None,
     who: Annotated[str | None, typer.Option(help="Whose corrections these are. Default: your login name.")] = None,
+    masks: Annotated[
+        bool,
+        typer.Option("--masks", help="Make masks of boxes that were drawn without one, or moved, and show them first."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Record these masks without asking.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Make masks with this checkpoint. Default: the one the run was made with.")
+    ] = None,
+    device: Device = "auto",
+    photos: PhotosNow = None,
 ) -> None:
     """Record what people changed in FiftyOne. The model's labels are kept beside it; pulling twice changes nothing."""
     from sam3label.face import open_run
 
-    with open_run(run) as opened:
-        for pulled in opened.review_pull(dataset, who=who):
+    with open_run(run, photos=photos) as opened:
+        chosen = {"model": model} if model else {}
+        accept = partial(_accepted, opened, yes=yes)
+        for pulled in opened.review_pull(dataset, who=who, masks=masks, accept=accept, device=device, **chosen):
             counts = ", ".join(f"{count} {action}" for action, count in sorted(pulled.actions.items()))
             typer.echo(f"{pulled.dataset}: {counts or 'nothing new'}")
             for note in pulled.notes:
@@ -88,6 +106,14 @@ def pull(
             for conflict in pulled.conflicts:
                 typer.echo(f"  conflict: {one_line(conflict)}")
     typer.echo(f"Next: sam3label export {run} --format coco -o DATASET")
+
+
+def _accepted(run: LabeledRun, drawn: Sequence[DrawnBox], *, yes: bool) -> bool:
+    """Show what became of boxes, and ask whether it is to be recorded."""
+    sheet, shown = run.draw_boxes(drawn)
+    believed = sum(one.believed for one in drawn)
+    typer.echo(f"{believed} of {len(drawn)} boxes got a mask to be believed; {shown} images of them: {sheet}")
+    return yes or typer.confirm("Record them?")
 
 
 @app.command("summary")

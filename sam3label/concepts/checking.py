@@ -18,20 +18,21 @@ from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, P
 from sam3label.core.yamlnodes import Node, short
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
-RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances", "inside")
+RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances", "inside", "snap")
 CANVAS_KEYS = ("share", "tiles")
 EXAMPLE = "names: [person, helmet]"
 _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside names: known, and not our business
     *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
     *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
 )
-_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "where", "verify")
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "refine", "where", "verify")
 _TILE_KEYS = ("size", "overlap")
 _PARTS = "top, .bottom, .left or .right"
 _CONDITIONS = (
     "lines such as overlaps person.top, inside cage, with helmet at top, without helmet, left_of car, right_of car, "
     "above table, below table, beside star, nearest ball, and not before any of them"
 )
+_KINDS: tuple[Literal["labels", "references", "objects"], ...] = ("labels", "references", "objects")
 
 
 def check_list(root: Node, folder: Path, problems: list[Problem]) -> ConceptList:
@@ -41,8 +42,12 @@ def check_list(root: Node, folder: Path, problems: list[Problem]) -> ConceptList
         return ConceptList(())
     _refuse_unknown(root, "", (*TOP_KEYS, *_DATA_YAML_KEYS), problems, shown=TOP_KEYS)
     names = _names(root, problems)
-    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile", "verify"), problems)
-    defaults = _rules(general, "defaults", problems) | _tile(general, "defaults", problems)
+    general = _mapping(root.value.get("defaults"), "defaults", (*RULE_KEYS, "tile", "refine", "verify"), problems)
+    defaults = (
+        _rules(general, "defaults", problems)
+        | _tile(general, "defaults", problems)
+        | _refine(general, "defaults", problems)
+    )
     defaults |= _verify(general, "defaults", problems)
     known = frozenset(names)
     given = _mapping(root.value.get("concepts"), "concepts", None, problems)
@@ -140,7 +145,13 @@ def _concept(
                 given["not"].where, f"{key}.not: '{phrase}' is also a prompt of {name}; remove it from one of the two"
             )
         )
-    rules = defaults | _rules(given, key, problems) | _tile(given, key, problems) | _verify(given, key, problems)
+    rules = (
+        defaults
+        | _rules(given, key, problems)
+        | _tile(given, key, problems)
+        | _refine(given, key, problems)
+        | _verify(given, key, problems)
+    )
     where = _where(given["where"], f"{key}.where", known, problems) if "where" in given else ()
     return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, **rules)
 
@@ -195,8 +206,10 @@ def _rules(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[st
     return rules
 
 
-def _rule(name: str, node: Node) -> tuple[float | str | None, str]:
+def _rule(name: str, node: Node) -> tuple[float | str | bool | None, str]:
     """Return a threshold's value, and what is allowed if it is not that."""
+    if name == "snap":
+        return node.value, "" if isinstance(node.value, bool) else "true or false"
     if name == "inside":
         return node.value, "" if node.value in ("keep", "drop") else "keep or drop"
     number = _number(node)
@@ -303,6 +316,17 @@ def condition(text: str, names: Collection[str]) -> Condition:
     return Condition(relation, name, cast(Part, part), negated)
 
 
+def _refine(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[str, bool]:
+    """Return whether masks are to be refined, where that is said."""
+    if "refine" not in given:
+        return {}
+    node = given["refine"]
+    if not isinstance(node.value, bool):
+        problems.append(Problem(node.where, f"{key}.refine: got {_shown(node)}; allowed: true or false"))
+        return {}
+    return {"refine": node.value}
+
+
 def _whole(node: Node) -> int:
     if isinstance(node.value, bool) or not isinstance(node.value, int):
         raise ValueError
@@ -321,7 +345,10 @@ def _number(node: Node) -> float | None:
 
 
 def _exemplars(node: Node | None, key: str, folder: Path, problems: list[Problem]) -> Exemplars | None:
-    allowed = "a folder of references, {references: refs/helmet, mode: canvas}, or {labels: partial.json}"
+    allowed = (
+        "a folder of references, {references: refs/helmet, mode: canvas}, {labels: partial.json}, "
+        "or {objects: boxes.json}"
+    )
     if node is None:
         return None
     if isinstance(node.value, str) and node.value.strip():
@@ -329,9 +356,9 @@ def _exemplars(node: Node | None, key: str, folder: Path, problems: list[Problem
     if not isinstance(node.value, dict) or not node.value:
         problems.append(Problem(node.where, f"{key}: got {_shown(node)}; allowed: {allowed}"))
         return None
-    given = _mapping(node, key, ("labels", "references", "mode", *CANVAS_KEYS), problems)
-    kinds: list[Literal["labels", "references"]] = [k for k in ("labels", "references") if k in given]
-    if len(kinds) != 1 or (kinds == ["labels"] and given.keys() & {"mode", *CANVAS_KEYS}):
+    given = _mapping(node, key, (*_KINDS, "mode", *CANVAS_KEYS), problems)
+    kinds = [kind for kind in _KINDS if kind in given]
+    if len(kinds) != 1 or (kinds != ["references"] and given.keys() & {"mode", *CANVAS_KEYS}):
         problems.append(Problem(node.where, f"{key}: got {some([str(k) for k in given])}; allowed: {allowed}"))
         return None
     path, mode = given[kinds[0]], given.get("mode", Node("canvas", node.where))

@@ -138,6 +138,8 @@ def dump_concepts(concepts: ConceptList) -> str:
 def _dump_concept(concept: Concept) -> dict[str, Any]:
     rules: dict[str, Any] = {"prompts": list(concept.prompts), "not": list(concept.negatives)}
     rules |= {key: value for key in RULE_KEYS if (value := getattr(concept, key)) is not None}
+    if concept.refine:
+        rules["refine"] = True
     if concept.tile is not None:
         tile = concept.tile
         rules["tile"] = "auto" if tile.auto else {"overlap": tile.overlap, **({"size": tile.size} if tile.size else {})}

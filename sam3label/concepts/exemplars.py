@@ -92,6 +92,10 @@ def read_examples(
     for concept in concepts.concepts:
         if concept.exemplars is None:
             continue
+        if concept.exemplars.kind == "objects":
+            text = f"the objects of {concept.exemplars.path} are given, and nothing is to be found"
+            problems.append(Problem(f"exemplars of {concept.name}", f"{text}: sam3label masks makes their masks"))
+            continue
         try:
             labelled = read_label_file(Path(concept.exemplars.path))
         except InputError as error:

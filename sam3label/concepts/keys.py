@@ -44,7 +44,13 @@ KEYS = (
         "of two masks of which one lies inside the other: keep both, or drop",
         _default("inside"),
     ),
-    Key("concepts.CLASS.exemplars", "boxes on some images, or labelled reference images", "none"),
+    Key(
+        "concepts.CLASS.exemplars",
+        "boxes on some images, labelled reference images, or objects whose boxes are to get masks",
+        "none",
+    ),
+    Key("concepts.CLASS.refine", "ask for masks again, from the boxes around them (photos)", "false"),
+    Key("concepts.CLASS.snap", "give such objects the box of their mask instead of the one that was given", "false"),
     Key(
         "concepts.CLASS.tile",
         "show large images in parts too: `auto`, or {size: 1024, overlap: 0.2} in pixels",

@@ -7,7 +7,7 @@ Boxes are `xywh` in pixels of that image, edges not centres: a one-pixel mask at
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Box = tuple[float, float, float, float]
-Source = Literal["phrase", "exemplar", "both", "human"]
+Source = Literal["phrase", "exemplar", "both", "human", "given"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,25 @@ class Hint:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """What a dataset says of an object whose mask was asked: its box or points, its id and its attributes there.
+
+    `stability` in [0, 1] says how little the mask depends on where it is cut.
+    """
+
+    hint: Hint
+    id: str = ""
+    attributes: tuple[tuple[str, str], ...] = ()
+    stability: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """One instance over the floor, as the model saw it. `score` is query x presence, both in [0, 1]."""
+    """One instance over the floor, as the model saw it. `score` is query x presence, both in [0, 1].
+
+    Of an object that was `given` there is always one, whatever came of it: `score` is the IoU that the model expects
+    of its mask, which may be empty.
+    """
 
     id: str
     item_id: str
@@ -148,6 +165,7 @@ class Candidate:
     track_id: int | None = None
     track_score: float | None = None
     source: Source = "phrase"
+    given: Given | None = None
 
 
 def candidate_id(item_id: str, frame: int, prompt: str, query: int) -> str:
@@ -197,11 +215,13 @@ class UnitResult:
 class Exemplars:
     """Labelled examples of a class: partial labels of the target images, or a folder of reference images.
 
+    Or `objects`: a dataset each of whose boxes is an object of the class, and gets a mask.
+
     In a canvas the target takes `share` of the width, and is shown whole and in `tiles` x `tiles` parts.
     """
 
     path: str
-    kind: Literal["labels", "references"]
+    kind: Literal["labels", "references", "objects"]
     mode: Literal["canvas", "tokens"] = "canvas"
     share: float = 0.7
     tiles: int = 1
@@ -292,6 +312,8 @@ class Concept:
     tile: Tiles | None = None
     where: tuple[Condition, ...] = ()  # all of them must hold
     verify: Verify = Verify()
+    refine: bool = False  # masks are asked for again, from the boxes around them
+    snap: bool = False  # objects that were given have their mask's box, not the one that was given
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,9 +333,14 @@ class ConceptList:
         return tuple(dict.fromkeys(p for c in self.concepts for p in (*c.prompts, *c.negatives)))
 
 
+Doubt = Literal["no mask", "outside its box", "unsure mask"]
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """One instance of the training set: a candidate that was selected, or a human's.
+
+    Of an object that was `given`, `doubt` says why its mask was not believed: the label is then its box.
 
     `class_name` is what the class of `class_id` is called in the concept list that the label was decided by.
     """
@@ -330,6 +357,8 @@ class Label:
     frame: int = 0
     track_id: int | None = None
     class_name: str = field(default="", compare=False)
+    given: Given | None = None
+    doubt: Doubt | None = None
 
     @property
     def box_xyxy(self) -> Box:
@@ -404,13 +433,18 @@ def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:
     A class with exemplars and phrases has an exemplar prompt for each of its phrases.
     """
     phrases = (Prompt(key=p, text=p) for p in concepts.phrases)
-    exemplars = (
-        Prompt(exemplar_key(c.name, text), text, "exemplar" if text is None else "both", c.name)
-        for c in concepts.concepts
-        if c.exemplars is not None
-        for text in (c.prompts or (None,))
-    )
+    exemplars = (prompt for concept in concepts.concepts for prompt in _exemplar_prompts(concept))
     return (*phrases, *exemplars)
+
+
+def _exemplar_prompts(concept: Concept) -> Iterator[Prompt]:
+    if concept.exemplars is None:
+        return
+    if concept.exemplars.kind == "objects":
+        yield Prompt(exemplar_key(concept.name), None, "given", concept.name)
+        return
+    for text in concept.prompts or (None,):
+        yield Prompt(exemplar_key(concept.name, text), text, "exemplar" if text is None else "both", concept.name)
 
 
 EXEMPLAR_KEY = "exemplar:"

@@ -208,7 +208,8 @@ def _with_pixels(
         if area == 0:
             tally.hollow += 1
             continue
-        yield replace(label, class_id=class_ids[label.class_id], area=area, box_xywh=masks.box_xywh(label.rle))
+        box = masks.box_xywh(label.rle) if label.given is None else label.box_xywh  # a person's stays as it was drawn
+        yield replace(label, class_id=class_ids[label.class_id], area=area, box_xywh=box)
 
 
 def _best_first_in_class(labels: Iterable[Label], class_ids: Mapping[int, int]) -> Iterable[Label]:

@@ -20,6 +20,7 @@ from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, MediaItem, Prompt, candidate_id
 from sam3label.labelling import canvas, tiling
+from sam3label.labelling.refining import refined
 from sam3label.labelling.windows import Window, in_image, once
 from sam3label.run.asked import Wanted
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sam3label.model.ask import Exemplar
     from sam3label.model.detector import Detection, Detector
+    from sam3label.model.interactive import Clicker
 
 
 _SOMEWHERE = BoxPrompt(np.zeros((1, 4), np.float32), (True,))  # boxes that are on some frame of a video
@@ -55,8 +57,14 @@ class Prepared:
 class Guide:
     """Puts a run's prompts to a detector, photo by photo. Encodes each reference once, and cuts it up once."""
 
-    def __init__(self, detector: Detector, concepts: ConceptList, examples: Sequence[Examples] = ()) -> None:
-        self.detector, self.concepts, self.examples = detector, concepts, examples
+    def __init__(
+        self,
+        detector: Detector,
+        concepts: ConceptList,
+        examples: Sequence[Examples] = (),
+        clicker: Clicker | None = None,
+    ) -> None:
+        self.detector, self.concepts, self.examples, self.clicker = detector, concepts, examples, clicker
         self.wanted = Wanted.of(concepts, guides_of(examples))
         self.prompts = self.wanted.prompts
         self._position = {prompt.key: i for i, prompt in enumerate(self.prompts)}
@@ -133,13 +141,16 @@ class Guide:
             asked = self._chosen(only)
             plain = self.detector.detect(frames, asked, floor)
             whole = [replace(one, presence=self.spread(asked, one.presence)) for one in plain]
-            return self._with_tiles(frames, whole, floor)
+            return self._refined(frames, self._with_tiles(frames, whole, floor))
         questions = questions or [self.question(frame) for frame in frames]
         detections = self._on_photos(frames, questions, floor, self._chosen(only))
         for examples in (e for e in self._canvases if only is None or self._keys_of(e) & set(only)):
             for index, found in self._on_canvases(examples, frames, questions, floor):
                 detections[index] = self._joined(detections[index], found)
-        return self._with_tiles(frames, detections, floor)
+        return self._refined(frames, self._with_tiles(frames, detections, floor))
+
+    def _refined(self, frames: Sequence[Frame], detections: list[Detection]) -> list[Detection]:
+        return detections if self.clicker is None else refined(self.clicker, self.concepts, frames, detections)
 
     def _with_tiles(self, frames: Sequence[Frame], whole: Sequence[Detection], floor: float) -> list[Detection]:
         """Return what the photos' tiles add to what was found on the whole photos."""
@@ -290,6 +301,10 @@ def crops(reference: Reference) -> list[canvas.Crop]:
 
 
 def _described(examples: Examples) -> str:
+    return _way(examples) + (", refined" if examples.concept.refine else "")
+
+
+def _way(examples: Examples) -> str:
     if not examples.references:
         return f"partial labels {examples.digest}"
     rules = examples.concept.exemplars

@@ -22,7 +22,7 @@ from sam3label.model import mask_runs
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.detector import Detector
 from sam3label.model.mask_runs import Instance
-from sam3label.model.weights import load_video_model
+from sam3label.model.weights import load_own_head, load_video_model
 
 STABLE = 1.0  # stability: the mask at this logit, in the mask at its negative
 PER_MASK = 4  # objects that take the memory of one pair's masks, in the detector's head
@@ -67,17 +67,19 @@ class ClickAnswer:
 class Clicker:
     """A loaded tracker half that answers boxes and points, sharing the image encoder with its detector."""
 
-    def __init__(self, video: Any, detector: Detector) -> None:
+    def __init__(self, video: Any, detector: Detector, own_head: str = "") -> None:
         self.detector, self.neck, self.model = detector, video.tracker_neck, video.tracker_model
+        self.own_head = own_head  # digest of weights that only boxes and points are asked of
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, detector: Detector) -> Clicker:
         """Load the tracker half beside a detector of the same checkpoint. Raises CheckpointError if it has none."""
         video = load_video_model(checkpoint, "It cannot answer boxes and points: use --model facebook/sam3, or demo.")
         video.detector_model = detector.model
+        own_head = load_own_head(checkpoint, video.tracker_model)
         for part in (video.tracker_neck, video.tracker_model):
             part.to(detector.device)
-        return cls(video, detector)
+        return cls(video, detector, own_head)
 
     @torch.inference_mode()
     def masks(self, frames: Sequence[Frame], hints: Sequence[Sequence[Hint]]) -> list[list[Clicked]]:

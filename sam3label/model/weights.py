@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import Checkpoint
+from sam3label.model.identity import weights_digest
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
@@ -26,6 +27,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     return model.eval().requires_grad_(False)
 
 
+OWN_HEAD = "interactive.safetensors"
 _NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or --video frames, which tracks nothing."
 
 
@@ -47,6 +49,27 @@ def load_video_model(checkpoint: Checkpoint, without: str = _NO_TRACKER) -> Any:
     if problems:
         raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {without}")
     return model.eval().requires_grad_(False)
+
+
+def load_own_head(checkpoint: Checkpoint, tracker: Any) -> str:
+    """Load the weights that a checkpoint has for boxes and points alone into a tracker, and return their digest.
+
+    SAM 3's tracker answers both with the same weights and has none; the demo checkpoint's is too small for that.
+    Returns "" where there are none. Raises CheckpointError unless all of them fit.
+    """
+    from safetensors.torch import load_file
+
+    path = checkpoint.folder / OWN_HEAD
+    if not path.is_file():
+        return ""
+    own, there = load_file(path), tracker.state_dict()
+    wrong = [name for name, value in own.items() if name not in there or there[name].shape != value.shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit the tracker beside it ({', '.join(sorted(wrong)[:3])}): fetch the checkpoint again."
+        )
+    tracker.load_state_dict({name: value.float() for name, value in own.items()}, strict=False)
+    return weights_digest([path])
 
 
 def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:

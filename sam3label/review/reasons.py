@@ -27,6 +27,7 @@ from sam3label.run.saturation import is_full
 from sam3label.run.store import Unit
 
 Kind = Literal[
+    "kept as box",
     "near threshold",
     "presence disagrees",
     "two classes",
@@ -41,10 +42,11 @@ Kind = Literal[
     "audit",
 ]
 KINDS: tuple[Kind, ...] = (
-    "near threshold", "presence disagrees", "two classes", "twins", "synonyms disagree", "hard negative",
+    "kept as box", "near threshold", "presence disagrees", "two classes", "twins", "synonyms disagree", "hard negative",
     "empty among similar", "unusual size", "saturated", "cut short", "verifier", "audit",
 )  # fmt: skip
 EXPLAINED: Mapping[Kind, str] = {
+    "kept as box": "boxes that were given and got no mask to be believed: the label is the box",
     "near threshold": "scores that could fall on either side of their class's threshold",
     "presence disagrees": "said to be there and nothing labelled, or labelled and said to be absent",
     "two classes": "one object, two classes",
@@ -168,6 +170,7 @@ def reasons(seen: SeenImage, concepts: ConceptList, whole: Survey) -> tuple[Reas
     if seen.reviewed:
         return ()
     found = [
+        *_kept_as_box(seen, concepts),
         *_near_threshold(seen, concepts),
         *_presence_disagrees(seen, concepts),
         *_two_classes(seen, concepts),
@@ -220,6 +223,16 @@ def _audit(seen: SeenImage, whole: Survey) -> Iterator[Reason]:
         yield Reason("audit", words, 1 - rank / len(whole.audit))
 
 
+def _kept_as_box(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
+    """Yield objects that were given and whose masks came back empty, elsewhere, or unsure."""
+    for label in seen.labels:
+        if label.doubt is not None:
+            called = f" {label.given.id}" if label.given is not None and label.given.id else ""
+            name = concepts.names[label.class_id]
+            words = f"{name}{called} is its box: {label.doubt} (IoU as expected {label.score:.2f})"
+            yield Reason("kept as box", words, max(1 - label.score, 0.5), (label.id,))
+
+
 def _near_threshold(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     """Labels just over their threshold, and candidates just under it: of those on one object the best."""
     known = {concept.id: [x for x in seen.labels if x.class_id == concept.id] for concept in concepts.concepts}
@@ -227,7 +240,7 @@ def _near_threshold(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
         label = decision.label
         concept = concepts.concepts[label.class_id]
         distance = label.score - concept.conf
-        if decision.outcome not in ("label", "low score") or abs(distance) >= NEAR:
+        if decision.outcome not in ("label", "low score") or abs(distance) >= NEAR or label.given is not None:
             continue
         if decision.outcome == "low score":
             if _covered(label, known[concept.id]):
@@ -355,7 +368,7 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
 def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator[Reason]:
     """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
     for concept in concepts.concepts:
-        own = [decision.label for decision in seen.decisions if decision.label.class_id == concept.id]
+        own = [d.label for d in seen.decisions if d.label.class_id == concept.id and d.label.given is None]
         for phrase in dict.fromkeys(label.prompt for label in own):
             if is_full(own, phrase, queries):
                 answers = sum(label.prompt == phrase for label in own)

@@ -16,7 +16,7 @@ _TILED = "tiles of\t"  # a tab is in no class's name
 
 
 def guide_of(prompt: Prompt) -> str:
-    """Return the key in `guides` of what a prompt goes with: its class's exemplars, or the tiles of a phrase."""
+    """Return the key in `guides` of what a prompt goes with: its class's exemplars, or how a phrase is asked."""
     return prompt.class_name if prompt.class_name is not None else _TILED + prompt.key
 
 
@@ -50,6 +50,8 @@ class Wanted:
                 askers[phrase].append(None)
         own = {c.name: guides[c.name] for c in concepts.concepts if c.exemplars is not None and c.name in guides}
         own |= {_TILED + p: repr(c.tile) for c in concepts.concepts if c.tile for p in (*c.prompts, *c.negatives)}
+        for phrase in (p for c in concepts.concepts if c.refine for p in c.prompts):
+            own[_TILED + phrase] = f"{own.get(_TILED + phrase, '')} refined"
         prompts = (
             replace(p, digest=own.get(guide_of(p), ""))
             for p in prompts_of(concepts)

@@ -45,6 +45,8 @@ def _apply(label: Label | None, one: Correction, names: Sequence[str]) -> Label 
         return None
     source: Source = label.source if one.action == "approved" else "human"
     label = replace(label, source=source)
+    if one.rle is not None or one.action == "approved":
+        label = replace(label, doubt=None)
     if one.class_name is not None:
         label = replace(label, class_id=names.index(one.class_name), class_name=one.class_name)
     if one.rle is not None:

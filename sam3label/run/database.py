@@ -69,6 +69,12 @@ CREATE TABLE candidates (
     area INTEGER NOT NULL, counts BLOB NOT NULL,
     track_id INTEGER, track_score REAL, source TEXT NOT NULL);
 CREATE INDEX candidates_unit ON candidates(unit_id);
+CREATE TABLE given (                  -- of candidates whose object a dataset gave: what it says of it
+    unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,
+    candidate TEXT NOT NULL, hint TEXT NOT NULL,  -- JSON: {"box": [x1, y1, x2, y2] or null, "points": [[x, y, 0 or 1]]}
+    named TEXT NOT NULL, attributes TEXT NOT NULL,  -- its id there; JSON, pairs
+    stability REAL NOT NULL,
+    PRIMARY KEY (unit_id, candidate)) WITHOUT ROWID;
 CREATE TABLE corrections (
     id INTEGER PRIMARY KEY,
     item_id TEXT NOT NULL, frame INTEGER NOT NULL, action TEXT NOT NULL, label_id TEXT, class_name TEXT,

@@ -14,6 +14,9 @@ The order of the rules is the meaning:
 6. `where:` conditions on where the labels of other classes are (`conditions`), all judged on what stands by then;
 7. `max_instances`, best first.
 
+An object that was given by hand is always a label, and in 2 it keeps its place before all that was found. Where its
+mask is not to be believed (`doubt`), the label is its box.
+
 "The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
 """
 
@@ -27,12 +30,25 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Concept, ConceptList, Label, Verdict, exemplar_class
+from sam3label.core.records import (
+    Box,
+    Candidate,
+    Concept,
+    ConceptList,
+    Doubt,
+    Given,
+    Hint,
+    Label,
+    Rle,
+    Verdict,
+    exemplar_class,
+)
 from sam3label.run.conditions import satisfied
 
 SAME_OBJECT_IOU = 0.5
 VETO_BELOW = 0.5  # a verifier's score for "is there any?"
 INSIDE = 0.9  # share of the smaller mask that lies in the larger one
+IN_ITS_BOX = 0.7  # share of the box around a mask that must lie in the box that was given
 
 Outcome = Literal[
     "label",
@@ -80,7 +96,8 @@ def decide(
         own = [c for p in (*concept.prompts, _class_key(concept.name)) for c in by_prompt.get(p, ())]
         against = [c for p in concept.negatives for c in by_prompt.get(p, ())]
         labels = [said.rescored(label, concept) for label in _labels(own, concept, claimed)]
-        decisions += _decide_class(sorted(labels, key=best_first), against, concept)
+        labels.sort(key=lambda label: (label.given is None, *best_first(label)))
+        decisions += _decide_class(labels, against, concept)
     decisions = [said.judged(d, concepts.concepts[d.label.class_id]) for d in _exclusive(decisions, concepts)]
     decisions = _where(decisions, concepts)
     return tuple(_cap(decisions, concepts))
@@ -102,22 +119,22 @@ def _labels(candidates: Iterable[Candidate], concept: Concept, claimed: set[str]
     for c in candidates:
         label_id = c.id if c.id not in claimed else f"{c.id}-{concept.id}"
         claimed.add(c.id)
-        labels.append(
-            Label(
-                label_id,
-                concept.id,
-                c.score,
-                c.presence,
-                c.box_xywh,
-                c.area,
-                c.rle,
-                c.prompt,
-                c.source,
-                c.frame,
-                c.track_id,
-                concept.name,
-            )
+        label = Label(
+            label_id,
+            concept.id,
+            c.score,
+            c.presence,
+            c.box_xywh,
+            c.area,
+            c.rle,
+            c.prompt,
+            c.source,
+            c.frame,
+            c.track_id,
+            concept.name,
+            c.given,
         )
+        labels.append(label if c.given is None else _given(label, c.given, concept))
     return labels
 
 
@@ -135,14 +152,14 @@ class Verdicts:
     def rescored(self, label: Label, concept: Concept) -> Label:
         """Put the verifier's presence in the place of the model's, of which the score is a multiple."""
         presence = self._any.get(concept.name)
-        if concept.verify.presence != "replace" or presence is None:
+        if concept.verify.presence != "replace" or presence is None or label.given is not None:
             return label
         query = min(1.0, label.score / label.presence) if label.presence > 0 else 0.0
         return replace(label, score=query * presence, presence=presence)
 
     def judged(self, decision: Decision, concept: Concept) -> Decision:
         """Drop a label of a class that is not there, or whose mask the verifier rejects."""
-        if decision.outcome != "label":
+        if decision.outcome != "label" or decision.label.given is not None:
             return decision
         verify, presence = concept.verify, self._any.get(concept.name, 1.0)
         mask = self._mask.get((concept.name, decision.label.id), 1.0)
@@ -155,6 +172,49 @@ def best_first(label: Label) -> tuple[float, str]:
     return -label.score, label.id
 
 
+def _given(label: Label, given: Given, concept: Concept) -> Label:
+    """Return the label of an object that was given: with its mask, or where that is in doubt, with its box for one."""
+    why = doubt(given.hint, label.area, label.box_xywh, label.score, concept.conf)
+    if why is not None:
+        rle = _shape(given.hint, label.rle.size_hw)
+        label = replace(label, rle=rle, area=masks.area(rle), box_xywh=masks.box_xywh(rle), doubt=why)
+    if given.hint.box_xyxy is None or (concept.snap and why is None):
+        return label
+    x1, y1, x2, y2 = given.hint.box_xyxy
+    return replace(label, box_xywh=(x1, y1, x2 - x1, y2 - y1))
+
+
+def doubt(hint: Hint, area: int, box_xywh: Box, iou: float, least: float) -> Doubt | None:
+    """Return what is wrong with the mask of a hint, None for nothing.
+
+    It is empty, most of it lies elsewhere, or the model expects less than the `least` IoU of it. `area` and `box_xywh`
+    are the mask's.
+    """
+    if area == 0:
+        return "no mask"
+    if hint.box_xyxy is not None:
+        x, y, width, height = box_xywh
+        x1, y1, x2, y2 = hint.box_xyxy
+        shared = max(0.0, min(x + width, x2) - max(x, x1)) * max(0.0, min(y + height, y2) - max(y, y1))
+        if shared < IN_ITS_BOX * width * height:
+            return "outside its box"
+    return "unsure mask" if iou < least else None
+
+
+def _shape(hint: Hint, size_hw: tuple[int, int]) -> Rle:
+    """Return what is known of an object without its mask: the pixels of its box, or those of its points."""
+    height, width = size_hw
+    filled = np.zeros(size_hw, np.bool_)
+    if hint.box_xyxy is None:
+        for x, y in ((x, y) for x, y, inside in hint.points if inside):
+            filled[min(int(y), height - 1), min(int(x), width - 1)] = True
+        return masks.encode(filled)
+    x1, y1, x2, y2 = (int(v + 0.5) for v in hint.box_xyxy)
+    left, top = min(x1, width - 1), min(y1, height - 1)
+    filled[top : max(y2, top + 1), left : max(x2, left + 1)] = True
+    return masks.encode(filled)
+
+
 def _decide_class(labels: Sequence[Label], against: Sequence[Candidate], concept: Concept) -> list[Decision]:
     decisions = [Decision(label, _threshold(label, concept)) for label in labels]
     decisions = _merge_duplicates(decisions, concept.iou)
@@ -164,6 +224,8 @@ def _decide_class(labels: Sequence[Label], against: Sequence[Candidate], concept
 
 
 def _threshold(label: Label, concept: Concept) -> Outcome:
+    if label.given is not None:
+        return "label"
     if label.score < concept.conf:
         return "low score"
     if label.presence < concept.presence:
@@ -193,7 +255,8 @@ def _keep_best(decisions: list[Decision], clash: npt.NDArray[np.bool_], outcome:
     standing = _standing(decisions)
     kept: list[int] = []
     for row, i in enumerate(standing):
-        winner = next((k for k in kept if clash[row, k]), None)
+        given = decisions[i].label.given is not None
+        winner = None if given else next((k for k in kept if clash[row, k]), None)
         if winner is None:
             kept.append(row)
         else:
@@ -202,7 +265,7 @@ def _keep_best(decisions: list[Decision], clash: npt.NDArray[np.bool_], outcome:
 
 
 def _suppress(decisions: list[Decision], against: Sequence[Candidate]) -> list[Decision]:
-    standing = _standing(decisions)
+    standing = [i for i in _standing(decisions) if decisions[i].label.given is None]
     overlap = masks.iou_matrix([decisions[i].label.rle for i in standing], [c.rle for c in against])
     for row, i in enumerate(standing):
         score = decisions[i].label.score
@@ -218,7 +281,7 @@ def _exclusive(decisions: list[Decision], concepts: ConceptList) -> list[Decisio
     for group in concepts.exclusive:
         ids = {c.id for c in concepts.concepts if c.name in group}
         standing = [i for i in _standing(decisions) if decisions[i].label.class_id in ids]
-        standing.sort(key=lambda i: best_first(decisions[i].label))
+        standing.sort(key=lambda i: (decisions[i].label.given is None, *best_first(decisions[i].label)))
         rles = [decisions[i].label.rle for i in standing]
         overlap = masks.iou_matrix(rles, rles)
         kept: list[int] = []
@@ -226,7 +289,7 @@ def _exclusive(decisions: list[Decision], concepts: ConceptList) -> list[Decisio
             other = decisions[i].label.class_id
             rivals = (k for k in kept if decisions[standing[k]].label.class_id != other)
             winner = next((k for k in rivals if overlap[row, k] >= SAME_OBJECT_IOU), None)
-            if winner is None:
+            if winner is None or decisions[i].label.given is not None:
                 kept.append(row)
             else:
                 decisions[i] = replace(decisions[i], outcome="exclusive", by=decisions[standing[winner]].label.id)
@@ -245,7 +308,8 @@ def _where(decisions: list[Decision], concepts: ConceptList) -> list[Decision]:
         for condition in concept.where if own else ():
             others = [decisions[k].label for k in by_class.get(condition.class_name, [])]
             held = satisfied(condition, [decisions[i].label for i in own], others)
-            failed.update(i for i, holds in zip(own, held, strict=True) if not holds)
+            own_failed = (i for i, holds in zip(own, held, strict=True) if not holds)
+            failed.update(i for i in own_failed if decisions[i].label.given is None)
     return [replace(d, outcome="where") if i in failed else d for i, d in enumerate(decisions)]
 
 
@@ -253,7 +317,7 @@ def _cap(decisions: Iterable[Decision], concepts: ConceptList) -> Iterator[Decis
     counts: dict[int, int] = {}
     for d in decisions:  # best first within a class
         cap = concepts.concepts[d.label.class_id].max_instances
-        if d.outcome == "label":
+        if d.outcome == "label" and d.label.given is None:
             counts[d.label.class_id] = counts.get(d.label.class_id, 0) + 1
             if cap is not None and counts[d.label.class_id] > cap:
                 d = replace(d, outcome="max_instances")

@@ -1,7 +1,7 @@
 """Stores of earlier versions, brought forward: one transaction, and a copy of what was there kept beside.
 
 Format 1 (0.1, never released) asked every unit the same prompts and knew no photo's content; format 2 did not know
-what computed a unit.
+what computed a unit; format 3 knew no objects that were given by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from sam3label.errors import StoreError
 from sam3label.run.store_errors import DATABASE, DamagedStoreError
 
-FORMAT = 3
+FORMAT = 4
 _EXEMPLARS = "exemplars of "  # how format 1 named a class's exemplars in the fingerprint
 
 
@@ -65,6 +65,8 @@ def upgrade(db: sqlite3.Connection) -> None:
             _to_2(db)
         if found < 3:
             _to_3(db)
+        if found < 4:
+            _to_4(db)
         if db.execute("PRAGMA foreign_key_check").fetchone():
             raise sqlite3.DatabaseError("malformed: rows point to rows that are not there")
     db.execute("PRAGMA legacy_alter_table = OFF")
@@ -99,6 +101,19 @@ ALTER TABLE corrections ADD COLUMN content TEXT;
 DROP INDEX edits_item;
 CREATE INDEX corrections_item ON corrections(item_id, frame);
 """
+
+
+_GIVEN = """
+CREATE TABLE given (
+    unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,
+    candidate TEXT NOT NULL, hint TEXT NOT NULL, named TEXT NOT NULL, attributes TEXT NOT NULL, stability REAL NOT NULL,
+    PRIMARY KEY (unit_id, candidate)) WITHOUT ROWID
+"""
+
+
+def _to_4(db: sqlite3.Connection) -> None:
+    db.execute(_GIVEN)
+    db.execute("UPDATE meta SET value = '4' WHERE key = 'format'")
 
 
 def _to_2(db: sqlite3.Connection) -> None:

@@ -184,7 +184,7 @@ class Run:
         Phrases that are asked in tiles are left out: there each part has as many answers as the whole.
         """
         tiled = {phrase for concept in self.concepts.concepts if concept.tile for phrase in concept.prompts}
-        listed = {prompt.key for prompt in self.prompts} - tiled
+        listed = {prompt.key for prompt in self.prompts if prompt.source != "given"} - tiled
         least = enough(int(self.info.get("queries", QUERIES)))
         return [row for row in self._store.crowded(least) if row[2] in listed]
 
@@ -384,7 +384,10 @@ def _own_concepts(store: Store) -> ConceptList:
     own = store.meta("concepts")
     if not isinstance(own, str):
         raise DamagedStoreError(store.folder, "its concept list is missing")
-    return parse_concepts(own, f"{store.folder} (the run's own concept list)")
+    try:
+        return parse_concepts(own, "its own concept list")
+    except ConfigError as error:
+        raise DamagedStoreError(store.folder, str(error).partition("\n")[0]) from error
 
 
 def refuse_below_floor(concepts: ConceptList, floor: float) -> None:

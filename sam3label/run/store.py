@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, cast, get_args
@@ -23,8 +23,11 @@ import numpy.typing as npt
 
 from sam3label.core import masks
 from sam3label.core.records import (
+    Box,
     Candidate,
     Correction,
+    Given,
+    Hint,
     MediaItem,
     Processor,
     Prompt,
@@ -359,6 +362,10 @@ class Store:
                 for c in result.candidates
             ),
         )  # fmt: skip
+        self._db.executemany(
+            "INSERT OR REPLACE INTO given VALUES (?, ?, ?, ?, ?, ?)",
+            [(unit_id, c.id, *_given_row(c.given)) for c in result.candidates if c.given is not None],
+        )
 
     def relocate(self, items: Iterable[tuple[MediaItem, Stamp | None]]) -> None:
         """Note where known files are now, and their stamps where they are known. One transaction."""
@@ -496,9 +503,16 @@ class Store:
                 f"SELECT {_CANDIDATE_COLUMNS} FROM candidates WHERE unit_id = ? ORDER BY rowid", (unit.id,)
             )
             found = tuple(self._candidate(unit, unit.size_hw, row) for row in rows if row[2] in self._place)
+            if any(candidate.source == "given" for candidate in found):
+                found = self._with_given(unit, found)
             if not all(masks.are_whole([c.rle for c in found])):
                 raise ValueError(f"the masks of {unit.item.id} do not fit it")
             return found
+
+    def _with_given(self, unit: Unit, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        query = "SELECT candidate, hint, named, attributes, stability FROM given WHERE unit_id = ?"
+        given = {id_: _given(*columns) for id_, *columns in self._rows(query, (unit.id,))}
+        return tuple(replace(c, given=given[c.id]) if c.source == "given" else c for c in found)
 
     def _candidate(self, unit: Unit, size_hw: tuple[int, int], row: tuple[Any, ...]) -> Candidate:
         id_, frame, prompt, score, presence, x, y, w, h, area, counts, track_id, track_score, source = row
@@ -648,6 +662,19 @@ def _unit(row: tuple[Any, ...]) -> Unit:
     if error is None and (size_hw is None or min(size_hw) < 1):
         raise ValueError(f"{item.id} has no size")
     return Unit(id_, item, start, stop, size_hw, error, trouble, question, bool(last))
+
+
+def _given_row(given: Given) -> tuple[str, str, str, float]:
+    hint = {"box": given.hint.box_xyxy, "points": [(x, y, int(on)) for x, y, on in given.hint.points]}
+    return json.dumps(hint), given.id, json.dumps(given.attributes), given.stability
+
+
+def _given(hint: str, named: str, attributes: str, stability: float) -> Given:
+    shown = json.loads(hint)
+    box = None if shown["box"] is None else tuple(map(float, shown["box"]))
+    points = tuple((float(x), float(y), bool(on)) for x, y, on in shown["points"])
+    said = tuple((str(key), str(value)) for key, value in json.loads(attributes))
+    return Given(Hint(cast(Box | None, box), points), str(named), said, float(stability))
 
 
 def _one_of(value: Any, allowed: Sequence[Any]) -> Any:

@@ -11,13 +11,17 @@ from PIL import Image, ImageColor
 
 from sam3label.core.files import write_whole
 from sam3label.core.records import Label
-from sam3label.errors import OutputError
+from sam3label.errors import OutputError, UndecodableError
+from sam3label.media.image import decode_image
+from sam3label.media.video import VideoFrames
+from sam3label.run.reader import Run
 from sam3label.show import lettering
 from sam3label.show.draw import Pixels, draw_labels
 
 CELL_PX = 400
 MARGIN_PX = 10
 TITLE_PX = 15
+DRAWN_IMAGES = 48
 BACKGROUND, INK = "#16181d", "#d7dae0"
 
 
@@ -43,6 +47,30 @@ def contact_sheet(
     png = io.BytesIO()
     sheet.save(png, format="PNG")
     write_whole(path, png.getvalue())
+
+
+def drawn_sheet(run: Run, drawn: Sequence[tuple[str, int, Label]], path: str | Path, most: int = DRAWN_IMAGES) -> int:
+    """Write a sheet of labels (item id, frame, label) on their images, the first `most` of them; returns how many.
+
+    Images that can no longer be read are left out.
+    """
+    by_image: dict[tuple[str, int], list[Label]] = {}
+    for item_id, frame, label in drawn:
+        by_image.setdefault((item_id, frame), []).append(label)
+    shown: list[tuple[Pixels, Sequence[Label], str]] = []
+    for (item_id, frame), labels in by_image.items():
+        unit = run.unit(item_id, frame)
+        if unit is None or len(shown) == most:
+            continue
+        try:
+            path_of = unit.item.path
+            pixels = decode_image(path_of) if unit.item.kind == "image" else VideoFrames(path_of).pixels(frame)
+        except UndecodableError:
+            continue
+        shown.append((pixels, labels, f"{item_id} {frame}" if frame else item_id))
+    if shown:
+        contact_sheet(shown, run.concepts.names, path)
+    return len(shown)
 
 
 def _write_title(sheet: Image.Image, title: str, left: int, top: int) -> None:

@@ -255,11 +255,11 @@ REFUSED = {
     "names: [a]\n? [x, y]\n: 1": "c.yaml:2: a key must be a plain word or number",
     HELMET + "prompt: [a]": (
         "c.yaml:4: concepts.helmet.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, iou, "
-        "presence, min_area, max_instances, inside, exemplars, tile, where, verify"
+        "presence, min_area, max_instances, inside, snap, exemplars, tile, refine, where, verify"
     ),
     "names: [a]\ndefaults: {confidence: 1}": (
         "c.yaml:2: defaults.confidence: unknown key; "
-        "allowed: conf, iou, presence, min_area, max_instances, inside, tile, verify"
+        "allowed: conf, iou, presence, min_area, max_instances, inside, snap, tile, refine, verify"
     ),
     # concepts
     "names: [person, helmet]\nconcepts:\n  helmt:\n    conf: 0.5": (
@@ -271,11 +271,11 @@ REFUSED = {
     "names: [a]\nconcepts: [a]": "c.yaml:2: concepts: got a list of 1; allowed: class names and their rules",
     "names: [a]\nconcepts: {a: 0.5}": (
         "c.yaml:2: concepts.a: got 0.5; allowed: keys and values (prompts, not, conf, iou, presence, min_area, "
-        "max_instances, inside, exemplars, tile, where, verify)"
+        "max_instances, inside, snap, exemplars, tile, refine, where, verify)"
     ),
     "names: [a]\ndefaults: 0.5": (
         "c.yaml:2: defaults: got 0.5; allowed: keys and values "
-        "(conf, iou, presence, min_area, max_instances, inside, tile, verify)"
+        "(conf, iou, presence, min_area, max_instances, inside, snap, tile, refine, verify)"
     ),
     HELMET + "prompts: []": (
         "c.yaml:4: concepts.helmet.prompts: there are none; leave the key out to use the class name as the phrase"
@@ -346,7 +346,8 @@ REFUSED = {
     **{
         HELMET + f"exemplars: {value}": (
             f"c.yaml:4: concepts.helmet.exemplars: got {shown}; "
-            "allowed: a folder of references, {references: refs/helmet, mode: canvas}, or {labels: partial.json}"
+            "allowed: a folder of references, {references: refs/helmet, mode: canvas}, {labels: partial.json}, "
+            "or {objects: boxes.json}"
         )
         for value, shown in {
             "3": "3",
@@ -372,7 +373,7 @@ REFUSED = {
     ),
     HELMET + "exemplars: {references: a, mod: crop}": (
         "c.yaml:4: concepts.helmet.exemplars.mod: unknown key (did you mean 'mode'?); "
-        "allowed: labels, references, mode, share, tiles"
+        "allowed: labels, references, objects, mode, share, tiles"
     ),
     # exclusive
     "names: [truck, b]\nexclusive: [[truk, b]]": (
@@ -538,7 +539,7 @@ def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> N
         (
             {"a": {"prompt": "x"}},
             "the concept list: concepts.a.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, "
-            "iou, presence, min_area, max_instances, inside, exemplars, tile, where, verify",
+            "iou, presence, min_area, max_instances, inside, snap, exemplars, tile, refine, where, verify",
         ),
         ([], "the concept list: names: there are none; allowed: at least one, such as: names: [person, helmet]"),
         (

@@ -15,10 +15,12 @@ from skimage import data
 
 from sam3label.core import masks
 from sam3label.core.records import Frame, Hint, MediaItem, Prompt
+from sam3label.demo.shapes import make_scene
 from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import Checkpoint, resolve
 from sam3label.model.detector import Detector
 from sam3label.model.interactive import Clicker
+from sam3label.model.weights import OWN_HEAD, load_video_model
 
 TOLERANCE = 1e-4
 BOXES = [(20.0, 30.0, 180.0, 220.0), (100.0, 5.5, 140.0, 60.0), (0.0, 0.0, 299.0, 299.0)]
@@ -180,3 +182,34 @@ def test_a_detector_alone_cannot_be_clicked(tiny_checkpoint: Path, tmp_path: Pat
     alone = resolve(str(tmp_path))
     with pytest.raises(CheckpointError, match="boxes and points"):
         Clicker.load(alone, Detector.load(alone, device="cpu"))
+
+
+# ---- a head of a checkpoint's own, as the demo has
+
+
+def test_the_demos_own_head_knows_boxes_and_leaves_tracking_alone() -> None:
+    demo = resolve("demo")
+    clicker = Clicker.load(demo, Detector.load(demo, device="cpu"))
+    weights = load_file(demo.folder / "model.safetensors")
+    tracker = load_video_model(demo).tracker_model.state_dict()
+    assert all(torch.equal(tracker[name], weights[f"tracker_model.{name}"].float()) for name in tracker)
+    assert clicker.own_head
+    overlaps = []
+    for seed in range(31_000_000, 31_000_008):
+        scene = make_scene(seed, (240, 320))
+        truth = [masks.encode(scene.mask(number)) for number in range(1, len(scene.things) + 1)]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in map(masks.box_xywh, truth)]
+        (found,) = clicker.masks([frame("scene", scene.image)], [[Hint(box) for box in boxes]])
+        for clicked, rle in zip(found, truth, strict=True):
+            assert clicked.instance is not None
+            overlaps.append(float(masks.iou_matrix([clicked.instance.rle], [rle])[0, 0]))
+    assert len(overlaps) > 20 and np.mean(overlaps) > 0.8
+
+
+def test_a_head_that_does_not_fit_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for file in tiny_checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file({"mask_decoder.other": torch.zeros(3)}, tmp_path / OWN_HEAD)
+    odd = resolve(str(tmp_path))
+    with pytest.raises(CheckpointError, match="does not fit the tracker beside it .mask_decoder.other."):
+        Clicker.load(odd, Detector.load(odd, device="cpu"))

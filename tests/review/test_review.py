@@ -6,26 +6,27 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.builders import rectangle
 from support.reviewing import bar, candidate, disc, make_run, photo, point_fiftyone_at, three_shapes
 from typer.testing import CliRunner, Result
 
 from sam3label.cli import app
 from sam3label.core import masks
-from sam3label.core.records import Correction, LabeledImage, MediaItem, UnitResult
+from sam3label.core.records import Correction, Hint, LabeledImage, MediaItem, Rle, UnitResult
 from sam3label.errors import InputError, StoreError
 from sam3label.export.options import Options
 from sam3label.export.write import export
 from sam3label.media import video as media_video
 from sam3label.review.fiftyone import connect
 from sam3label.review.fiftyone.folder import write_folder
-from sam3label.review.fiftyone.pull import pull
+from sam3label.review.fiftyone.pull import DrawnBox, pull
 from sam3label.review.fiftyone.push import push
 from sam3label.review.summary import summarize
 from sam3label.run.reader import open_run
@@ -310,18 +311,62 @@ def test_boxes_erased_masks_and_labels_without_a_class(fo: Any, pushed: Any, run
     s.save()
     with open_run(run) as opened:
         (pulled,) = pull(opened)
-    assert pulled.actions == {"deleted": 1, "added": 2}
+    assert pulled.actions == {"deleted": 1}
     assert pulled.notes == (
         "1 label(s) have no class yet and wait for one",
-        "2 label(s) are boxes without a mask; the whole box counts as the object",
-        "class '{zebra}' is not in the concept list: 1 label(s) of it are kept, but not exported",
+        "2 label(s) are boxes without a mask, and wait: --masks makes one of each, or draw it",
     )
+    asked: list[Hint] = []
+    shown: list[DrawnBox] = []
+
+    def half(item_id: str, frame: int, hint: Hint) -> Rle | None:
+        """The upper half of a box; none to be believed of the one in the corner."""
+        asked.append(hint)
+        x1, y1, x2, y2 = (round(v) for v in hint.box_xyxy or ())
+        return rectangle(x1, y1, x2 - x1, (y2 - y1) // 2, (96, 128)) if x1 else None
+
+    def refuse(drawn: Sequence[DrawnBox]) -> bool:
+        shown.extend(drawn)
+        return False
+
+    with open_run(run) as opened:
+        (pulled,) = pull(opened, mask_of=half, accept=refuse)
+        assert (pulled.actions, pulled.notes) == ({}, ("nothing was recorded",))
+    assert [one.believed for one in sorted(shown, key=lambda one: one.label.box_xywh)] == [False, True]
+    with open_run(run) as opened:
+        (pulled,) = pull(opened, mask_of=half)
+    assert pulled.actions == {"added": 2}
+    assert "1 box(es) got no mask to be believed, and count as drawn" in pulled.notes
+    assert Hint((64.0, 48.0, 96.0, 72.0)) in asked
     boxes = {x.box_xywh for x in image(run, "sub/0.png").labels if x.source == "human"}
-    assert boxes == {(64.0, 48.0, 32.0, 24.0)}
+    assert boxes == {(64.0, 48.0, 32.0, 12.0)}
     s = sample(pushed, "sub/0.png")
     next(d for d in s.ground_truth.detections if d.label is None).label = "disc"
     s.save()
-    assert fetch(run) == ({"added": 1}, ())
+    with open_run(run) as opened:
+        assert pull(opened, mask_of=half)[0].actions == {"added": 1}
+        assert pull(opened, mask_of=half)[0].actions == {}
+
+
+def test_a_box_that_was_moved_gets_a_mask_of_its_new_place(pushed: Any, run: Path) -> None:
+    """A brushed mask is left alone; without a model the mask goes along with its box, as it always did."""
+    s = sample(pushed, "sub/0.png")
+    moved, brushed = s.ground_truth.detections[:2]
+    x, y, w, h = moved.bounding_box
+    moved.bounding_box = [x + 0.125, y, w, h]
+    brushed.mask = np.ones((9, 9), np.uint8) * 255
+    s.save()
+    asked: list[Hint] = []
+
+    def corner(item_id: str, frame: int, hint: Hint) -> Rle:
+        asked.append(hint)
+        return rectangle(*(round(v) for v in (hint.box_xyxy or ())[:2]), 5, 5, (96, 128))
+
+    with open_run(run) as opened:
+        (pulled,) = pull(opened, mask_of=corner)
+    assert pulled.actions == {"reshaped": 2}
+    assert asked == [Hint(((x + 0.125) * 128, y * 96, (x + 0.125 + w) * 128, (y + h) * 96))]
+    assert 25 in [label.area for label in image(run, "sub/0.png").labels]
 
 
 def test_a_left_out_candidate_can_be_taken(fo: Any, tmp_path: Path, name: str) -> None:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.builders import candidate, concepts, phrase_prompts, rectangle, unit
 
 from sam3label.concepts import concept_list
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Concept, ConceptList, Correction, LabeledImage
+from sam3label.core.records import (
+    Box,
+    Candidate,
+    Concept,
+    ConceptList,
+    Correction,
+    Exemplars,
+    Given,
+    Hint,
+    LabeledImage,
+    Prompt,
+    Rle,
+    exemplar_key,
+)
 from sam3label.errors import ConfigError
 from sam3label.run.corrections import apply_corrections
 from sam3label.run.decide import decide, select_labels
@@ -264,3 +278,74 @@ def test_corrections_reach_whoever_reads_the_run(tmp_path: Path) -> None:
         assert image.reviewed
         assert [(label.id, label.class_id, label.score) for label in image.labels] == [("n", 1, 1.0)]
         assert not next(i for i in run.images() if i.item.id == "x/1.jpg").reviewed
+
+
+# ---- objects that were given by hand
+
+
+def given(mask: Rle, box_xyxy: Box | None, score: float = 0.9, query: int = 0) -> Candidate:
+    """An object of class `a` that a dataset gave, and the mask that it got."""
+    hint = Hint(box_xyxy, () if box_xyxy else ((15.0, 15.0, True),))
+    own = Given(hint, id=f"object {query}", attributes=(("colour", "red"),))
+    return replace(candidate(exemplar_key("a"), score, mask, source="given", query=query), given=own)
+
+
+EMPTY = rectangle(0, 0, 0, 0)
+BOX = (9.0, 9.5, 31.0, 30.0)  # a little around HERE
+
+
+def asked(**rules: Any) -> ConceptList:
+    return concepts(Concept(0, "a", ("thing",), exemplars=Exemplars("boxes.json", "objects"), **rules))
+
+
+def test_a_given_objects_mask_is_its_label_and_its_box_stays_as_drawn() -> None:
+    (label,) = select_labels([given(HERE, BOX)], asked())
+    assert (label.rle, label.box_xywh, label.doubt) == (HERE, (9.0, 9.5, 22.0, 20.5), None)
+    assert label.given is not None and label.given.attributes == (("colour", "red"),)
+    (snapped,) = select_labels([given(HERE, BOX)], asked(snap=True))
+    assert (snapped.rle, snapped.box_xywh) == (HERE, (10.0, 10.0, 20.0, 20.0))
+    (pointed,) = select_labels([given(HERE, None)], asked())
+    assert pointed.box_xywh == (10.0, 10.0, 20.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "score", "doubt"),
+    [
+        (EMPTY, 0.9, "no mask"),
+        (FAR, 0.9, "outside its box"),
+        (rectangle(0, 0, 60, 60), 0.9, "outside its box"),
+        (HERE, 0.49, "unsure mask"),
+        (HERE, 0.5, None),
+        (rectangle(14, 14, 5, 5), 0.9, None),  # of a loose box: a small mask inside it is no doubt
+    ],
+)
+def test_a_mask_that_is_not_to_be_believed_leaves_the_box(mask: Rle, score: float, doubt: str | None) -> None:
+    for snap in (False, True):
+        (label,) = select_labels([given(mask, BOX, score)], asked(snap=snap))
+        assert label.doubt == doubt
+        if doubt:
+            assert label.box_xywh == (9.0, 9.5, 22.0, 20.5)
+            assert label.rle == rectangle(9, 10, 22, 20)  # the pixels whose centers are in the box
+
+
+def test_a_point_without_a_mask_is_a_pixel() -> None:
+    (label,) = select_labels([given(EMPTY, None)], asked())
+    assert (label.rle, label.doubt) == (rectangle(15, 15, 1, 1), "no mask")
+
+
+def test_what_was_given_is_never_dropped_and_goes_before_what_was_found() -> None:
+    wanted = replace(asked(max_instances=1), exclusive=())
+    found = candidate("thing", 0.99, NEAR)
+    twins = [given(HERE, BOX), given(NEAR, BOX, 0.8, query=1), given(EMPTY, (1.0, 1.0, 3.0, 3.0), 0.1, query=2)]
+    decisions = decide([found, *twins], wanted)
+    assert [d.outcome for d in decisions if d.label.given] == ["label"] * 3
+    assert [(d.outcome, d.by) for d in decisions if not d.label.given] == [("duplicate", twins[0].id)]
+
+
+def test_given_objects_come_back_from_the_store(tmp_path: Path) -> None:
+    own = [given(HERE, BOX), given(EMPTY, None, 0.3, query=1)]
+    prompts = [Prompt(exemplar_key("a"), None, "given", "a")]
+    with Store.writer(tmp_path, prompts, {}) as store:
+        store.write([unit("a.jpg", *own)])
+        (one,) = store.units()
+        assert store.candidates(one) == tuple(own)

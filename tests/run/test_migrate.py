@@ -7,6 +7,7 @@ import gzip
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,18 @@ def test_the_store_as_it_was_stays_beside(old: Path) -> None:
     (old.parent / "was.sqlite").write_bytes(OLD)
     assert raw(kept, dump) == raw(old.parent / "was.sqlite", dump)
     assert raw(old / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [(str(migrate.FORMAT),)]
+
+
+def test_a_store_that_knew_no_given_objects_opens_and_stays_beside(tmp_path: Path) -> None:
+    with Store.writer(tmp_path, [Prompt("disc", "disc")], {}) as store:
+        store.write([unit("a.jpg")])
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db, db:
+        db.executescript("DROP TABLE given; UPDATE meta SET value = '3' WHERE key = 'format'")
+    with Store.open(tmp_path) as store:
+        assert [one.item.id for one in store.units()] == ["a.jpg"]
+    assert raw(tmp_path / DATABASE, "SELECT count(*) FROM given") == [(0,)]
+    assert raw(tmp_path / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [(str(migrate.FORMAT),)]
+    assert raw(tmp_path / "run.format3.sqlite", "SELECT value FROM meta WHERE key = 'format'") == [("3",)]
 
 
 def test_a_migration_that_is_killed_leaves_the_store_as_it_was(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ LAYERS = [
     _room(
         "labelling",
         "the job: media in, store rows out; what each photo is asked, and what becomes of videos",
-        "run concepts media model core",
+        "run concepts annotations media model core",
     ),
     _room("run", "the run folder: what was seen, what people said, what is a label", "concepts core"),
     _room("train", "losses and trainers", "annotations media model core"),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sam3label.core.records import Label, LabeledImage
+from sam3label.core.records import Doubt, Given, Label, LabeledImage
 from sam3label.errors import OutputError
 from sam3label.export.dataset import Outline, Sample, Target, flat, number
 from sam3label.export.options import Segmentation
@@ -43,6 +43,13 @@ class Profile:
 COCO = Profile()
 COCO_ZERO = Profile(first_id=0)
 COCO_ROBOFLOW = Profile(json="{split}/_annotations.coco.json", images="{split}", split_names=(("val", "valid"),))
+
+
+def _given(given: Given, doubt: Doubt | None) -> dict[str, Any]:
+    """Return what a dataset said of an object before it got a mask, and how sure its mask is."""
+    said: dict[str, Any] = {"given_id": given.id, "attributes": dict(given.attributes)}
+    said["stability"] = round(given.stability, 6)
+    return said | ({} if doubt is None else {"doubt": doubt})
 
 
 def write_coco(target: Target, samples: Iterable[Sample], profile: Profile = COCO) -> None:
@@ -138,6 +145,7 @@ class _Part:
             "score": round(label.score, 6),
             "source": label.source,
             "label_id": label.id,
+            **({} if label.given is None else _given(label.given, label.doubt)),
         }
 
     def finish(self) -> None:

@@ -70,7 +70,12 @@ def load_guide(checkpoint: Checkpoint, assignment: Assignment) -> Guide:
         vram_gb=options.vram,
         compiled=options.compile,
     )
-    return Guide(detector, assignment.concepts, assignment.examples)
+    clicker = None
+    if any(concept.refine for concept in assignment.concepts.concepts):
+        from sam3label.model.interactive import Clicker
+
+        clicker = Clicker.load(checkpoint, detector)
+    return Guide(detector, assignment.concepts, assignment.examples, clicker)
 
 
 def facts_of(detector: Detector) -> Facts:

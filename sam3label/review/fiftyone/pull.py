@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import getpass
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from sam3label.core import masks
-from sam3label.core.records import Correction, CorrectionAction, Rle
+from sam3label.core.records import Correction, CorrectionAction, Hint, Label, Rle
 from sam3label.review import labels, survey
 from sam3label.review.fiftyone import connect, schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX
@@ -37,6 +39,22 @@ class Pulled:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnBox:
+    """A box that a person drew without a mask, or moved with the mask in it, and the mask that it is to get.
+
+    `label` has that mask; where none was to be believed, `believed` is False and the label is the whole box.
+    """
+
+    item_id: str
+    frame: int
+    label: Label
+    believed: bool
+
+
+MaskOf = Callable[[str, int, Hint], Rle | None]  # of a box on an image (frame); None: none to be believed
+
+
 @dataclass(slots=True)
 class _Found:
     """What a pull has gathered so far. Nothing is written before the whole dataset was read."""
@@ -47,6 +65,8 @@ class _Found:
     conflicts: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     agreed: dict[str, dict[int, Sync]] = field(default_factory=dict)  # sample id -> frame -> what is agreed on now
+    mask_of: MaskOf | None = None
+    drawn: list[DrawnBox] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +96,29 @@ class _Known:
     corrections: Mapping[str, Sequence[Correction]]
     reviewed: bool
     ids: Mapping[str, str]  # FiftyOne label id -> label id
+    shapes: Mapping[str, Rle]  # label id -> mask
 
     def stored(self, label_id: str) -> State | None:
         return stored_state(self.base.get(label_id), self.corrections.get(label_id, ()))
 
 
-def pull(run: Run, dataset: str | None = None, who: str | None = None) -> tuple[Pulled, ...]:
+def pull(
+    run: Run,
+    dataset: str | None = None,
+    who: str | None = None,
+    mask_of: MaskOf | None = None,
+    accept: Callable[[Sequence[DrawnBox]], bool] = lambda _: True,
+) -> tuple[Pulled, ...]:
     """Record what people did in FiftyOne since the last pull, as `who` (default: the login name).
 
+    With `mask_of`, boxes that were drawn without a mask or moved get one: what is made of them is shown to `accept`
+    before anything is recorded, and where it says no nothing is. Without it boxes that have no mask wait.
     Raises `ReviewUnavailableError`, and `StoreError` or `InputError` when there is no dataset of this run to pull.
     """
     fo = connect.fiftyone()
     names = [dataset] if dataset else _pushed_names(fo, run)
-    return tuple(_pull_one(run, connect.load_dataset(fo, run, name), who or login_name()) for name in names)
+    who = who or login_name()
+    return tuple(_pull_one(run, connect.load_dataset(fo, run, name), who, mask_of, accept) for name in names)
 
 
 def login_name() -> str:
@@ -107,13 +137,17 @@ def _pushed_names(fo: Any, run: Run) -> list[str | None]:
     return [name for name in both if fo.dataset_exists(name)] or [None]
 
 
-def _pull_one(run: Run, dataset: Any, who: str) -> Pulled:
-    found = _Found(f"{dataset.name} {datetime.now(UTC).isoformat(timespec='milliseconds')}", who)
+def _pull_one(
+    run: Run, dataset: Any, who: str, mask_of: MaskOf | None, accept: Callable[[Sequence[DrawnBox]], bool]
+) -> Pulled:
+    found = _Found(f"{dataset.name} {datetime.now(UTC).isoformat(timespec='milliseconds')}", who, mask_of=mask_of)
     _finish(run, dataset)
     book = _Book(run)
     for sample in _slim(dataset).iter_samples(progress=False):
         for view in _views(sample):
             _read(book, view, found)
+    if found.drawn and not accept(found.drawn):
+        return Pulled(dataset.name, {}, (), ("nothing was recorded",))
     _keep_conflicts(run, found.conflicts)
     agreed = {id_: {str(f): sync.packed() for f, sync in frames.items()} for id_, frames in found.agreed.items()}
     if agreed:
@@ -220,7 +254,8 @@ def _known(seen: survey.SeenImage, names: Sequence[str], own: Sequence[Correctio
         if correction.label_id is not None:
             corrections.setdefault(correction.label_id, []).append(correction)
     ids = {labels.object_id(id_): id_ for id_ in (*base, *corrections)}
-    return _Known(seen.size_hw, base, corrections, any(e.action == "reviewed" for e in own), ids)
+    shapes = {d.label.id: d.label.rle for d in seen.decisions} | {label.id: label.rle for label in seen.labels}
+    return _Known(seen.size_hw, base, corrections, any(e.action == "reviewed" for e in own), ids, shapes)
 
 
 # ---- what changed
@@ -276,19 +311,46 @@ class _Reader:
         if not detection.label:
             self.found.notes[f"{COUNT} label(s) have no class yet and wait for one"] += 1
             return old
+        same = old is not None and old.held == self.held[id_]
+        if not detection.has_mask and not same and self.found.mask_of is None:
+            waits = f"{COUNT} label(s) are boxes without a mask, and wait: --masks makes one of each, or draw it"
+            self.found.notes[waits] += 1
+            return old
         rle = labels.rle_of(detection.bounding_box, detection.get_mask(), self.known.size_hw)
         if masks.area(rle) == 0:  # erased altogether
             self.decide(id_, then, None)
             return None
-        same = old is not None and old.held == self.held[id_]
-        if not detection.has_mask and not same:
-            self.found.notes[f"{COUNT} label(s) are boxes without a mask; the whole box counts as the object"] += 1
+        if not same and self.found.mask_of is not None and (not detection.has_mask or self.moved(id_, detection)):
+            rle = self.masked(id_, detection, self.found.mask_of)
         shape = old.shape if old is not None and same else labels.shape_digest(rle)
         approved = labels.APPROVED in detection.tags
         now = State(detection.label, shape)
         vouched = vouches or (approved and not (old is not None and old.approved))
         self.decide(id_, then, now, rle, vouched=vouched, track=detection.index)
         return AgreedLabel(now.class_name, self.held[id_], shape, approved)
+
+    def moved(self, id_: str, detection: Any) -> bool:
+        """Return whether a label's mask is the one it had, in another box."""
+        before = self.known.shapes.get(self.known.ids.get(id_, id_))
+        if before is None or masks.area(before) == 0:
+            return False
+        was = labels.boxed(before)
+        same_mask = np.array_equal(detection.get_mask() > 0, was.mask)
+        return same_mask and not np.allclose(detection.bounding_box, was.box, rtol=0, atol=1e-6)
+
+    def masked(self, id_: str, detection: Any, mask_of: MaskOf) -> Rle:
+        """Return the mask that the model makes of a box, to be shown; where none is to be believed, the whole box."""
+        height, width = self.known.size_hw
+        x, y, w, h = (float(v) for v in detection.bounding_box)
+        x1, y1, x2, y2 = max(x, 0) * width, max(y, 0) * height, min(x + w, 1) * width, min(y + h, 1) * height
+        made = mask_of(self.view.item_id, self.view.frame, Hint((x1, y1, x2, y2)))
+        rle = made if made is not None else labels.rle_of((x, y, w, h), None, self.known.size_hw)
+        if made is None:
+            self.found.notes[f"{COUNT} box(es) got no mask to be believed, and count as drawn"] += 1
+        number = self.names.index(detection.label) if detection.label in self.names else len(self.names)
+        label = Label(id_, number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "human", self.view.frame)
+        self.found.drawn.append(DrawnBox(self.view.item_id, self.view.frame, label, made is not None))
+        return rle
 
     def take(self, id_: str) -> None:
         """Record a left-out candidate that a person wants: approving it makes it a label."""

@@ -1,0 +1,131 @@
+"""`sam3label masks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sam3label.cli.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    BatchSize,
+    Device,
+    Model,
+    Quiet,
+    Revision,
+    Split,
+    Workers,
+    format_names,
+    images_together,
+)
+from sam3label.cli.progress import progress_display
+from sam3label.cli.run import finish, stop_on_interrupt
+from sam3label.labelling.options import DType
+
+if TYPE_CHECKING:
+    from sam3label.face import LabeledRun
+
+
+def masks(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="Boxes and points: COCO or Label Studio JSON, a YOLO data.yaml, VOC or CVAT XML, CSV, or its folder.",
+        ),
+    ],
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            "--photos",
+            metavar="FOLDER",
+            help="Look for the photos here. By default they are where their dataset usually has them.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Make or continue this run folder.", rich_help_panel=OUTPUT)
+    ] = Path("runs/masks"),
+    snap: Annotated[
+        bool,
+        typer.Option("--snap", help="Set boxes to their masks. By default they stay as drawn.", rich_help_panel=OUTPUT),
+    ] = False,
+    iou: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Believe a mask if the model expects at least this IoU of it. Else the box is kept, and marked.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 0.5,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FORMAT",
+            autocompletion=format_names,
+            help="Export in this format when done, into RUN/exports/FORMAT. May be repeated.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    split: Split = None,
+    model: Model = "facebook/sam3",
+    revision: Revision = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        DType,
+        typer.Option(
+            help="Compute in this precision. auto is bf16 on CUDA (fp16 on cards that have none), else fp32.",
+            rich_help_panel=SPEED,
+        ),
+    ] = "auto",
+    batch_size: BatchSize = "auto",
+    workers: Workers = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Take at most this many photos now.", rich_help_panel=SPEED)
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Throw away what the run folder holds and start over.", rich_help_panel=OUTPUT),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Give the boxes and points of a dataset masks. The same command again continues where it stopped."""
+    from sam3label.export.registry import refuse_unknown_formats
+    from sam3label.export.splits import parse_splits
+
+    refuse_unknown_formats(export or [])
+    parse_splits(split)
+    with progress_display(quiet, "reading the dataset ...") as display, stop_on_interrupt(display) as stop:
+        from sam3label import face
+
+        masked = face.mask_boxes(
+            dataset, out, photos=photos, snap=snap, iou=iou, on_progress=display.job, on_message=display.say, stop=stop,
+            model=model, revision=revision, device=device, dtype=dtype, batch_size=images_together(batch_size),
+            workers=workers, limit=limit, fresh=fresh,
+        )  # fmt: skip
+    with masked:
+        if not quiet:
+            print_doubts(masked)
+        finish(masked, stopped=stop.is_set(), formats=export or [], split=split, quiet=quiet)
+
+
+def print_doubts(run: LabeledRun) -> None:
+    """Say how many objects were kept as their boxes, and why."""
+    from collections import Counter
+
+    from sam3label.cli.tables import console
+    from sam3label.core.text import count
+
+    doubts = Counter(label.doubt for image in run.images() for label in image.labels if label.doubt)
+    if doubts:
+        why = ", ".join(f"{doubt}: {number}" for doubt, number in doubts.most_common())
+        total = count(doubts.total(), "object")
+        console().print(
+            f"{total} kept as the box, for the mask was not to be believed ({why}): sam3label review push {run.folder}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,363 @@
+"""Datasets of boxes become runs with masks: every object there, none of another class, whatever the form."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+from skimage import data
+
+from sam3label.core.records import Label
+from sam3label.errors import CheckpointError, InputError, StoreError
+from sam3label.export.options import Options
+from sam3label.export.write import export
+from sam3label.labelling.boxes_to_masks import MaskJob, mask_boxes
+from sam3label.labelling.options import LabelOptions
+from sam3label.run.reader import open_run
+
+CLASSES = ("cat's eye", "cup", "rocket")
+BOXES: dict[str, list[tuple[str, tuple[float, float, float, float]]]] = {  # x1, y1, x2, y2 in pixels
+    "animals/chelsea.png": [("cat's eye", (170.0, 90.0, 210.0, 130.0)), ("cat's eye", (270.0, 95.0, 310.0, 125.0))],
+    "coffee.png": [("cup", (150.0, 60.0, 450.0, 330.0))],
+    "rocket.jpg": [("rocket", (310.0, 70.0, 360.0, 350.0))],
+    "empty.png": [],
+}
+ATTRIBUTES = {"occluded": "no", "by": "anna"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-image's photos of different sizes, one of them without an object."""
+    folder = tmp_path_factory.mktemp("dataset") / "images"
+    pictures = {
+        "animals/chelsea.png": data.chelsea(),
+        "coffee.png": data.coffee(),
+        "rocket.jpg": data.rocket(),
+        "empty.png": np.full((40, 60, 3), 99, np.uint8),
+    }
+    for name, pixels in pictures.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), pixels[..., ::-1])
+    return folder
+
+
+def size_of(photos: Path, name: str) -> tuple[int, int]:
+    height, width = cv2.imread(str(photos / name)).shape[:2]
+    return width, height
+
+
+# ---- the same dataset in every form, written as each tool writes it
+
+
+def write_coco(photos: Path, out: Path) -> Path:
+    images, annotations = [], []
+    for number, (name, objects) in enumerate(BOXES.items(), start=1):
+        width, height = size_of(photos, name)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for class_name, (x1, y1, x2, y2) in objects:
+            annotations.append(
+                {
+                    "id": 100 + len(annotations),
+                    "image_id": number,
+                    "category_id": CLASSES.index(class_name) + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "attributes": ATTRIBUTES,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    path = out / "boxes.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def write_yolo(photos: Path, out: Path) -> Path:
+    for name, objects in BOXES.items():
+        width, height = size_of(photos, name)
+        place = out / "images" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes((photos / name).read_bytes())
+        rows = [
+            f"{CLASSES.index(c)} {(x1 + x2) / 2 / width} {(y1 + y2) / 2 / height}"
+            f" {(x2 - x1) / width} {(y2 - y1) / height}"
+            for c, (x1, y1, x2, y2) in objects
+        ]
+        labels = (out / "labels" / name).with_suffix(".txt")
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text("\n".join(rows))
+    path = out / "data.yaml"
+    path.write_text(f"train: images\nval: images\nnames: {json.dumps(list(CLASSES))}\n")
+    return path
+
+
+def write_voc(photos: Path, out: Path) -> Path:
+    for name, objects in BOXES.items():
+        width, height = size_of(photos, name)
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = Path(name).name
+        size = ElementTree.SubElement(root, "size")
+        ElementTree.SubElement(size, "width").text = str(width)
+        ElementTree.SubElement(size, "height").text = str(height)
+        for class_name, (x1, y1, x2, y2) in objects:
+            thing = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(thing, "name").text = class_name
+            ElementTree.SubElement(thing, "occluded").text = "no"
+            box = ElementTree.SubElement(thing, "bndbox")
+            for tag, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+                ElementTree.SubElement(box, tag).text = f"{value:g}"
+        path = (out / "Annotations" / name).with_suffix(".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ElementTree.ElementTree(root).write(path)
+    return out
+
+
+def write_cvat(photos: Path, out: Path) -> Path:
+    root = ElementTree.Element("annotations")
+    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for class_name in CLASSES:
+        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = class_name
+    for number, (name, objects) in enumerate(BOXES.items()):
+        width, height = size_of(photos, name)
+        image = ElementTree.SubElement(root, "image", id=str(number), name=name, width=str(width), height=str(height))
+        for class_name, box in objects:
+            corners = dict(zip(("xtl", "ytl", "xbr", "ybr"), map(str, box), strict=True))
+            element = ElementTree.SubElement(image, "box", label=class_name, occluded="0", **corners)
+            ElementTree.SubElement(element, "attribute", name="occluded").text = "no"
+    path = out / "annotations.xml"
+    ElementTree.ElementTree(root).write(path)
+    return path
+
+
+def write_labelstudio(photos: Path, out: Path) -> Path:
+    tasks = []
+    for number, (name, objects) in enumerate(BOXES.items()):
+        width, height = size_of(photos, name)
+        result = []
+        for class_name, (x1, y1, x2, y2) in objects:
+            own = f"r{number}{len(result)}"
+            size = {"original_width": width, "original_height": height}
+            value = {
+                "x": 100 * x1 / width,
+                "y": 100 * y1 / height,
+                "width": 100 * (x2 - x1) / width,
+                "height": 100 * (y2 - y1) / height,
+                "rotation": 0,
+            }
+            result.append(
+                {"id": own, "type": "rectanglelabels", **size, "value": {**value, "rectanglelabels": [class_name]}}
+            )
+            choice = {"choices": ["no"]}
+            result.append({"id": own, "type": "choices", "from_name": "occluded", **size, "value": choice})
+        task = {"id": number, "data": {"image": f"/data/local-files/?d={name}"}, "annotations": [{"result": result}]}
+        tasks.append(task)
+    path = out / "project.json"
+    path.write_text(json.dumps(tasks))
+    return path
+
+
+def write_csv(photos: Path, out: Path) -> Path:
+    path = out / "boxes.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "class", "x1", "y1", "x2", "y2", "occluded"])
+        for name, objects in BOXES.items():
+            table.writerows([name, class_name, *box, "no"] for class_name, box in objects)
+            if not objects:
+                table.writerow([name, "", "", "", "", "", ""])
+    return path
+
+
+FORMS: dict[str, Callable[[Path, Path], Path]] = {
+    "COCO": write_coco,
+    "YOLO": write_yolo,
+    "VOC": write_voc,
+    "CVAT": write_cvat,
+    "Label Studio": write_labelstudio,
+    "CSV": write_csv,
+}
+
+
+def make(job: MaskJob, out: Path, checkpoint: Path, **options: Any) -> Any:
+    return mask_boxes(job, out, LabelOptions(**{"model": str(checkpoint), "workers": 0, **options}))
+
+
+def labels_of(out: Path) -> dict[str, list[Label]]:
+    with open_run(out) as run:
+        return {image.item.id: list(image.labels) for image in run.images()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_becomes_masks_and_yolo_rows_that_ultralytics_reads(
+    form: str, photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from support.ultra import read_back
+
+    source = FORMS[form](photos, tmp_path)
+    job = MaskJob.of(source, None if form == "YOLO" else photos)
+    assert job.dataset.form == form
+    summary = make(job, tmp_path / "run", tiny_checkpoint)
+    assert (summary.progress.done, summary.failures) == (4, ())
+    found = labels_of(tmp_path / "run")
+    assert {name: sorted(label.class_name for label in own) for name, own in found.items()} == {
+        name: sorted(class_name for class_name, _ in own) for name, own in BOXES.items()
+    }
+    for name, own in found.items():
+        wanted = sorted(box for _, box in BOXES[name])
+        assert np.allclose(sorted(label.box_xyxy for label in own), wanted, atol=1e-2) or not own
+        for label in own:
+            assert label.given is not None and label.source == "given" and label.area > 0
+            if form != "YOLO":
+                assert ("occluded", "no") in label.given.attributes
+            assert label.given.id or form == "CSV"
+    with open_run(tmp_path / "run") as run:
+        written = export(run, "yolo", tmp_path / "yolo", Options())
+    assert written.instances == 4
+    for name, own in BOXES.items():
+        (picture,) = (tmp_path / "yolo" / "images").rglob(f"{Path(name).stem}*")  # coffee_png.png keeps stems apart
+        rows, segments, _ = read_back(picture, len(CLASSES))
+        assert len(segments) == len(own)
+        assert Counter(CLASSES[int(row[0])] for row in rows) == Counter(class_name for class_name, _ in own)
+
+
+def test_ids_and_attributes_stay(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    job = MaskJob.of(write_coco(photos, tmp_path), photos)
+    make(job, tmp_path / "run", tiny_checkpoint)
+    given = [label.given for own in labels_of(tmp_path / "run").values() for label in own]
+    assert sorted(one.id for one in given if one) == ["100", "101", "102", "103"]
+    assert all(dict(one.attributes) == ATTRIBUTES and 0 <= one.stability <= 1 for one in given if one)
+    with open_run(tmp_path / "run") as run:
+        export(run, "coco", tmp_path / "coco", Options())
+    annotations = json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["annotations"]
+    assert sorted(one["given_id"] for one in annotations) == ["100", "101", "102", "103"]
+    assert all(one["attributes"] == ATTRIBUTES for one in annotations)
+
+
+def test_points_become_masks(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("filename,label,x,y\ncoffee.png,cup,300,200\nrocket.jpg,rocket,335,200\n")
+    make(MaskJob.of(tmp_path / "points.csv", photos), tmp_path / "run", tiny_checkpoint)
+    found = labels_of(tmp_path / "run")
+    assert {name: [label.class_name for label in own] for name, own in found.items()} == {
+        "coffee.png": ["cup"],
+        "rocket.jpg": ["rocket"],
+    }
+    for own in found.values():
+        assert own[0].given is not None and own[0].given.hint.is_single_point and own[0].area > 0
+
+
+def test_what_does_not_fit_is_a_failure_and_no_empty_label(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "boxes.csv"
+    path.write_text(
+        "image,class,x1,y1,x2,y2\ncoffee.png,cup,150,60,450,330\ngone.png,cup,1,1,5,5\nrocket.jpg,cup,600,1,700,20\n"
+        "empty.png,cup,5,5,5,9\n"
+    )
+    summary = make(MaskJob.of(path, photos), tmp_path / "run", tiny_checkpoint)
+    assert summary.progress.done == 1
+    reasons = dict(summary.failures)
+    assert "there is no such photo" in reasons["gone.png"]
+    assert "is not inside the image of 640 x 427 pixels" in reasons["rocket.jpg"]
+    assert "has no area" in reasons["empty.png"]
+    (photos / "gone.png").write_bytes((photos / "empty.png").read_bytes())
+    try:
+        again = make(MaskJob.of(path, photos), tmp_path / "run", tiny_checkpoint)
+    finally:
+        (photos / "gone.png").unlink()
+    assert again.progress.done == 1 and "gone.png" not in dict(again.failures)
+    assert set(labels_of(tmp_path / "run")) == {"coffee.png", "gone.png"}
+
+
+def test_changed_boxes_are_asked_anew_and_nothing_else_is(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = write_csv(photos, tmp_path)
+    make(MaskJob.of(source, photos), tmp_path / "run", tiny_checkpoint)
+    assert make(MaskJob.of(source, photos), tmp_path / "run", tiny_checkpoint).progress.done == 0
+    source.write_text(source.read_text().replace("150.0,60.0", "160.0,60.0"))
+    assert make(MaskJob.of(source, photos), tmp_path / "run", tiny_checkpoint).progress.done == 4
+    (cup,) = labels_of(tmp_path / "run")["coffee.png"]
+    assert cup.box_xyxy[0] == 160.0
+
+
+def test_a_run_of_phrases_is_no_place_for_masks(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from sam3label.concepts.concept_list import from_phrases
+    from sam3label.labelling.job import label
+
+    options = LabelOptions(model=str(tiny_checkpoint), workers=0)
+    label([photos / "coffee.png"], from_phrases(["cup"]), tmp_path / "run", options)
+    with pytest.raises(StoreError, match="masks of"):
+        make(MaskJob.of(write_csv(photos, tmp_path), photos), tmp_path / "run", tiny_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "image,kind\na.jpg,cup\n", "is no table of boxes: its columns are image, kind"),
+        ("a.csv", "image,class,x,y\na.jpg,cup,1,two\n", "line 2: got '1, two'"),
+        ("a.json", "[1, 2]", "no list of Label Studio tasks"),
+        ("a.xml", "<annotations><image/></annotations>", "an <image> has no name"),
+        ("a.xml", "<annotations><image name='a'><box label='c' xtl='1'/></image></annotations>", "no whole coordin"),
+        ("a.xml", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotations>&b;</annotations>", "declares entities"),
+        ("a.xml", "<annotation><object/></annotation>", "has no <name>"),
+        ("a.xml", "<", "is not XML"),
+        ("a.docx", "", "is no dataset of boxes: COCO or Label Studio JSON"),
+    ],
+)
+def test_bad_datasets_are_refused_in_a_sentence(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        MaskJob.of(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_photos_that_are_nowhere_are_said_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,class,x,y\na.jpg,cup,1,2\n")
+    with pytest.raises(InputError, match="say where they are with --photos"):
+        MaskJob.of(tmp_path / "a.csv")
+
+
+def test_a_checkpoint_without_a_tracker_says_so(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        make(MaskJob.of(write_csv(photos, tmp_path), photos), tmp_path / "run", tmp_path / "nothing")
+
+
+def test_a_killed_job_goes_on_where_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """kill -9 after something was committed: the same command ends with what an undisturbed one has."""
+    rng = np.random.default_rng(0)
+    rows = ["image,class,x1,y1,x2,y2"]
+    for n in range(60):
+        cv2.imwrite(str(tmp_path / f"{n:02d}.png"), rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))
+        rows.append(f"{n:02d}.png,thing,{n / 4},5,{30 + n / 2},50")
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    command = [
+        *(sys.executable, "-m", "sam3label", "masks", str(tmp_path / "boxes.csv"), "-o", str(tmp_path / "killed")),
+        *("--model", str(tiny_checkpoint), "--workers", "0", "--batch-size", "1", "--quiet"),
+    ]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (tmp_path / "killed" / "run.sqlite").is_file():
+            with open_run(tmp_path / "killed") as run:
+                if run.totals().done:
+                    break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    job = MaskJob.of(tmp_path / "boxes.csv")
+    with open_run(tmp_path / "killed") as run:
+        before = run.totals().done
+    assert before > 0
+    summary = make(job, tmp_path / "killed", tiny_checkpoint, batch_size=1)
+    assert summary.progress.done == 60 - before and summary.already_done == before
+    make(job, tmp_path / "whole", tiny_checkpoint, batch_size=1)
+    assert labels_of(tmp_path / "killed") == labels_of(tmp_path / "whole")
