@@ -27,7 +27,7 @@ from sam3label.cli.run import finish, stop_on_interrupt
 from sam3label.labelling.options import DType
 
 if TYPE_CHECKING:
-    from sam3label.face import LabeledRun
+    from sam3label.labelled_run import LabeledRun
 
 
 def masks(

@@ -16,7 +16,7 @@ from sam3label.core.text import one_line
 from sam3label.export.options import Placement
 
 if TYPE_CHECKING:
-    from sam3label.face import LabeledRun
+    from sam3label.labelled_run import LabeledRun
     from sam3label.review.fiftyone.pull import DrawnBox
 
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")

@@ -44,7 +44,7 @@ from sam3label.core.text import count
 from sam3label.errors import InputError
 from sam3label.labelling.job import Standing
 from sam3label.labelling.options import DEFAULTS, LabelOptions
-from sam3label.labelling.progress import JobTally, Progress, RunSummary
+from sam3label.labelling.progress import JobTally, Progress, RunSummary, labels_in
 from sam3label.labelling.run_folder import refuse_unfit
 from sam3label.labelling.writer import Writer
 from sam3label.media.discovery import Found
@@ -152,7 +152,8 @@ def mask_boxes(
             for results in _photos(job, clicker, pending, options, tally, (stop or threading.Event()).is_set):
                 with tally.stage("write"):
                     writer.put(results)
-                tally.count(results)
+                for result in results:
+                    tally.count(result, labels_in(result, job.concepts))
                 on_progress(tally.snapshot())
         progress = tally.snapshot()
         return before.summary(store, progress, found, interrupted=progress.done + progress.failed < len(pending))
