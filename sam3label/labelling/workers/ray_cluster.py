@@ -552,7 +552,7 @@ def _failed(work: Work, video: MediaItem, reason: str) -> Answered:
 def _cause(error: BaseException) -> str:
     """Return why a worker died, in a few words: Ray has a paragraph for each."""
     text = str(error).lower()
-    if "out of memory" in text or "memory on the node" in text:
+    if type(error).__name__ == "OutOfMemoryError" or "low on memory" in text:
         return "its node ran out of memory"
     return "its node is gone" if "its node has died" in text else "its process ended"
 
