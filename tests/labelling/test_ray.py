@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,11 @@ def on_cluster(photos: Path, out: Path, checkpoint: Path, **options: Any) -> tup
 
 def actors() -> list[psutil.Process]:
     """The processes of the workers: Ray names them after the class."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::ModelActor" in " ".join(p.info["cmdline"] or ())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.name().startswith("ray::ModelActor") else []
+    return found
 
 
 # ---- the same store
