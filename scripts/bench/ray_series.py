@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ def command(place: Path, out: Path, *ray: str) -> list[str]:
 
 
 def actors() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::ModelActor" in " ".join(p.info["cmdline"] or ())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if process.name().startswith("ray::ModelActor") else []
+    return found
 
 
 def disturbed(start: Sequence[str], out: Path, cluster: Any, seconds: float, chance: random.Random) -> dict[str, int]:
@@ -76,7 +81,8 @@ def disturbed(start: Sequence[str], out: Path, cluster: Any, seconds: float, cha
     while process.poll() is None:
         time.sleep(seconds * chance.uniform(0.5, 1.5))
         if alive := actors():
-            chance.choice(alive).kill()
+            with suppress(psutil.NoSuchProcess):
+                chance.choice(alive).kill()
             happened["workers killed"] += 1
         now = labelled(out)
         if now > 10 and not happened["nodes removed"]:

@@ -289,7 +289,7 @@ class RayWorkers:
                 raise
             return ()
         except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
-            self._died(worker, _in_short(error))
+            self._died(worker, _cause(error))
             return ()
         except RayError:  # the answer went with its node, and the worker may live
             call = worker.calls.pop(ref)
@@ -477,7 +477,7 @@ class RayWorkers:
                 said, found = ray.get(worker.actor.check_references.remote(n_images, known))
                 return list(said), found
             except RayActorError as error:
-                self._died(worker, _in_short(error))
+                self._died(worker, _cause(error))
                 if attempt == MOST_DEATHS:
                     raise InputError("the reference images took a worker down three times: look at them.") from error
         raise AssertionError
@@ -547,6 +547,14 @@ def _stamp(first: MediaItem | None) -> Stamp | None:
 def _failed(work: Work, video: MediaItem, reason: str) -> Answered:
     start = work.standing(video).start
     return Answered([UnitResult(video, start, start + 1, None, error=reason)], [()])
+
+
+def _cause(error: BaseException) -> str:
+    """Return why a worker died, in a few words: Ray has a paragraph for each."""
+    text = str(error).lower()
+    if type(error).__name__ == "OutOfMemoryError" or "low on memory" in text:
+        return "its node ran out of memory"
+    return "its node is gone" if "its node has died" in text else "its process ended"
 
 
 def _in_short(error: BaseException) -> str:
