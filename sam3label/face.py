@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam3label.concepts.concept_list import concepts_from, from_phrases, load_concepts, parse_ontology
 from sam3label.core.records import ConceptList
-from sam3label.labelled_run import LabeledRun, Source, is_of_videos, several
+from sam3label.labelled_run import LabeledRun, LabeledRuns, Source, is_of_videos, several
 from sam3label.labelling.options import LabelOptions
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ def label(
 ) -> LabeledRun:
     """Label photos and videos into the run folder `out`, continuing what is there, and open it.
 
-    `photos` are files, folders, globs, or `@list.txt`; `concepts` are a `ConceptList`, what `Concepts` takes, or a YAML
-    file. `options` are the fields of `LabelOptions`: model, device, floor, ... What this session came to, failures
-    among it, is in the run's `summary`. Setting `stop` ends it after the batch in flight.
+    `photos` are files, folders, globs, `@list.txt`, or addresses such as `s3://bucket/photos`; `concepts` are a
+    `ConceptList`, what `Concepts` takes, or a YAML file. `options` are the fields of `LabelOptions`: model, device,
+    floor, ... What this session came to, failures among it, is in the run's `summary`. Setting `stop` ends it after the
+    batch in flight.
 
     >>> classes = {"disc": {"prompts": ["circle"], "conf": 0.3}, "star": {"conf": 0.3}}
     >>> run = sl.label("photos", classes, out="runs/demo", model="demo")
@@ -150,13 +151,13 @@ def mask_boxes(
 
 
 def open_run(
-    run: Source,
+    run: Source | Sequence[Source],
     concepts: ConceptList | Source | None = None,
     *,
     photos: Source | None = None,
     settings: Sequence[str] = (),
 ) -> LabeledRun:
-    """Open a run folder, with the concept list it was made with or another over the same phrases.
+    """Open a run folder, or several as one, with the concept list it was made with or another over the same phrases.
 
     `photos` is where the photos are now, if not where they were labelled. `settings` override keys of the concept list.
 
@@ -165,14 +166,21 @@ def open_run(
     ['disc']
     """
     if concepts is not None:
-        opened = LabeledRun.open(run, concepts_from(concepts, settings), photos)
+        opened = _opened(run, concepts_from(concepts, settings), photos)
         opened.concept_file = concepts if isinstance(concepts, str | Path) else None
         return opened
     if not settings:
-        return LabeledRun.open(run, photos=photos)
-    with LabeledRun.open(run) as opened:
+        return _opened(run, None, photos)
+    with _opened(run, None, None) as opened:
         own = concepts_from(opened.concepts, settings, f"{run} (the run's own concept list)")
-    return LabeledRun.open(run, own, photos)
+    return _opened(run, own, photos)
+
+
+def _opened(run: Source | Sequence[Source], concepts: ConceptList | None, photos: Source | None) -> LabeledRun:
+    folders = several(run)
+    if len(folders) == 1:
+        return LabeledRun.open(folders[0], concepts, photos)
+    return LabeledRuns.join(folders, concepts, photos)
 
 
 # ---- what needs no run, or no open one

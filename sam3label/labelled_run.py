@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sam3label.core.records import LabeledImage
 from sam3label.errors import ConfigError
 from sam3label.labelling.options import LabelOptions
+from sam3label.run.joined import JoinedRun
 from sam3label.run.reader import Run
 
 if TYPE_CHECKING:
@@ -155,8 +156,8 @@ class LabeledRun(Run):
 
         truths = several(gt)
         if is_of_videos(truths, attributes, gt_split):
-            return evaluate_tracked_run(self.folder, truths[0], self.concepts)
-        return evaluate_run(self.folder, truths, self.concepts, attributes, gt_split)
+            return evaluate_tracked_run(self.folders, truths[0], self.concepts)
+        return evaluate_run(self.folders, truths, self.concepts, attributes, gt_split)
 
     def calibrate(
         self,
@@ -179,7 +180,7 @@ class LabeledRun(Run):
         from sam3label.quality.calibrate import Goal, calibrate_run
         from sam3label.quality.calibrated_list import write_concepts
 
-        calibration = calibrate_run(self.folder, gt, self.concepts, Goal(beta, precision), folds, gt_split)
+        calibration = calibrate_run(self.folders, gt, self.concepts, Goal(beta, precision), folds, gt_split)
         write_concepts(calibration, out or self.folder / "concepts.calibrated.yaml", self.concept_file)
         return calibration
 
@@ -336,6 +337,14 @@ class LabeledRun(Run):
 
 
 # ---- what its methods and the functions beside it share
+
+
+class LabeledRuns(JoinedRun, LabeledRun):
+    """Several run folders that are read as one, with all that can be done with them: what `open_run` gives for a list.
+
+    >>> sl.open_run(["runs/demo"]).folders == (sl.open_run("runs/demo").folder,)
+    True
+    """
 
 
 def several(sources: Source | Sequence[Source]) -> list[Source]:

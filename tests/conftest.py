@@ -44,3 +44,32 @@ def fo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     yield fiftyone
     fiftyone.core.odm.database._disconnect()
     stop(process)
+
+
+@pytest.fixture(scope="session")
+def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An S3 endpoint on loopback: moto's server, in a process of its own, one a session."""
+    from support.objects import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("moto") / "log") as store:
+        yield store
+
+
+@pytest.fixture
+def s3(s3_store: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """That endpoint where the libraries look for one, and an empty cache."""
+    from support.objects import CREDENTIALS, forget_connections
+
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_store.url)
+    monkeypatch.setenv("SAM3LABEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    forget_connections()
+    yield s3_store
+    forget_connections()
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less patience with storage than users have."""
+    monkeypatch.setattr("sam3label.media.storage._PAUSES", (0.01, 0.02, 0.05, 0.1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import GtSplit, RunFolder
+from sam3label.cli.options import GtSplit, RunFolder, file_names
 from sam3label.cli.tables import console
 
 if TYPE_CHECKING:
@@ -28,7 +28,14 @@ def calibrate(
         typer.Option("--out", "-o", help="Write this concept list instead of RUN/concepts.calibrated.yaml."),
     ] = None,
     concepts: Annotated[
-        Path | None, typer.Option("--concepts", "-c", help="Start from this concept list instead of the run's own.")
+        str | None,
+        typer.Option(
+            "--concepts",
+            "-c",
+            metavar="PATH",
+            autocompletion=file_names,
+            help="Start from this concept list instead of the run's own.",
+        ),
     ] = None,
     beta: Annotated[float, typer.Option(min=0.1, max=10, help="Weight of recall against precision.")] = 1.0,
     precision: Annotated[

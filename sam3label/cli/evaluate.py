@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import GtSplit
+from sam3label.cli.options import GtSplit, file_names, run_folders
 from sam3label.cli.tables import console, figure
 from sam3label.core.text import count
 
@@ -36,14 +36,26 @@ _MANY = "images or videos"
 def evaluate(
     gt: TruthFiles,
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run folder, or leave it out and give --pred.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="A run folder, or several that are read as one; or leave it out and give --pred.",
+            autocompletion=run_folders,
+        ),
     ] = None,
     pred: Annotated[
         Path | None,
         typer.Option("--pred", help="Judge results: COCO JSON, or a folder of YOLO label files with scores."),
     ] = None,
     concepts: Annotated[
-        Path | None, typer.Option("--concepts", "-c", help="Judge the run by another concept list (thresholds).")
+        str | None,
+        typer.Option(
+            "--concepts",
+            "-c",
+            metavar="PATH",
+            autocompletion=file_names,
+            help="Judge the run by another concept list (thresholds).",
+        ),
     ] = None,
     attributes: Annotated[
         Path | None, typer.Option(help="CSV: file name first, then any attributes to break the figures down by.")
@@ -54,9 +66,9 @@ def evaluate(
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
     from sam3label import face
 
-    if (run is None) == (pred is None):
+    if bool(run) == (pred is not None):
         raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
-    if run is None:
+    if not run:
         assert pred is not None
         evaluation = face.evaluate(gt, pred, attributes=attributes, gt_split=gt_split)
     else:

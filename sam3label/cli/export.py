@@ -18,7 +18,7 @@ from sam3label.cli.options import (
     OtherConcepts,
     PhotosNow,
     Quiet,
-    RunFolder,
+    RunFolders,
     Settings,
     Split,
     format_names,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: RunFolder,
+    run: RunFolders,
     formats: Annotated[
         list[str],
         typer.Option(
@@ -152,7 +152,7 @@ def export(
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
     from sam3label.face import open_run
 
-    target = out or run / "exports"
+    target = out or run[0] / "exports"
     options: dict[str, Any] = {
         "split": split, "seed": seed, "group": group, "group_regex": group_regex, "images": images,
         "classes": classes or (), "map": map or (), "min_score": min_score, "empty": empty, "every": every, "fps": fps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,11 @@ def format_names(incomplete: str) -> Iterator[str]:
     yield from (name for name in FORMATS if name.startswith(incomplete))
 
 
+def file_names(incomplete: str) -> Iterator[str]:
+    """Complete a path on this machine; options with it take addresses in storage too."""
+    yield from sorted(glob.glob(f"{glob.escape(incomplete)}*"))  # noqa: PTH207 - Path has no absolute patterns
+
+
 def _refuse_conf(value: str | None) -> None:
     if value is not None:
         raise typer.BadParameter(
@@ -43,7 +49,7 @@ Photos = Annotated[
     list[str],
     typer.Argument(
         metavar="PHOTOS",
-        help="Files, folders, globs in quotes, or @list.txt with a path a line.",
+        help="Files, folders, globs in quotes, or @list.txt with a path a line; also s3://bucket/photos and the like.",
     ),
 ]
 RunFolder = Annotated[
@@ -54,29 +60,42 @@ RunFolder = Annotated[
         autocompletion=run_folders,
     ),
 ]
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN",
+        help="A run folder made by sam3label run; several, such as shards, are read as one.",
+        autocompletion=run_folders,
+    ),
+]
 PhotosNow = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--photos",
         metavar="FOLDER",
+        autocompletion=file_names,
         help="Read the photos from here, if they are no longer where they were labelled.",
         rich_help_panel=INPUT,
     ),
 ]
 ConceptFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--concepts",
         "-c",
+        metavar="PATH",
+        autocompletion=file_names,
         help="Look for this concept list: a YAML file, such as sam3label init writes or a YOLO data.yaml.",
         rich_help_panel=INPUT,
     ),
 ]
 OtherConcepts = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--concepts",
         "-c",
+        metavar="PATH",
+        autocompletion=file_names,
         help="Use the thresholds and classes of this concept list instead of the run's own.",
         rich_help_panel=INPUT,
     ),
@@ -168,7 +187,7 @@ GtSplit = Annotated[
 
 
 def read_concepts(
-    path: Path | None, ontology: str | None, settings: Sequence[str], phrases: Sequence[str] = ()
+    path: str | None, ontology: str | None, settings: Sequence[str], phrases: Sequence[str] = ()
 ) -> ConceptList:
     """Return the concept list that was asked for by a file, an ontology, or phrases. Raises `ConfigError`."""
     from sam3label.errors import ConfigError

@@ -7,15 +7,20 @@ from typing import Annotated
 
 import typer
 
-from sam3label.cli.options import INPUT, OUTPUT, GtSplit, OtherConcepts, PhotosNow, RunFolder
+from sam3label.cli.options import INPUT, OUTPUT, GtSplit, OtherConcepts, PhotosNow, RunFolders
 from sam3label.cli.progress import progress_display
 
 
 def report(
-    run: RunFolder,
+    run: RunFolders,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write this HTML file instead of RUN/report.html.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write this HTML file instead of RUN/report.html.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     concepts: OtherConcepts = None,
     photos: PhotosNow = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import Device, PhotosNow, RunFolder
+from sam3label.cli.options import Device, PhotosNow, RunFolders
 from sam3label.cli.progress import progress_display
 from sam3label.core.text import one_line
 from sam3label.export.options import Placement
@@ -26,9 +26,13 @@ Dataset = Annotated[
 ]
 
 
+def _named(run: list[Path]) -> str:
+    return " ".join(map(str, run))
+
+
 @app.command("push")
 def push(
-    run: RunFolder,
+    run: RunFolders,
     dataset: Dataset = None,
     photos: PhotosNow = None,
     audit: Annotated[
@@ -49,12 +53,12 @@ def push(
         typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
     if wait:
         typer.echo(f"Not in it: {wait}.")
-    typer.echo(f"Next: sam3label review open {run}")
+    typer.echo(f"Next: sam3label review open {_named(run)}")
 
 
 @app.command("open")
 def open_app(
-    run: RunFolder,
+    run: RunFolders,
     dataset: Dataset = None,
     remote: Annotated[
         bool, typer.Option("--remote", help="Serve without opening a browser, for a machine reached over ssh.")
@@ -72,13 +76,13 @@ def open_app(
     typer.echo(f"FiftyOne shows {what} at {shown.url}")
     if remote:
         typer.echo(f"From your own machine: ssh -N -L {port}:127.0.0.1:{port} THIS_MACHINE, then open that address.")
-    typer.echo(f"When you are done here: Ctrl-C, then sam3label review pull {run}")
+    typer.echo(f"When you are done here: Ctrl-C, then sam3label review pull {_named(run)}")
     shown.wait()
 
 
 @app.command("pull")
 def pull(
-    run: RunFolder,
+    run: RunFolders,
     dataset: Dataset = None,
     who: Annotated[str | None, typer.Option(help="Whose corrections these are. Default: your login name.")] = None,
     masks: Annotated[
@@ -105,7 +109,7 @@ def pull(
                 typer.echo(f"  note: {one_line(note)}")
             for conflict in pulled.conflicts:
                 typer.echo(f"  conflict: {one_line(conflict)}")
-    typer.echo(f"Next: sam3label export {run} --format coco -o DATASET")
+    typer.echo(f"Next: sam3label export {_named(run)} --format coco -o DATASET")
 
 
 def _accepted(run: LabeledRun, drawn: Sequence[DrawnBox], *, yes: bool) -> bool:
@@ -117,7 +121,7 @@ def _accepted(run: LabeledRun, drawn: Sequence[DrawnBox], *, yes: bool) -> bool:
 
 
 @app.command("summary")
-def summary(run: RunFolder) -> None:
+def summary(run: RunFolders) -> None:
     """Say how good the model was, by the reviewed images: the audit sample gives the unbiased figure."""
     from sam3label.face import open_run
 
@@ -127,7 +131,7 @@ def summary(run: RunFolder) -> None:
 
 @app.command("write")
 def write(
-    run: RunFolder,
+    run: RunFolders,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
     photos: PhotosNow = None,
     images: Annotated[

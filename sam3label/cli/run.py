@@ -152,6 +152,14 @@ def run(
     ] = None,
     workers: Workers = None,
     max_megapixels: MaxMegapixels = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N/M",
+            help="Label a part of what was found, such as 3/64: the third of 64, by a hash of the ids.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Label at most this many images and videos now.", rich_help_panel=SPEED),
@@ -215,7 +223,7 @@ def run(
             model=model, revision=revision, device=device, ray=ray, replicas=replicas, dtype=dtype,
             prompt_style=prompt_style, floor=floor,
             batch_size=images_together(batch_size), vram=vram, compile=compile, workers=workers, limit=limit,
-            max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars,
+            shard=shard, max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars,
             video=video, clip_frames=clip_frames, every=every, fps=fps, tracker=tracker,
             tracking_extra=tuple(tracking_extra or ()), both_ways=both_ways,
         )  # fmt: skip
@@ -273,7 +281,8 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
     out = labelled.folder
     counts = {name: objects for name, (objects, _) in labelled.count_objects().items()}
     done = f"{count(progress.done, 'image')} labelled in {duration(progress.seconds)} ({rate(progress)})"
-    screen.print(done if progress.finished else "Nothing to do: everything was labelled before.")
+    idle = "everything was labelled before" if summary.found else "no image or video is in this shard"
+    screen.print(done if progress.finished else f"Nothing to do: {idle}.")
     table = Table("class")
     table.add_column("objects", justify="right")
     table.add_column("this time", justify="right")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sam3label.cli.options import RunFolder
+from sam3label.cli.options import RunFolders
 from sam3label.cli.tables import console, full_answers
 from sam3label.core.text import count, one_line
 
@@ -38,7 +38,7 @@ def _computed_on(processors: Sequence[tuple[Processor, int]]) -> Iterator[str]:
     yield f"computed on {', '.join(listed)}"
 
 
-def status(run: RunFolder) -> None:
+def status(run: RunFolders) -> None:
     """Show what a run holds: progress, objects per class, failures. It is safe while the run is going on."""
     from rich.table import Table
 
@@ -48,10 +48,12 @@ def status(run: RunFolder) -> None:
     with open_run(run) as labelled:
         totals, info = labelled.totals(), labelled.info
         screen.print(
-            f"{run}: {count(totals.done, 'image')} labelled, {totals.failed} failed, "
-            f"{count(totals.candidates, 'candidate')}"
+            f"{', '.join(map(str, run))}: {count(totals.done, 'image')} labelled, {totals.failed} failed, "
+            f"{count(totals.candidates, 'candidate')}",
+            soft_wrap=True,
         )
-        screen.print(f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}")
+        shard = f", shard {info['shard']}" if "shard" in info and len(run) == 1 else ""
+        screen.print(f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}{shard}")
         for line in _computed_on(labelled.processors()):
             screen.print(line, soft_wrap=True)
         table = Table("class", "objects", "images")
@@ -66,4 +68,5 @@ def status(run: RunFolder) -> None:
     for item_id, reason in failures[:SHOWN_FAILURES]:
         screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
     if len(failures) > SHOWN_FAILURES:
-        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: sam3label report {run} lists them")
+        named = " ".join(map(str, run))
+        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: sam3label report {named} lists them")

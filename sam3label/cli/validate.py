@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import PhotosNow
+from sam3label.cli.options import PhotosNow, file_names
 from sam3label.core.files import write_whole
 from sam3label.core.text import one_line
 
@@ -27,7 +27,14 @@ def validate(
         Path | None, typer.Option("--run", metavar="RUN", help="The run it came from: adds the IoU of the round trip.")
     ] = None,
     concepts: Annotated[
-        Path | None, typer.Option("--concepts", "-c", help="The concept list it was exported with, if another.")
+        str | None,
+        typer.Option(
+            "--concepts",
+            "-c",
+            metavar="PATH",
+            autocompletion=file_names,
+            help="The concept list it was exported with, if another.",
+        ),
     ] = None,
     photos: PhotosNow = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write everything here.")] = None,

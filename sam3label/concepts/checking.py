@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 from sam3label.core.problems import Problem
 from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Part, Relation, Tiles, Verify
 from sam3label.core.yamlnodes import Node, short
+from sam3label.media import storage
 
 TOP_KEYS = ("names", "defaults", "concepts", "exclusive")
 RULE_KEYS = ("conf", "iou", "presence", "min_area", "max_instances", "inside", "snap")
@@ -35,7 +36,7 @@ _CONDITIONS = (
 _KINDS: tuple[Literal["labels", "references", "objects"], ...] = ("labels", "references", "objects")
 
 
-def check_list(root: Node, folder: Path, problems: list[Problem]) -> ConceptList:
+def check_list(root: Node, folder: str | Path, problems: list[Problem]) -> ConceptList:
     """Return the concept list that a document says; paths in it are relative to `folder`."""
     if not isinstance(root.value, dict):
         problems.append(Problem(root.where, f"got {_shown(root)}; allowed: a mapping or a list, such as: {EXAMPLE}"))
@@ -130,7 +131,7 @@ def _concept(
     node: Node | None,
     defaults: dict[str, Any],
     known: Collection[str],
-    folder: Path,
+    folder: str | Path,
     problems: list[Problem],
 ) -> Concept:
     key = f"concepts.{name}"
@@ -344,7 +345,7 @@ def _number(node: Node) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _exemplars(node: Node | None, key: str, folder: Path, problems: list[Problem]) -> Exemplars | None:
+def _exemplars(node: Node | None, key: str, folder: str | Path, problems: list[Problem]) -> Exemplars | None:
     allowed = (
         "a folder of references, {references: refs/helmet, mode: canvas}, {labels: partial.json}, "
         "or {objects: boxes.json}"
@@ -390,8 +391,11 @@ def _canvas(given: dict[Any, Node], key: str, mode: str, problems: list[Problem]
     return settings
 
 
-def _absolute(path: str, folder: Path) -> str:
-    return os.path.abspath(folder / path)  # noqa: PTH100 - resolve() would follow links
+def _absolute(path: str, folder: str | Path) -> str:
+    """Return a path of a concept list as it is from anywhere: in a folder on a disk, or in storage."""
+    if storage.is_remote(path) or storage.is_remote(folder):
+        return path if storage.is_remote(path) else storage.joined(str(folder), path)
+    return os.path.abspath(Path(folder) / path)  # noqa: PTH100 - resolve() would follow links
 
 
 def _exclusive(node: Node | None, names: Collection[str], problems: list[Problem]) -> tuple[tuple[str, ...], ...]:

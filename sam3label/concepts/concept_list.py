@@ -24,7 +24,8 @@ from sam3label.concepts.checking import CANVAS_KEYS, EXAMPLE, RULE_KEYS, check_l
 from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import Concept, ConceptList, Verify
 from sam3label.core.yamlnodes import Node, as_node, read_nodes
-from sam3label.errors import ConfigError
+from sam3label.errors import ConfigError, os_reason
+from sam3label.media import storage
 
 _SHOWN = 50  # problems listed in one message
 
@@ -32,17 +33,18 @@ _SHOWN = 50  # problems listed in one message
 def load_concepts(source: str | Path, overrides: Sequence[str] = ()) -> ConceptList:
     """Return the concept list in a YAML file, with `--set` overrides such as "concepts.helmet.conf=0.7" applied.
 
-    Paths in it are relative to its folder. Raises ConfigError listing every problem.
+    The file may lie in storage (`s3://bucket/concepts.yaml`). Paths in it are relative to its folder. Raises
+    ConfigError listing every problem.
     """
-    path = Path(source)
-    return parse_concepts(_read_text(path, "; `sam3label init` writes one"), str(source), overrides, path.parent)
+    folder = storage.parent(str(source)) if storage.is_remote(source) else Path(source).parent
+    return parse_concepts(read_text(source, "; `sam3label init` writes one"), str(source), overrides, folder)
 
 
 def parse_concepts(
     text: str, name: str = "concept list", overrides: Sequence[str] = (), folder: str | Path = "."
 ) -> ConceptList:
     """Return the concept list in YAML text. `name` stands for the file in messages; paths are relative to `folder`."""
-    return _parse(text, name, lambda line: f"{name}:{line}", overrides, Path(folder))
+    return _parse(text, name, lambda line: f"{name}:{line}", overrides, folder)
 
 
 def concepts_from(source: object, overrides: Sequence[str] = (), name: str = "the concept list") -> ConceptList:
@@ -59,7 +61,7 @@ def concepts_from(source: object, overrides: Sequence[str] = (), name: str = "th
         for_each = [one for text in overrides for one in _spelled_out(text, source.names)]
         return parse_concepts(dump_concepts(source), name, for_each)
     if isinstance(source, str | PathLike):
-        return load_concepts(Path(source), overrides)
+        return load_concepts(source if isinstance(source, str) else Path(source), overrides)
     if isinstance(source, Mapping):
         source = source if "names" in source else _document(source)
     elif not isinstance(source, Sequence):
@@ -96,14 +98,16 @@ def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
     """
     name = "--ontology"
     if not text.lstrip().startswith("{"):
-        name, text = text, _read_text(Path(text))
+        name, text = text, read_text(text)
     prompts: dict[str, list[str]] = {}
     for phrase, label in _ontology_pairs(text, name):
         prompts.setdefault(label, []).append(phrase)
     return _checked(as_node(_document(prompts), name), name, overrides, Path())
 
 
-def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequence[str], folder: Path) -> ConceptList:
+def _parse(
+    text: str, name: str, place: Callable[[int], str], overrides: Sequence[str], folder: str | Path
+) -> ConceptList:
     problems: list[Problem] = []
     root = read_nodes(text, name, place, problems)
     if root is None:
@@ -112,7 +116,7 @@ def _parse(text: str, name: str, place: Callable[[int], str], overrides: Sequenc
 
 
 def _checked(
-    root: Node, name: str, overrides: Sequence[str], folder: Path, problems: Sequence[Problem] = ()
+    root: Node, name: str, overrides: Sequence[str], folder: str | Path, problems: Sequence[Problem] = ()
 ) -> ConceptList:
     """Return the concept list of a document. Raises ConfigError with every problem, those found while reading first."""
     found = list(problems)
@@ -160,16 +164,21 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
     return rules
 
 
-def _read_text(path: Path, hint: str = "") -> str:
+def read_text(source: str | Path, hint: str = "") -> str:
+    """Return the text of a concept list, wherever it lies. Raises ConfigError; `hint` goes with a missing file."""
+    path = Path(source)
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        data = storage.read(str(source)) if storage.is_remote(source) else path.read_bytes()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except FileNotFoundError:
+        raise ConfigError(f"{source}: not a text file in UTF-8") from None
+    except FileNotFoundError as error:
+        if storage.is_remote(source):
+            raise ConfigError(f"{source}: {os_reason(error)}{hint}") from None
         raise ConfigError(f"{path}: no such file{close_to(path.name, _neighbors(path))}{hint}") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: cannot be read: {reason.lower()}") from error
+        raise ConfigError(f"{source}: cannot be read: {reason.lower()}") from error
 
 
 def _neighbors(path: Path) -> list[str]:

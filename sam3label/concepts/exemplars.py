@@ -21,9 +21,9 @@ import numpy.typing as npt
 from sam3label.annotations.label_files import read_label_file
 from sam3label.annotations.marks import Labelled, some
 from sam3label.core.problems import Problem, first_of
-from sam3label.core.records import BoxPrompt, Concept, ConceptList, Frame, MediaItem
+from sam3label.core.records import BoxPrompt, Concept, ConceptList, Exemplars, Frame, MediaItem
 from sam3label.errors import InputError, UndecodableError
-from sam3label.media import discovery, video
+from sam3label.media import discovery, storage, video
 from sam3label.media.image import decode_image, megapixels
 
 _SHOWN = 20  # problems listed in one message
@@ -97,23 +97,36 @@ def read_examples(
             problems.append(Problem(f"exemplars of {concept.name}", f"{text}: sam3label masks makes their masks"))
             continue
         try:
-            labelled = read_label_file(Path(concept.exemplars.path))
+            place = _on_disk(concept.exemplars)
+            labelled = read_label_file(place)
         except InputError as error:
             problems.append(Problem(f"exemplars of {concept.name}", str(error)))
             continue
         except OSError as error:
-            problems.append(
-                Problem(f"exemplars of {concept.name}", f"{error.filename} cannot be read: {error.strerror}")
-            )
+            where = error.filename or concept.exemplars.path
+            problems.append(Problem(f"exemplars of {concept.name}", f"{where} cannot be read: {error.strerror}"))
             continue
         _refuse_unknown_classes(labelled, concepts, concept.exemplars.path, problems)
         if concept.exemplars.kind == "labels":
             found.append(_photos(concept, labelled, items, problems))
         else:
-            found.append(_references(concept, labelled, max_megapixels, problems))
+            found.append(_references(concept, labelled, place, max_megapixels, problems))
     if problems:
         raise InputError(listed(dict.fromkeys(problems)))
     return tuple(found)
+
+
+def _on_disk(exemplars: Exemplars) -> Path:
+    """Return where the examples are on this machine: of those in storage a copy in the cache. Raises OSError.
+
+    Label files of references lie among their images, and are copied with them.
+    """
+    url = exemplars.path
+    if not storage.is_remote(url):
+        return Path(url)
+    if exemplars.kind == "references" and PurePosixPath(url).suffix.lower() in (".json", ".yaml", ".yml"):
+        return storage.local_folder(storage.parent(url)) / PurePosixPath(url).name
+    return storage.local_folder(url)
 
 
 def listed(problems: Iterable[Problem]) -> str:
@@ -205,10 +218,12 @@ def _digest(labelled: Sequence[Labelled], concept: Concept) -> str:
 
 
 def _references(
-    concept: Concept, labelled: Sequence[Labelled], max_megapixels: float | None, problems: list[Problem]
+    concept: Concept,
+    labelled: Sequence[Labelled],
+    path: Path,
+    max_megapixels: float | None,
+    problems: list[Problem],
 ) -> Examples:
-    assert concept.exemplars is not None
-    path = Path(concept.exemplars.path)
     folder = path if path.is_dir() else path.parent
     images = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if _is_image(p)}
     found, lost = _assigned(labelled, list(images), path, problems)

@@ -37,20 +37,27 @@ class Rle:
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One file to label. `id` is its POSIX path relative to the source root: stable, unique in a run."""
+    """One file to label. `id` is its POSIX path relative to the source root: stable, unique in a run.
+
+    `path` is on a disk, or an address in storage (s3://...), of which `version` tells what it held when it was listed.
+    """
 
     id: str
     path: str
     kind: Literal["image", "video"] = "image"
     root: str = field(default="", compare=False)  # the source it was found under
+    version: int = field(default=0, compare=False)  # made of an object's size and etag; 0: not known, or on a disk
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells a file's content from another's: its size in bytes, its time of change, a hash of its bytes."""
+    """What tells a file's content from another's: its size in bytes, its version, a hash of its bytes.
+
+    The version is a file's time of change, in nanoseconds; of an object in storage `MediaItem.version`.
+    """
 
     size: int
-    mtime_ns: int
+    version: int
     digest: str
 
 

@@ -11,7 +11,9 @@ import errno
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from zipfile import ZipFile
@@ -20,9 +22,9 @@ import cv2
 
 from sam3label.core.records import LabeledImage
 from sam3label.core.text import one_line
-from sam3label.errors import OutputError, UndecodableError
+from sam3label.errors import OutputError, UndecodableError, os_reason
 from sam3label.export.options import Placement
-from sam3label.media import upright, video
+from sam3label.media import storage, upright, video
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 _LONGEST = 255  # bytes of a file name, on every file system of note
@@ -74,14 +76,38 @@ def _not_images(folder: str) -> str:
     return folder + "_" if folder.rstrip("_") == "images" else folder
 
 
+_FETCHERS = 16  # photos downloaded at a time
+
+
 class Placer:
-    """Puts photos into a dataset by one means. Counts hard links that had to become copies, and photos turned."""
+    """Puts photos into a dataset by one means; those in storage are downloaded, several at a time, until `finish`.
+
+    Counts hard links that had to become copies, photos that were downloaded, and photos turned.
+    """
 
     def __init__(self, means: Placement) -> None:
         self.means = means
         self.copied_instead = 0
+        self.downloaded = 0
         self.turned = 0
         self.video: video.VideoFrames | None = None
+        self._fetchers: ThreadPoolExecutor | None = None
+        self._coming: deque[Future[bool]] = deque()
+
+    def __enter__(self) -> Placer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fetchers is not None:
+            self._fetchers.shutdown(cancel_futures=True)
+
+    def finish(self) -> None:
+        """Wait for what is still being downloaded. Raises what `place` does."""
+        while self._coming:
+            self._wait_for_one()
+
+    def _wait_for_one(self) -> None:
+        self.turned += self._coming.popleft().result()
 
     def place(self, image: LabeledImage, target: Path) -> None:
         """Place the photo. Raises `OutputError`, naming it, when it is gone, cannot be placed, or `target` exists."""
@@ -94,6 +120,8 @@ class Placer:
                 raise already_there(image)
             if source is None:
                 self._write_frame(image, target)
+            elif storage.is_remote(image.item.path):
+                self._begin_fetching(image.item.path, target)
             else:
                 self._put(source, target)
 
@@ -106,13 +134,17 @@ class Placer:
             return
         source = video.frame_source(image.item, image.frame)
         with _in_words(image, source, scratch):
-            if source is not None and not (self.means == "upright" and upright.is_turned(source)):
+            if storage.is_remote(image.item.path) and source is not None:
+                self.turned += self._fetch(image.item.path, scratch)
+                self.downloaded += 1
+            elif source is None:
+                self._write_frame(image, scratch)
+            elif self.means == "upright" and upright.is_turned(source):
+                _turn(source, scratch, source)
+                self.turned += 1
+            else:
                 archive.write(source, name)
                 return
-            if source is None:
-                self._write_frame(image, scratch)
-            else:
-                self._turn(source, scratch)
             archive.write(scratch, name)
             scratch.unlink()
 
@@ -122,18 +154,30 @@ class Placer:
                 raise FileNotFoundError(source)
             target.symlink_to(source.absolute())
         elif self.means == "upright" and upright.is_turned(source):
-            self._turn(source, target)
+            _turn(source, target, source)
+            self.turned += 1
         elif self.means == "copy" or not self._linked(source, target):
             shutil.copyfile(source, target)
 
-    def _turn(self, source: Path, target: Path) -> None:
+    def _begin_fetching(self, url: str, target: Path) -> None:
+        """Begin to download a photo; an error of an earlier one is raised here, or by `finish`."""
+        self._fetchers = self._fetchers or ThreadPoolExecutor(_FETCHERS)
+        target.touch()  # a name that no file system takes is refused here
+        self._coming.append(self._fetchers.submit(self._fetch, url, target))
+        self.downloaded += 1
+        if len(self._coming) > 4 * _FETCHERS:
+            self._wait_for_one()
+
+    def _fetch(self, url: str, target: Path) -> bool:
+        """Download a photo. One that EXIF turns is turned where that is wanted; return whether it was."""
         try:
-            upright.write_upright(source, target)
-        except (ValueError, SyntaxError) as error:
-            raise OutputError(
-                f"{source} cannot be turned upright ({error}). Place it as it is: --images hardlink."
-            ) from error
-        self.turned += 1
+            storage.download(url, target)
+        except OSError as error:
+            raise OutputError(f"{url} cannot be downloaded: {os_reason(error)}. No dataset was written.") from error
+        wanted = self.means == "upright" and upright.is_turned(target)
+        if wanted:
+            _turn(target, target, url)
+        return wanted
 
     def _write_frame(self, image: LabeledImage, target: Path) -> None:
         """Write a frame as JPEG. Frames come in order, so a video is decoded once."""
@@ -160,6 +204,15 @@ class Placer:
             self.copied_instead += 1
             return False
         return True
+
+
+def _turn(source: Path, target: Path, shown: str | Path) -> None:
+    try:
+        upright.write_upright(source, target)
+    except (ValueError, SyntaxError) as error:
+        raise OutputError(
+            f"{shown} cannot be turned upright ({error}). Place it as it is: --images hardlink."
+        ) from error
 
 
 def already_there(image: LabeledImage) -> OutputError:

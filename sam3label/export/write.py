@@ -22,6 +22,7 @@ from sam3label.export.frames import UNKNOWN_RATE, FrameChoice
 from sam3label.export.options import Options
 from sam3label.export.photos import Placer
 from sam3label.export.registry import FORMATS, Format, refuse_unknown_formats
+from sam3label.media import storage
 
 if TYPE_CHECKING:
     from sam3label.run.reader import Run
@@ -42,12 +43,24 @@ def export(
     """
     refuse_senseless([format], options or Options())
     if options is None or options.images != "none":
+        _refuse_links(run, options or Options())
         _refuse_changed(run)
     images = _counted(run.images(), progress)
     return write_dataset(
         run.concepts, images, format, out, options,
         run_info=run.info, failed=run.failures(), wait=run.coverage().wait,
     )  # fmt: skip
+
+
+def _refuse_links(run: Run, options: Options) -> None:
+    """Raise `OutputError` where photos are to be linked and lie in storage, which has no links."""
+    if options.images not in ("hardlink", "symlink"):
+        return
+    if far := next((item.path for item in run.items() if storage.is_remote(item.path)), None):
+        raise OutputError(
+            f"{far} lies in storage and cannot be linked to. --images copy downloads the photos into the dataset, "
+            "--images none leaves them where they are."
+        )
 
 
 def _refuse_changed(run: Run) -> None:
@@ -84,12 +97,15 @@ def write_dataset(
     classes = _numbered(names, before, chosen.first_id)
     tally, frames = Tally(options.splits.names), FrameChoice(options.every, options.fps)
     info = _info(run_info or {})
-    with whole_folder(final, append=options.append, overwrite=options.overwrite) as folder:
+    with (
+        whole_folder(final, append=options.append, overwrite=options.overwrite) as folder,
+        Placer(options.images or chosen.images) as placer,
+    ):
         target = Target(
             folder,
             classes,
             options.splits.names,
-            Placer(options.images or chosen.images),
+            placer,
             Outline(options.simplify),
             options.segmentation or next(iter(chosen.segmentations), None),
             info,
@@ -98,6 +114,7 @@ def write_dataset(
         )
         selected = selection(concepts, options, {name: i for i, name in classes.items()}, chosen.videos)
         chosen.write(target, selected.samples(images, frames, tally))
+        placer.finish()
         left_out = (f"Not in the dataset: {wait}.",) if wait else ()
         notes = (*left_out, *_notes(format, tally, target, frames, options))
         outline = target.outline

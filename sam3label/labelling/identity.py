@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sam3label.core.records import MediaItem, Stamp
-from sam3label.core.stamps import looks_unchanged, stamp_of
 from sam3label.core.text import one_line
 from sam3label.errors import InputError
+from sam3label.media.stamps import looks_unchanged, stamp_of
 from sam3label.run.store import Store
 
 _READERS = 8  # files hashed at a time

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -67,6 +67,8 @@ def label(
         on_message(sentence)
     examples = _examples(concepts, found.items, options)
     wanted = Wanted.of(concepts, guides_of(examples))
+    if options.shard is not None:
+        found = _in_shard(found, options, on_message)
     with ExitStack() as held:
         known = held.enter_context(Store.resume(out)) if _goes_on(out, options) else None
         before = Standing.of(known, concepts, wanted, found.items, on_message)
@@ -123,6 +125,13 @@ def _goes_on(out: str | Path, options: LabelOptions) -> bool:
     return not options.fresh and (Path(out) / DATABASE).exists()
 
 
+def _in_shard(found: discovery.Found, options: LabelOptions, say: Callable[[str], None]) -> discovery.Found:
+    """Return what was found without what other shards have. (Exemplars may be of photos of any of them.)"""
+    own = [item for item in found.items if options.takes(item.id)]
+    say(f"shard {options.shard}: {len(own):,} of {count(len(found.items), 'image or video', 'images and videos')}")
+    return replace(found, items=own)
+
+
 def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]:
     if found.links_out:
         done = "followed; --no-follow-links leaves them out" if options.follow_links else "left out"
@@ -156,6 +165,7 @@ def _fingerprint(facts: Facts, options: LabelOptions) -> dict[str, Any]:
         "floor": options.floor,
         "video": options.video_settings,
         "tracker": options.tracker_settings,
+        **options.shard_settings,
         **facts.numbers,
     }
 
@@ -271,6 +281,7 @@ def _notes(
         "version": version("sam3label"),
         "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
         "sources": [str(s) for s in sources],
+        **options.shard_settings,
     }
     return {
         "info": info,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class LabelOptions:
     max_megapixels: float | None = None  # larger photos are refused; None: by the memory that is free, at least 64
     accept_exemplars: bool = False  # label by references whatever they are worth
     limit: int | None = None  # label at most this many images and videos now
+    shard: str | None = None  # "3/64": of 64 parts of the images and videos, by a hash of their ids, the third
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
     video: VideoMode = "auto"
     tracker: TrackerForm = "official"  # whose rules objects are tracked by
@@ -79,7 +81,21 @@ class LabelOptions:
             "floor": self.floor,
             "video": self.video_settings,
             "tracker": self.tracker_settings,
+            **self.shard_settings,
         }
+
+    @property
+    def shard_settings(self) -> dict[str, str]:
+        """The shard as a field of the fingerprint; none where the whole is labelled."""
+        return {} if self.shard is None else {"shard": self.shard}
+
+    def takes(self, item_id: str) -> bool:
+        """Return whether an image or video is in the shard: the same one however many others come or go."""
+        if self.shard is None:
+            return True
+        number, parts = map(int, self.shard.split("/"))
+        digest = hashlib.blake2b(item_id.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % parts == number - 1
 
     @property
     def video_settings(self) -> str:
@@ -108,6 +124,7 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.whole("workers", options.workers, 0)
     yield checks.above_zero("max_megapixels", options.max_megapixels)
     yield checks.whole("limit", options.limit, 1)
+    yield _shard_problem(options.shard)
     yield checks.one_of("video", options.video, VideoMode)
     yield checks.one_of("tracker", options.tracker, TrackerForm)
     for extra in options.tracking_extra:
@@ -115,6 +132,13 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.whole("clip_frames", options.clip_frames, SHORTEST_CLIP)
     yield checks.whole("every", options.every, 1)
     yield checks.above_zero("fps", options.fps)
+
+
+def _shard_problem(shard: object) -> str | None:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard) if isinstance(shard, str) else None
+    if shard is None or (found is not None and int(found[1]) <= int(found[2])):
+        return None
+    return f"shard: {shard!r} is not a part of several, such as 3/64: the third of 64"
 
 
 def _is_device(text: object) -> bool:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, Stamp, UnitResult, candidate_id
-from sam3label.core.stamps import stamp_of
 from sam3label.errors import InputError, UndecodableError
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide
 from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
 from sam3label.media import video
+from sam3label.media.stamps import stamp_of
 from sam3label.run.asked import Wanted
 from sam3label.run.store import Store, Unit
 

@@ -15,13 +15,14 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from sam3label.core.records import MediaItem
 from sam3label.errors import InputError, os_reason
+from sam3label.media import storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
@@ -55,6 +56,7 @@ def find_media(
 ) -> Found:
     """Return every image (and video, if asked) under the sources: files, folders, glob patterns or `@list.txt`.
 
+    Any of them, and any line of a list, may be an address in storage (`s3://bucket/photos`).
     `name=FOLDER` puts `name/` before the ids of what is in the folder. With `videos`, folders of numbered frames are
     videos too, unless `numbered_folders` says that they are photos. Links that lead out of a source are followed,
     unless `links` is False.
@@ -72,7 +74,7 @@ def find_media(
         raise InputError(_nothing_found(sources, scan))
     if videos and numbered_folders:
         _join_frames(scan)
-    items = [_item(key, scan.paths[key]) for key in sorted(scan.paths)]
+    items = [_item(key, scan.paths[key], scan.versions.get(scan.paths[key], 0)) for key in sorted(scan.paths)]
     return Found(items, scan.skipped, tuple(sorted(scan.links_out)))
 
 
@@ -83,6 +85,11 @@ def _join_frames(scan: _Scan) -> None:
         inside.setdefault(os.path.dirname(path), []).append(key)
     for folder, keys in inside.items():
         if folder in scan.walked and _are_frames([os.path.basename(key) for key in keys]):
+            if storage.is_remote(folder):
+                raise InputError(
+                    f"{folder} holds the numbered frames of a video, and these are followed on a disk only: copy the "
+                    "folder here, or leave out --video track to label them as photos"
+                )
             for key in keys:
                 del scan.paths[key]
             scan.paths[os.path.dirname(keys[0]) or os.path.basename(folder)] = folder
@@ -105,8 +112,8 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _FRAME.fullmatch(path.name))
 
 
-def _item(key: str, path: str) -> MediaItem:
-    return MediaItem(key, path, "video" if _suffix(path) not in IMAGE_SUFFIXES else "image", _root(key, path))
+def _item(key: str, path: str, version: int) -> MediaItem:
+    return MediaItem(key, path, "video" if _suffix(key) not in IMAGE_SUFFIXES else "image", _root(key, path), version)
 
 
 def _root(key: str, path: str) -> str:
@@ -130,7 +137,8 @@ class _Scan:
         self.prefix = ""  # of the ids of the current source
         self.root = ""  # of the current source, links resolved
         self.links_out: set[str] = set()
-        self.paths: dict[str, str] = {}  # id -> absolute path
+        self.paths: dict[str, str] = {}  # id -> absolute path, or address in storage
+        self.versions: dict[str, int] = {}  # of objects in storage, by address
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
         self.entered: set[tuple[int, int]] = set()  # folders of the current source, by device and inode
@@ -142,6 +150,9 @@ class _Scan:
         named = _NAMED.fullmatch(source)
         if named and not os.path.lexists(source):
             self.prefix, source = f"{named[1]}/", named[2]
+        if storage.is_remote(source):
+            self.add_address(source)
+            return
         path = os.path.abspath(source)  # not resolve(): following links would change ids
         if os.path.lexists(path):
             self.add_path(path, os.path.dirname(path) if not os.path.isdir(path) else path, source)
@@ -177,26 +188,78 @@ class _Scan:
             else:
                 self.meet_file(path, _key(path, root))
 
+    def add_address(self, url: str, root: str | None = None, shown: str | None = None) -> None:
+        """Add what lies at an address in storage: an object, a folder, or what a pattern there matches."""
+        before = len(self.paths), self.skipped.total()
+        try:
+            if glob.has_magic(url) and not url.lower().startswith("http"):
+                self.meet_objects(storage.matching(url), _fixed_part(url))
+            elif _suffix(storage.plain_path(url)) in self.wanted:
+                self.add_object(storage.stored_object(url), root or storage.parent(url))
+            else:
+                self.meet_objects(storage.listing(url), root or url.rstrip("/"))
+        except OSError as error:
+            self.problems.append(f"{shown or url}: {os_reason(error)}")
+            return
+        if before == (len(self.paths), self.skipped.total()):
+            suffix = _suffix(storage.plain_path(url))
+            nothing = "there is nothing at this address"
+            self.problems.append(f"{shown or url}: {_not_wanted(suffix, self.wanted) if suffix else nothing}")
+
+    def meet_objects(self, found: Iterable[storage.StoredObject], root: str) -> None:
+        """Add what a listing has; as on a disk, names that begin with a dot are passed over."""
+        for one in found:
+            key = _key_of(one.url, root)
+            if not key.startswith(".") and "/." not in key:
+                self.versions[one.url] = one.version
+                self.walked.add(os.path.dirname(one.url))
+                self.meet_file(one.url, key)
+
+    def add_object(self, one: storage.StoredObject, root: str) -> None:
+        self.versions[one.url] = one.version
+        self.add_file(one.url, _key_of(one.url, root))
+
     def add_list(self, name: str) -> None:
         """Relative lines are relative to the list. Lines outside its folder keep their absolute path as id, so that
         an id never depends on the other lines."""
-        folder = os.path.dirname(os.path.abspath(name))
+        far = storage.is_remote(name)
+        folder = storage.parent(name) if far else os.path.dirname(os.path.abspath(name))
+        objects: dict[str, str] = {}  # address -> how its line is called
         for number, line in self.read_list(name):
+            shown = f"{name}, line {number}: {line}"
+            if storage.is_remote(line) or (far and not line.startswith("/")):
+                objects.setdefault(line if storage.is_remote(line) else storage.joined(folder, line), shown)
+                continue
             path = os.path.normpath(os.path.join(folder, line))
             root = folder if path.startswith(os.path.join(folder, "")) else os.path.abspath(os.sep)
             if os.path.lexists(path):
-                self.add_path(path, root, f"{name}, line {number}: {line}")
+                self.add_path(path, root, shown)
             else:
                 self.problems.append(f"{name}, line {number}: no such file or folder: {line}{_close_match(path)}")
+        self.add_listed_objects(objects, f"{folder}/")
+
+    def add_listed_objects(self, objects: Mapping[str, str], folder: str) -> None:
+        """Add the addresses of a list, all looked up together."""
+        root = {url: folder if url.startswith(folder) else url[: url.index("://") + 3] for url in objects}
+        single = [url for url in objects if _suffix(storage.plain_path(url)) in self.wanted and not glob.has_magic(url)]
+        for url in objects.keys() - set(single):
+            self.add_address(url, root[url], objects[url])
+        for url, one in storage.stored_objects(single):
+            if isinstance(one, OSError):
+                self.problems.append(f"{objects[url]}: {os_reason(one)}")
+            else:
+                self.add_object(one, root[url])
 
     def read_list(self, name: str) -> list[tuple[int, str]]:
         try:
-            text = Path(name).read_text(encoding="utf-8-sig")
+            data = storage.read(name) if storage.is_remote(name) else Path(name).read_bytes()
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             self.problems.append(f"@{name}: not a text file in UTF-8; a list has one path per line")
             return []
         except OSError as error:
-            self.problems.append(f"@{name}: {os_reason(error)}{_close_match(os.path.abspath(name))}")
+            near = "" if storage.is_remote(name) else _close_match(os.path.abspath(name))
+            self.problems.append(f"@{name}: {os_reason(error)}{near}")
             return []
         lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
         return [(number, line) for number, line in lines if line and not line.startswith("#")]
@@ -264,7 +327,7 @@ class _Scan:
             return
         other = self.paths.setdefault(key, path)
         if other != path:
-            common = os.path.commonpath([other, path])
+            common = _shared(other, path)
             self.problems.append(
                 f"{other} and {path} would both be called '{key}': pass the folder they share, {common}, instead, "
                 f"or give one source a name: more={os.path.dirname(path)}"
@@ -292,6 +355,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _key(path: str, root: str) -> str:
     """`path` relative to `root` with forward slashes; empty for the root itself."""
     return "" if path == root else os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _key_of(url: str, root: str) -> str:
+    """Return an address relative to a folder, as an id has it: without scheme, query and percent signs."""
+    return storage.plain_path(url).removeprefix(storage.plain_path(f"{root.rstrip('/')}/"))
+
+
+def _shared(one: str, other: str) -> str:
+    """Return the folder that two paths or addresses share."""
+    if storage.is_remote(one) or storage.is_remote(other):
+        parts = zip(one.split("/"), other.split("/"), strict=False)
+        return "/".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], parts))
+    return os.path.commonpath([one, other])
 
 
 def _fixed_part(pattern: str) -> str:

@@ -23,9 +23,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sam3label.core.records import Stamp
-from sam3label.core.stamps import digest_of
 from sam3label.errors import UndecodableError, os_reason
+from sam3label.media import storage
 from sam3label.media.memory import megapixels_that_fit
+from sam3label.media.stamps import digest_of
 
 # What a file may really be, whatever it is called. A closed list: PIL also knows formats that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
@@ -61,11 +62,11 @@ def read_photo(path: str | Path, max_megapixels: float | None = None) -> Photo:
     refused by their header, before they take memory.
     """
     limit = megapixels_that_fit() if max_megapixels is None else max_megapixels
-    data, mtime_ns = _read(path)
+    data, version = _read(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL warns of damaged metadata, which does not concern the pixels
-            return Photo(_decode(data, limit), Stamp(len(data), mtime_ns, digest_of([data])))
+            return Photo(_decode(data, limit), Stamp(len(data), version, digest_of([data])))
     except UndecodableError:
         raise
     except UnidentifiedImageError as error:
@@ -92,17 +93,26 @@ def upright_size(path: str | Path) -> tuple[int, int]:
 
 
 def _read(path: str | Path) -> tuple[bytes, int]:
-    """Return the file's bytes and the time it was changed before; one that changes meanwhile is read again."""
+    """Return the file's bytes and the time it was changed before; one that changes meanwhile is read again.
+
+    Of an object in storage the time is 0: whoever listed it knows its version.
+    """
     try:
+        if storage.is_remote(path):
+            return _not_empty(storage.read(str(path))), 0
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe called x.jpg would block for ever
             raise UndecodableError("not a regular file")
         data = Path(path).read_bytes()
     except OSError as error:
         raise UndecodableError(os_reason(error)) from error
+    return _not_empty(data), status.st_mtime_ns
+
+
+def _not_empty(data: bytes) -> bytes:
     if not data:
         raise UndecodableError("empty file (0 bytes)")
-    return data, status.st_mtime_ns
+    return data
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -225,6 +226,8 @@ def _entry(item: MediaItem, value: Value, pin: bool) -> Frame | Undecodable:
         pixels = torch.from_numpy(np.load(place))
         place.unlink()
         place = pixels
+    if stamp is not None and item.version:
+        stamp = replace(stamp, version=item.version)
     return Frame(item, 0, (place.pin_memory() if pin else place).numpy(), stamp)
 
 

@@ -2,7 +2,8 @@
 
 A video is a container file (decoded by FFmpeg through PyAV) or a folder of numbered frames (decoded like photos). A
 frame's index is its place in that order, counted as frames are decoded: neither frame counts nor rates written in a
-file are believed. All frames of a video have the size of its first.
+file are believed. All frames of a video have the size of its first. A video in storage is decoded from a copy in the
+cache, so that a connection that breaks never looks like a video that ends.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sam3label.core.records import Frame, MediaItem
-from sam3label.errors import UndecodableError
-from sam3label.media import discovery
+from sam3label.errors import UndecodableError, os_reason
+from sam3label.media import discovery, storage
 from sam3label.media.image import decode_image
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
@@ -48,9 +50,14 @@ def pictures(item: MediaItem) -> Iterator[Picture]:
     Raises UndecodableError at the end of what could be read: at once when nothing could, after the last good frame
     when the file is damaged.
     """
-    if Path(item.path).is_dir():
+    if is_folder(item):
         return _folder_pictures(Path(item.path))
     return _file_pictures(item.path)
+
+
+def is_folder(item: MediaItem) -> bool:
+    """Return whether a video is a folder of numbered frames."""
+    return not storage.is_remote(item.path) and Path(item.path).is_dir()
 
 
 def frames(item: MediaItem, start: int = 0) -> Iterator[Frame]:
@@ -84,17 +91,20 @@ def frame_name(item: MediaItem, index: int) -> str:
 def frame_number(item: MediaItem, name: str) -> int | None:
     """Return the number of the frame of that file name, with or without suffix; None if there can be no such frame."""
     stem = PurePosixPath(name).stem
-    if Path(item.path).is_dir():
+    if is_folder(item):
         return next((index for index, file in enumerate(_files(Path(item.path))) if file.stem == stem), None)
     return int(stem) if stem.isdecimal() else None
 
 
 def frame_source(item: MediaItem, index: int) -> Path | None:
-    """Return the file that is a photo, or a frame of a folder of frames; None for a frame of a container file."""
+    """Return the file that is a photo, or a frame of a folder of frames; None for a frame of a container file.
+
+    Of a photo in storage only the name is one of a file.
+    """
     path = Path(item.path)
     if item.kind == "image":
         return path
-    return _files(path)[index] if path.is_dir() else None
+    return _files(path)[index] if is_folder(item) else None
 
 
 class VideoFrames:
@@ -149,6 +159,11 @@ def _same(pixels: Pixels) -> Pixels:
 def _file_pictures(path: str) -> Iterator[Picture]:
     import av
 
+    if storage.is_remote(path):
+        try:
+            path = str(storage.local_copy(path))
+        except OSError as error:
+            raise UndecodableError(os_reason(error)) from error
     try:
         container = av.open(path)
     except (av.FFmpegError, OSError) as error:
@@ -215,24 +230,34 @@ def frame_rate(item: MediaItem) -> float:
     """Return frames per second, on average; 25 for a folder of frames and for files that do not say."""
     import av
 
-    if Path(item.path).is_dir():
+    if is_folder(item):
         return 25.0
     try:
-        with av.open(item.path) as container:
+        with _headers(item.path) as file, av.open(file) as container:
             stream = container.streams.best("video")
             return float(stream.average_rate or stream.guessed_rate or 25) if stream else 25.0
     except (av.FFmpegError, OSError) as error:
         raise UndecodableError(f"not a video, or its header is damaged ({_short(error)})") from error
 
 
+@contextmanager
+def _headers(path: str) -> Iterator[str | IO[bytes]]:
+    """Give what PyAV opens for the headers alone: a video in storage is not copied for that."""
+    if storage.is_remote(path):
+        with storage.opened(path) as file:
+            yield file
+    else:
+        yield path
+
+
 def frame_count(item: MediaItem) -> int:
     """Return how many frames a video has, by its header; 0 where that does not say, and for a file that is none."""
     import av
 
-    if Path(item.path).is_dir():
+    if is_folder(item):
         return len(_files(Path(item.path)))
     try:
-        with av.open(item.path) as container:
+        with _headers(item.path) as file, av.open(file) as container:
             stream = container.streams.best("video")
             if stream is None:
                 return 0

@@ -38,6 +38,10 @@ def examine(model: str) -> list[Check]:
         _checkpoint(model, "checkpoint"),
         _extra("fiftyone", "review", "review in FiftyOne"),
         _extra("ray", "ray", "several GPUs or machines"),
+        _extra("s3fs", "s3", "photos in s3://"),
+        _extra("gcsfs", "gs", "photos in gs://"),
+        _extra("adlfs", "az", "photos in az://"),
+        _extra("aiohttp", "https", "photos at https://"),
     ]
 
 

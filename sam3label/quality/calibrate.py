@@ -128,7 +128,7 @@ class Calibration:
 
 
 def calibrate_run(
-    run_folder: str | Path,
+    run_folder: str | Path | Sequence[str | Path],
     truth_path: str | Path,
     concepts: ConceptList | None = None,
     goal: Goal = Goal(),

@@ -13,10 +13,10 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from sam3label.concepts.checking import RULE_KEYS
-from sam3label.concepts.concept_list import dump_concepts, parse_concepts
+from sam3label.concepts.concept_list import dump_concepts, parse_concepts, read_text
 from sam3label.core.files import write_whole
 from sam3label.core.records import Concept, ConceptList
-from sam3label.errors import ConfigError, InputError
+from sam3label.errors import ConfigError
 from sam3label.quality.calibrate import Calibration, describe
 
 _HEADER = "# Thresholds calibrated by sam3label"
@@ -31,10 +31,7 @@ def write_concepts(calibration: Calibration, path: str | Path, source: str | Pat
     """
     text = dump_concepts(calibration.concepts)
     if source is not None:
-        try:
-            original = Path(source).read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source} cannot be read any more: {error}.") from error
+        original = read_text(source)
         text = edited(original, calibration.concepts, Path(source).parent, Path(path).parent) or text
     write_whole(path, "\n".join([*_header(calibration), text]))
 

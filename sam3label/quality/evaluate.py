@@ -87,7 +87,7 @@ def evaluate_results(
 
 
 def evaluate_run(
-    run_folder: str | Path,
+    run_folder: str | Path | Sequence[str | Path],
     truth_paths: Sequence[str | Path],
     concepts: ConceptList | None = None,
     attributes_csv: str | Path | None = None,

@@ -60,7 +60,7 @@ def evaluate_track_results(truth_path: str | Path, results_path: str | Path) -> 
 
 
 def evaluate_tracked_run(
-    run_folder: str | Path, truth_path: str | Path, concepts: ConceptList | None = None
+    run_folder: str | Path | Sequence[str | Path], truth_path: str | Path, concepts: ConceptList | None = None
 ) -> Evaluation:
     """Judge the tracks of a run. Raises `InputError`, also when the run's videos were sampled and not tracked."""
     truth = read_video_truth(truth_path)

@@ -43,7 +43,8 @@ CREATE TABLE questions (              -- what units were asked: few, shared by m
     prompts TEXT NOT NULL,            -- JSON, ids of prompts, rising
     guides TEXT NOT NULL,             -- JSON, class -> digest of its exemplars at that time
     UNIQUE (prompts, guides));
-CREATE TABLE items (                  -- photos and videos; size, mtime_ns and digest are NULL where unknown
+CREATE TABLE items (                  -- photos and videos; size, mtime_ns and digest are NULL where unknown,
+                                      -- mtime_ns of an object in storage is a number made of its etag
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, root TEXT NOT NULL, path TEXT NOT NULL,
     size INTEGER, mtime_ns INTEGER, digest TEXT) WITHOUT ROWID;
 CREATE TABLE processors (             -- what computed units: a device of a machine

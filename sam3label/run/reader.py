@@ -23,9 +23,10 @@ from sam3label.core.records import (
     Verdict,
     Verify,
 )
-from sam3label.core.stamps import is_unchanged
 from sam3label.core.text import count
 from sam3label.errors import ConfigError
+from sam3label.media import storage
+from sam3label.media.stamps import is_unchanged, looked_up
 from sam3label.run.asked import Wanted
 from sam3label.run.corrections import apply_corrections
 from sam3label.run.decide import Decision, decide
@@ -100,7 +101,7 @@ class Run:
         """Open a run folder: see `open_run`."""
         store = Store.open(folder)
         try:
-            places = {} if photos is None else relocated(store.items(), Path(photos).absolute())
+            places = {} if photos is None else relocated(store.items(), _absolute(photos))
             run = cls(store, concepts or _own_concepts(store), places)
             if concepts is not None:
                 _refuse_unasked(concepts, store)
@@ -128,6 +129,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return self._store.folder
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The run's folder; of runs that are read as one each of them."""
+        return (self.folder,)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -163,8 +169,9 @@ class Run:
         no stamp: of them it is known only whether they are there.
         """
         done = self._store.done_ids()
-        stored = ((moved(item, self._places), stamp) for item, stamp in self._store.items() if item.id in done)
-        return [(item.id, what) for item, stamp in stored if (what := _change(item, stamp))]
+        stored = [(moved(item, self._places), stamp) for item, stamp in self._store.items() if item.id in done]
+        now = looked_up(item for item, _ in stored)
+        return [(item.id, what) for item, (_, stamp) in zip(now, stored, strict=True) if (what := _change(item, stamp))]
 
     def coverage(self) -> Coverage:
         """Return how much of the run each of the list's prompts was put to."""
@@ -234,7 +241,7 @@ class Run:
 
     def images(self) -> Iterator[LabeledImage]:
         """Yield labelled images (and frames of videos) in item order; empty ones are among them."""
-        corrected = self._store.corrected_ids()
+        corrected = self._corrected_ids()
         for unit in self.done_units():
             yield from self._images(unit, unit.item.id in corrected)
 
@@ -279,6 +286,9 @@ class Run:
         presence = self._store.presence(unit)
         answered = np.flatnonzero(~np.isnan(presence).all(axis=0))
         return self._wanted.superseded({self._store.prompts[i].key for i in answered})
+
+    def _corrected_ids(self) -> set[str]:
+        return self._store.corrected_ids()
 
     def _images(self, unit: Unit, corrected: bool) -> Iterator[LabeledImage]:
         corrections = self.corrections(unit.item.id) if corrected else []
@@ -363,7 +373,11 @@ class Run:
 
 
 def _change(item: MediaItem, stamp: Stamp | None) -> str | None:
+    if storage.is_remote(item.path) and not item.version:
+        return "gone since it was labelled"
     try:
+        if storage.is_remote(item.path) and stamp is None:
+            return None
         if stamp is None:
             return None if Path(item.path).exists() else "gone since it was labelled"
         return None if is_unchanged(item, stamp) else "replaced since it was labelled"
@@ -371,13 +385,25 @@ def _change(item: MediaItem, stamp: Stamp | None) -> str | None:
         return "gone since it was labelled"
 
 
-def open_run(folder: str | Path, concepts: ConceptList | None = None, photos: str | Path | None = None) -> Run:
-    """Open a run for reading, with the concept list it was made with or another over the same phrases.
+def open_run(
+    folder: str | Path | Sequence[str | Path], concepts: ConceptList | None = None, photos: str | Path | None = None
+) -> Run:
+    """Open a run for reading, or several as one, with the concept list it was made with or another over its phrases.
 
     `photos` is where the photos are now, if not where they were labelled. Raises `StoreError` when there is no run,
-    `ConfigError` when `concepts` asks for phrases the run never put, `InputError` when `photos` holds others.
+    or several were made with different settings or hold the same photos; `ConfigError` when `concepts` asks for
+    phrases the run never put, `InputError` when `photos` holds others.
     """
-    return Run.open(folder, concepts, photos)
+    folders = [folder] if isinstance(folder, str | Path) else folder
+    if len(folders) == 1:
+        return Run.open(folders[0], concepts, photos)
+    from sam3label.run.joined import JoinedRun  # which is a Run
+
+    return JoinedRun.join(folders, concepts, photos)
+
+
+def _absolute(photos: str | Path) -> str:
+    return str(photos) if storage.is_remote(photos) else str(Path(photos).absolute())
 
 
 def _own_concepts(store: Store) -> ConceptList:

@@ -71,6 +71,7 @@ class Unit:
     trouble: str | None = None
     question: int | None = None
     last: bool = True
+    part: int = 0  # of several run folders that are read as one, which it is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +275,7 @@ class Store:
         if stamp is not None:
             self._db.execute(
                 "UPDATE items SET size = ?, mtime_ns = ?, digest = ? WHERE id = ?",
-                (stamp.size, stamp.mtime_ns, stamp.digest, item.id),
+                (stamp.size, stamp.version, stamp.digest, item.id),
             )
 
     def _merged(self, result: UnitResult, row: tuple[int, int, bytes] | None) -> int:
@@ -425,10 +426,10 @@ class Store:
     def items(self) -> Iterator[tuple[MediaItem, Stamp | None]]:
         """Yield every photo and video there is a unit of, in order, with its stamp where it is known."""
         with reading(self.folder):
-            for *columns, size, mtime, digest in self._rows(
+            for *columns, size, version, digest in self._rows(
                 f"SELECT {_ITEM_COLUMNS}, size, mtime_ns, digest FROM items ORDER BY id"
             ):
-                yield _item(*columns), None if digest is None else Stamp(int(size), int(mtime), str(digest))
+                yield _item(*columns), None if digest is None else Stamp(int(size), int(version), str(digest))
 
     def asked(self, unit: Unit) -> Asked:
         """Return what a labelled unit was asked so far."""

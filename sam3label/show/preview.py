@@ -22,6 +22,7 @@ from sam3label.labelling.job import find_media, label
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.labelling.questions import crops
+from sam3label.media import storage
 from sam3label.media.image import decode_image, megapixels
 from sam3label.media.loader import default_workers
 from sam3label.run.reader import open_run
@@ -146,7 +147,7 @@ def _refuse_continued(folder: Path) -> None:
 def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> tuple[list[MediaItem], int]:
     """Return the photos that `run` would label, without earlier previews, and how many videos it would label too."""
     found = find_media(sources, options).items
-    photos = [item for item in found if item.kind == "image" and not Path(item.path).is_relative_to(out)]
+    photos = [item for item in found if item.kind == "image" and not _lies_in(item.path, out)]
     videos = sum(item.kind == "video" for item in found)
     if not photos and videos:
         raise InputError(
@@ -156,6 +157,10 @@ def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> 
     if not photos:
         raise InputError(f"{out} holds all the images that were found: choose another folder for the preview with -o.")
     return photos, videos
+
+
+def _lies_in(path: str, folder: Path) -> bool:
+    return not storage.is_remote(path) and Path(path).is_relative_to(folder)
 
 
 def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:

@@ -49,7 +49,7 @@ def write_report(
 
     Raises `OutputError` when the page cannot be written.
     """
-    write_whole(path, render(collect(run, str(run.folder), on_progress, mistakes)))
+    write_whole(path, render(collect(run, ", ".join(map(str, run.folders)), on_progress, mistakes)))
 
 
 def render(data: Mapping[str, Any]) -> str:

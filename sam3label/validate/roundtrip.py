@@ -15,12 +15,13 @@ from pycocotools import mask as coco_mask
 from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import Box, Label, LabeledImage, MediaItem, Rle, Stamp
-from sam3label.core.stamps import is_unchanged
 from sam3label.core.whole_folder import read_marker
 from sam3label.export.dataset import Tally, as_photo, dataset_names, selection
 from sam3label.export.frames import FrameChoice
 from sam3label.export.options import Options
 from sam3label.export.photos import flat_name
+from sam3label.media import storage
+from sam3label.media.stamps import is_unchanged
 from sam3label.validate.photos import read_photo
 from sam3label.validate.report import Findings, Match, RoundTrip
 
@@ -132,8 +133,9 @@ def _is_another(item: MediaItem, stamp: Stamp, held: Path | None) -> bool:
     """
     try:
         if held is None or is_unchanged(replace(item, path=str(held)), stamp):
-            return held is None and Path(item.path).exists() and not is_unchanged(item, stamp)
-        source = read_photo(Path(item.path))
+            there = held is None and (storage.is_remote(item.path) or Path(item.path).exists())
+            return there and not is_unchanged(item, stamp)
+        source = read_photo(storage.local_copy(item.path) if storage.is_remote(item.path) else Path(item.path))
         return source is not None and (source.orientation in (0, 1) or not is_unchanged(item, stamp))
     except OSError:
         return False

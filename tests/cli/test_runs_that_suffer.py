@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts, load_concepts
 from sam3label.core.records import Correction, MediaItem, UnitResult
-from sam3label.core.stamps import stamp_of
+from sam3label.media.stamps import stamp_of
 from sam3label.run import database
 from sam3label.run.reader import open_run
 from sam3label.run.store import DATABASE, Store

@@ -63,7 +63,8 @@ LAYERS = [
         "the job: media in, store rows out; what each photo is asked, and what becomes of videos",
         "run concepts annotations media model core",
     ),
-    _room("run", "the run folder: what was seen, what people said, what is a label", "concepts core"),
+    # media: whether a photo is still the one that was labelled, wherever it lies
+    _room("run", "the run folder: what was seen, what people said, what is a label", "concepts media core"),
     _room("train", "losses and trainers", "annotations media model core"),
     _room("concepts", "what to look for: the concept list and its exemplars", "annotations media core"),
     _room("annotations", "label files that others made, read and checked", "media core"),

@@ -31,6 +31,7 @@ from sam3label.export.options import Placement
 from sam3label.export.photos import Placer
 from sam3label.review import reasons
 from sam3label.review.fiftyone import schema
+from sam3label.review.fiftyone.playable import copy_remote
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX, dataset_info, remember, track_object_id
 from sam3label.review.fiftyone.samples import (
     FrameValues,
@@ -58,6 +59,7 @@ def write_folder(run: Run, out: Path, audit: int | None = None, images: Placemen
         raise StoreError(f"{run.folder} has no labelled image yet, so there is nothing to write.")
     state = remember(run, None, audit, keep=run.is_writable)
     whole = survey_run(run, state["audit"])
+    copy_remote(run)
     made = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):
         if any(item.kind == kind for item, _ in done_items(run)):

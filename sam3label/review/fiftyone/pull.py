@@ -226,7 +226,7 @@ class _Book:
     """The run, read a unit at a time: the frames of a clip come one after the other and share one reading."""
 
     run: Run
-    unit_id: int | None = None
+    at: tuple[int, int] | None = None  # the unit that was read last, and the folder it is in
     frames: dict[int, _Known] = field(default_factory=dict)
 
     def known(self, item_id: str, frame: int) -> _Known | None:
@@ -234,12 +234,12 @@ class _Book:
         unit = self.run.unit(item_id, frame)
         if unit is None:
             return None
-        if unit.id != self.unit_id:
+        if (unit.part, unit.id) != self.at:
             corrections = self.run.corrections(item_id)
             names = self.run.concepts.names
             seen = survey.look(self.run, unit)
             self.frames = {s.frame: _known(s, names, [e for e in corrections if e.frame == s.frame]) for s in seen}
-            self.unit_id = unit.id
+            self.at = unit.part, unit.id
         return self.frames[frame]
 
 

@@ -18,6 +18,7 @@ from sam3label.core.records import MediaItem
 from sam3label.errors import InputError, StoreError
 from sam3label.review import reasons
 from sam3label.review.fiftyone import connect, schema
+from sam3label.review.fiftyone.playable import copy_remote
 from sam3label.review.fiftyone.samples import (
     FrameValues,
     ReviewDetection,
@@ -66,6 +67,7 @@ def push(
     state = remember(run, dataset, audit)
     total = len(run.items())
     on_progress(0, total)
+    copy_remote(run)
     whole = survey_run(run, state["audit"])
     results: list[Pushed] = []
     for kind, suffix in (("image", ""), ("video", VIDEO_SUFFIX)):

@@ -101,7 +101,7 @@ def sample_values(
                 frames.append(_frame_values(image, seen, own, run.concepts.names))
     size_hw = units[0].size_hw
     assert size_hw is not None
-    item = replace(item, path=playable(item, run.folder))
+    item = replace(item, path=playable(run, item))
     metadata = _metadata(item, size_hw, units[-1].frame_stop)
     return SampleValues(item, size_hw, metadata, tuple(frames), reasons.case(item, found).reasons)
 
