@@ -223,9 +223,9 @@ def run(
             model=model, revision=revision, device=device, ray=ray, replicas=replicas, dtype=dtype,
             prompt_style=prompt_style, floor=floor,
             batch_size=images_together(batch_size), vram=vram, compile=compile, workers=workers, limit=limit,
-            shard=shard, max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links, accept_exemplars=accept_exemplars,
-            video=video, clip_frames=clip_frames, every=every, fps=fps, tracker=tracker,
-            tracking_extra=tuple(tracking_extra or ()), both_ways=both_ways,
+            shard=shard, max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links,
+            accept_exemplars=accept_exemplars, video=video, clip_frames=clip_frames, every=every, fps=fps,
+            tracker=tracker, tracking_extra=tuple(tracking_extra or ()), both_ways=both_ways,
         )  # fmt: skip
     with labelled:
         finish(labelled, stopped=stop.is_set(), formats=export or [], split=split, quiet=quiet)
