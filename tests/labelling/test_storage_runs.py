@@ -48,7 +48,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def there(s3_store: Store, photos: Path) -> str:
-    return s3_store.upload(photos, "photos")
+    return s3_store.upload(photos, "labelled")
 
 
 def label(
