@@ -72,4 +72,4 @@ def s3(s3_store: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less patience with storage than users have."""
-    monkeypatch.setattr("sam3label.media.storage._PAUSES", (0.01, 0.02, 0.05, 0.1))
+    monkeypatch.setattr("sam3label.media.storage.PAUSES", (0.01, 0.02, 0.05, 0.1))

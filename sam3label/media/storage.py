@@ -34,7 +34,7 @@ EXTRAS = {"s3": "s3", "gs": "gs", "az": "az", "hf": None, "https": "https", "htt
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _SECRET = re.compile(r"signature|token|secret|password|credential|^sig$|^key$|api-?key", re.IGNORECASE)
 
-_PAUSES = (0.3, 1.0, 3.0, 9.0)  # seconds before the next attempt, give or take a half
+PAUSES = (0.3, 1.0, 3.0, 9.0)  # seconds before the next attempt, give or take a half
 _ASKERS = 32  # objects asked about at a time
 _LISTED = 200  # objects of one folder from which it is listed rather than each of them asked about
 _TAGS = ("ETag", "md5Hash", "content_md5", "etag", "blob_id", "Content-MD5", "Digest", "generation",
@@ -43,7 +43,7 @@ CACHE, CACHE_GB = "SAM3LABEL_CACHE", "SAM3LABEL_CACHE_GB"
 _USUAL_GB = 50.0
 
 T = TypeVar("T")
-_silent = set[str]()  # stores that did not answer the last time, however often they were asked
+silent = set[str]()  # stores that did not answer the last time, however often they were asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ def _refuse_secrets(url: str) -> None:
 def files_of(url: str) -> Any:
     """Return fsspec's file system for an address. Raises `InputError` for an unknown scheme, `ExtraMissingError`."""
     _refuse_secrets(url)
-    return _file_system(url.partition("://")[0].lower(), os.getpid())
+    return file_system(url.partition("://")[0].lower(), os.getpid())
 
 
 @lru_cache(maxsize=16)
-def _file_system(scheme: str, _process: int) -> Any:
+def file_system(scheme: str, _process: int) -> Any:
     import fsspec
 
     if scheme not in EXTRAS:
@@ -134,22 +134,22 @@ def _patiently(url: str, do: Callable[[], T]) -> T:
     over a million objects ends, with each of them named as failed, and the next one finds them.
     """
     store = "/".join(url.split("/")[:3])
-    pauses = () if store in _silent else _PAUSES
+    pauses = () if store in silent else PAUSES
     for pause in (*pauses, None):
         try:
             value = do()
         except Exception as error:  # libraries raise dozens of kinds
             lasting = _lasting(error)
             if lasting is not None:
-                _silent.discard(store)
+                silent.discard(store)
                 raise lasting from error
             if pause is None:
-                _silent.add(store)
+                silent.add(store)
                 tries = "" if len(pauses) == 0 else f", asked {len(pauses) + 1} times"
                 raise OSError(errno.EIO, f"the storage does not answer{tries} ({_short(error)})") from error
             time.sleep(pause * random.uniform(0.5, 1.5))
         else:
-            _silent.discard(store)
+            silent.discard(store)
             return value
     raise AssertionError  # the last attempt returned or raised
 

@@ -107,7 +107,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install gcsfs")
 
     monkeypatch.setattr("fsspec.filesystem", missing)
-    storage._file_system.cache_clear()
+    storage.file_system.cache_clear()
     with pytest.raises(ExtraMissingError, match=r"reading gs:// needs .*pip install 'sam3label\[gs\]'"):
         discover(["gs://site/photos"])
 
@@ -208,7 +208,7 @@ def test_an_endpoint_that_is_gone_is_waited_for_once(
         assert weather.seen <= before + 2  # the connection's own second attempt
         weather.until = None
         assert storage.read(f"{photos}/a.jpg")
-        assert not storage._silent
+        assert not storage.silent
 
 
 # ---- the cache

@@ -91,8 +91,8 @@ def forget_connections() -> None:
 
     from sam3label.media import storage
 
-    storage._file_system.cache_clear()
-    storage._silent.clear()
+    storage.file_system.cache_clear()
+    storage.silent.clear()
     S3FileSystem.clear_instance_cache()
 
 
