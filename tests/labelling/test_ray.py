@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 from sam3label.cli import app
 from sam3label.concepts.concept_list import load_concepts, parse_concepts
 from sam3label.core.records import MediaItem, Stamp
-from sam3label.core.stamps import stamp_of
 from sam3label.errors import CheckpointError, ConfigError, ExtraMissingError, Sam3LabelError
 from sam3label.labelling import job
 from sam3label.labelling.options import LabelOptions
@@ -41,6 +40,7 @@ from sam3label.labelling.workers.node_checkpoint import (
     pieces_of,
 )
 from sam3label.labelling.workers.replica import greet
+from sam3label.media.stamps import stamp_of
 from sam3label.run.store import Store
 
 ray = pytest.importorskip("ray")

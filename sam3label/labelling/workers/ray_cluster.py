@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from sam3label.core.records import MediaItem, Stamp, UnitResult
-from sam3label.core.stamps import stamp_of
 from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError, ExtraMissingError, InputError, Sam3LabelError
 from sam3label.labelling.options import LabelOptions
@@ -38,6 +37,7 @@ from sam3label.labelling.workers.node_checkpoint import (
 )
 from sam3label.labelling.workers.replica import Greeting, LostError, Replica, Stretch, greet
 from sam3label.labelling.workers.work import Answered, Assignment, Facts, Say, Work
+from sam3label.media.stamps import stamp_of
 
 CHUNK_PHOTOS = 16  # at least so many in a chunk for a GPU; on a CPU a batch is one
 IN_FLIGHT = 2  # chunks that a worker has at a time: one computes, one is decoded

@@ -23,7 +23,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sam3label.core.records import Frame, MediaItem, Processor, Stamp, Undecodable, UnitResult
-from sam3label.core.stamps import stamp_of
 from sam3label.core.text import one_line
 from sam3label.labelling import reference_check
 from sam3label.labelling.photos import Decoded, PhotoBatch, label_batch
@@ -34,6 +33,7 @@ from sam3label.labelling.workers.local import facts_of, load_guide
 from sam3label.labelling.workers.node_checkpoint import CheckpointSource, Parts, on_this_node
 from sam3label.labelling.workers.work import Answered, Assignment, Facts
 from sam3label.media.memory import megapixels_that_fit
+from sam3label.media.stamps import stamp_of
 
 if TYPE_CHECKING:
     from sam3label.model.tracker import Tracker
