@@ -58,6 +58,20 @@ class Concepts(ConceptList):
         return load_concepts(path, settings)
 
     @staticmethod
+    def from_document(
+        document: Sequence[str] | Mapping[str, Any],
+        *settings: str,
+        name: str = "the concept list",
+        folder: Source = ".",
+    ) -> ConceptList:
+        """Read what `Concepts` takes, out of another file: paths in it are relative to `folder`, messages say `name`.
+
+        >>> sl.Concepts.from_document({"helmet": ["hard hat"]}, "defaults.conf=0.3").concepts[0].conf
+        0.3
+        """
+        return concepts_from(document, settings, name, folder)
+
+    @staticmethod
     def from_phrases(phrases: Sequence[str], *settings: str) -> ConceptList:
         """Make a class of each phrase.
 

@@ -144,7 +144,12 @@ class LabeledRun(Run):
         return validate(dataset, self)
 
     def evaluate(
-        self, gt: Source | Sequence[Source], *, attributes: Source | None = None, gt_split: str | None = None
+        self,
+        gt: Source | Sequence[Source],
+        *,
+        attributes: Source | None = None,
+        gt_split: str | None = None,
+        on_progress: OnCount = lambda done, total: None,
     ) -> Evaluation:
         """Judge the labels against truth; several files are several annotators. Raises `InputError`.
 
@@ -157,7 +162,7 @@ class LabeledRun(Run):
         truths = several(gt)
         if is_of_videos(truths, attributes, gt_split):
             return evaluate_tracked_run(self.folders, truths[0], self.concepts)
-        return evaluate_run(self.folders, truths, self.concepts, attributes, gt_split)
+        return evaluate_run(self.folders, truths, self.concepts, attributes, gt_split, on_progress)
 
     def calibrate(
         self,
@@ -171,7 +176,8 @@ class LabeledRun(Run):
     ) -> Calibration:
         """Choose each class's thresholds from a few labelled images, and write them, by default into the run folder.
 
-        A run that was opened with a concept list in a file gets that list back, comments and all, with new thresholds.
+        Where the run was labelled or opened with a concept list in a file, it is that list, comments and all, with new
+        thresholds.
 
         >>> calibration = sl.open_run("runs/demo").calibrate("photos/truth.json")
         >>> calibration.classes[0].note
@@ -181,7 +187,9 @@ class LabeledRun(Run):
         from sam3label.quality.calibrated_list import write_concepts
 
         calibration = calibrate_run(self.folders, gt, self.concepts, Goal(beta, precision), folds, gt_split)
-        write_concepts(calibration, out or self.folder / "concepts.calibrated.yaml", self.concept_file)
+        own = self.info.get("concept_file")
+        source = self.concept_file or (own if own and Path(own).is_file() else None)
+        write_concepts(calibration, out or self.folder / "concepts.calibrated.yaml", source)
         return calibration
 
     def report(

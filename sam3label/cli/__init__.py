@@ -6,20 +6,19 @@
     3   finished, but some files could not be labelled (or, for `validate`, a trainer would drop something): listed
     130 interrupted, resumable
 
-This module is the one error boundary. Verbs import what they need inside the function, so that --help is instant.
+`boundary` turns errors into these. Verbs import what they need inside the function, so that --help is instant.
 """
 
 from __future__ import annotations
 
-import functools
+import io
 import sys
-import traceback
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sam3label.cli import review, weights
+from sam3label.cli.boundary import guarded, show_tracebacks
 from sam3label.cli.calibrate import calibrate
 from sam3label.cli.check import check
 from sam3label.cli.demo import demo
@@ -35,10 +34,6 @@ from sam3label.cli.run import run
 from sam3label.cli.status import status
 from sam3label.cli.validate import validate
 from sam3label.cli.verify import verify
-from sam3label.core.text import visible
-from sam3label.errors import Sam3LabelError
-
-_debug = False
 
 app = typer.Typer(
     name="sam3label",
@@ -93,47 +88,26 @@ def options(
     """Label folders of images with SAM 3 and write training sets."""
 
 
-def _boundary(verb: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(verb)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except Sam3LabelError as error:
-            _explain(error)
-            raise typer.Exit(1) from None
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader of our output has gone: nothing to say, and nobody to say it to
-            raise typer.Exit(0) from None
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(130) from None
-
-    return guarded
-
-
-def _explain(error: Sam3LabelError) -> None:
-    if _debug:
-        traceback.print_exc()
-    typer.echo(f"Error: {visible(str(error))}", err=True)
-
-
 for _verb in (
     init, run, masks, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify,
     doctor,
 ):  # fmt: skip
-    app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(_boundary(_verb))
+    app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(guarded(_verb))
 
 for _command in (*review.app.registered_commands, *weights.app.registered_commands):
     if _command.callback is not None:
         _command.epilog = f"Example: {EXAMPLES[_command.name or _command.callback.__name__]}"
-        _command.callback = _boundary(_command.callback)
+        _command.callback = guarded(_command.callback)
 app.add_typer(review.app, name="review")
 app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:
     """The `sam3label` program."""
-    global _debug
-    _debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no terminal is too poor for a name or a table
+    if "--debug" in sys.argv:
+        show_tracebacks()
     sys.argv = [sys.argv[0], *(argument for argument in sys.argv[1:] if argument != "--debug")]
     app()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import GtSplit, RunFolder, file_names
+from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def calibrate(
     from sam3label.face import open_run
 
     target = out or run / "concepts.calibrated.yaml"
-    with open_run(run, concepts) as opened:
+    with progress_display(False, "trying thresholds ..."), open_run(run, concepts) as opened:
         calibration = opened.calibrate(gt, target, gt_split=gt_split, beta=beta, precision=precision, folds=folds)
     _print_calibration(console(), calibration, run, target)
 
@@ -56,35 +57,32 @@ def _print_calibration(console: Console, calibration: Calibration, run_folder: P
     from rich.table import Table
 
     console.print(f"Thresholds for {calibration.sought}; F is cross-validated over images.")
-    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", r"gain \[95 %]", "note")
+    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", "gain [95 %]", "note")
     for result in calibration.classes:
         table.add_row(*_calibration_row(result))
     console.print(table)
     _print_phrases(console, calibration)
     for note in calibration.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
-    console.print(f"Written: {target}\nUse it: sam3label export {run_folder} -c {target} ...", markup=False)
+        console.print(f"Note: {note}")
+    console.print(f"Written: {target}\nUse it: sam3label export {run_folder} -c {target} ...")
 
 
 def _calibration_row(result: ClassResult) -> list[str]:
-    from rich.markup import escape
-
     if result.before is None or result.after is None:
-        return [escape(result.name), str(result.objects), *("" for _ in range(6)), result.note]
+        return [result.name, str(result.objects), *("" for _ in range(6)), result.note]
     low, high = result.gain_interval
     values = (
         f"{new:g}" if new == old else f"{old:g} -> {new:g}"
         for old, new in zip(dataclasses.astuple(result.old), dataclasses.astuple(result.new), strict=True)
     )
-    gain = f"{result.gain:+.3f} [{low:+.3f}, {high:+.3f}]".replace("[", r"\[")
+    gain = f"{result.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
     return [
-        escape(result.name), str(result.objects), *values,
+        result.name, str(result.objects), *values,
         f"{result.before.f:.3f}", f"{result.after.f:.3f}", gain, result.note,
     ]  # fmt: skip
 
 
 def _print_phrases(console: Console, calibration: Calibration) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("class", "phrase", "alone: precision", "recall", "only it finds", "only its false alarms", "verdict")
@@ -92,6 +90,6 @@ def _print_phrases(console: Console, calibration: Calibration) -> None:
         for effect in result.phrases:
             alone = (f"{effect.alone.precision:.3f}", f"{effect.alone.recall:.3f}")
             brings = (str(effect.hits), str(effect.false_alarms))
-            table.add_row(escape(result.name), escape(effect.phrase), *alone, *brings, effect.verdict)
+            table.add_row(result.name, effect.phrase, *alone, *brings, effect.verdict)
     if table.row_count:
         console.print(table)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import PhotosNow, RunFolder
+from sam3label.cli.progress import progress_display
+from sam3label.core.text import count
 
 if TYPE_CHECKING:
     from sam3label.run.repair import StoreFindings
@@ -25,26 +27,32 @@ def check(
     """Go through all of a run: the database, every mask and correction, and whether the photos are still the same."""
     from sam3label import face
 
-    found = face.check(run, photos=photos, repair=repair)
+    with progress_display(False, "going through the run ..."):
+        found = face.check(run, photos=photos, repair=repair)
     _show(found)
     if repair is not None:
         typer.echo(
-            f"Saved into {repair}: {found.corrections} corrections, {found.units} units (photos, clips of videos). "
+            f"Saved into {repair}: {count(found.corrections, 'correction')}, {count(found.units, 'unit')} (photos, "
+            "clips of videos). "
             f"What is missing is labelled again by: sam3label run PHOTOS -c LIST -o {repair}"
         )
         return
     if not found.is_sound:
         typer.echo(
-            f"{found.units} units and {found.corrections} corrections are whole: sam3label check {run} --repair NEWRUN"
+            f"{count(found.units, 'unit')} and {count(found.corrections, 'correction')} can be saved: "
+            f"sam3label check {run} --repair NEWRUN"
         )
     elif not found.changed:
-        typer.echo(f"Sound: {found.units} units, {found.corrections} corrections, all photos as they were labelled.")
+        typer.echo(
+            f"Sound: {count(found.units, 'unit')}, {count(found.corrections, 'correction')}, "
+            "all photos as they were labelled."
+        )
     if not found.is_sound or found.changed:
         raise typer.Exit(3)
 
 
 def _show(found: StoreFindings) -> None:
-    from sam3label.core.text import one_line
+    from sam3label.core.text import count, one_line
 
     for problem in found.problems[:SHOWN]:
         typer.echo(str(problem))
@@ -54,4 +62,4 @@ def _show(found: StoreFindings) -> None:
     for item_id, what in found.changed[:SHOWN]:
         typer.echo(f"{one_line(item_id)}: {what}")
     if len(found.changed) > SHOWN:
-        typer.echo(f"... and {len(found.changed) - SHOWN} more photos")
+        typer.echo(f"... and {count(len(found.changed) - SHOWN, 'more photo')}")

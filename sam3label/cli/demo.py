@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,8 @@ import typer
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import program
 from sam3label.core.text import count
+
+SPLIT = ("--split", "train=0.8,val=0.2")
 
 
 def demo(
@@ -37,7 +40,9 @@ def _photos(out: Path, number: int | None, seed: int) -> None:
     with progress_display(False, "loading the demo model ...") as display:
         result = face.demo_photos(out, number, seed, on_progress=display.job)
     metrics = result.metrics
-    typer.echo(f"\n{metrics.images} synthetic photos labelled in {metrics.seconds:.1f} s with the demo checkpoint.")
+    typer.echo(
+        f"\n{count(metrics.images, 'synthetic photo')} labelled in {metrics.seconds:.1f} s with the demo checkpoint."
+    )
     typer.echo(
         f"Against the truth: F1 {metrics.f1:.3f}, mean mask IoU {metrics.mean_iou:.3f}, "
         f"presence MCC {metrics.presence_mcc:.3f}\n"
@@ -53,9 +58,10 @@ def _photos(out: Path, number: int | None, seed: int) -> None:
     _show(places)
     typer.echo(
         f"\nNext, other words on the same photos:\n"
-        f'  {program()} run {result.photos} --ontology \'{{"yellow shape": "yellow"}}\' --model demo -o {out}/yellow\n'
+        f"  {_typed('run', result.photos, '-p', 'yellow shape', '--model', 'demo', '-o', out / 'yellow')}\n"
         "and, with access to the real weights, your own photos:\n"
-        f"  {program()} init && {program()} run PHOTOS -c concepts.yaml -o runs/first --export yolo"
+        f"  {_typed('init')}\n"
+        f"  {_typed('run', 'PHOTOS', '-c', 'concepts.yaml', '-o', 'runs/first', '--export', 'yolo', *SPLIT)}"
     )
 
 
@@ -66,8 +72,8 @@ def _videos(out: Path, number: int | None, seed: int) -> None:
         result = face.demo_videos(out, number, seed, on_progress=display.job)
     metrics = result.metrics
     typer.echo(
-        f"\n{metrics.videos} synthetic videos, {metrics.frames} frames, tracked in {metrics.seconds:.1f} s with the "
-        "demo checkpoint."
+        f"\n{count(metrics.videos, 'synthetic video')}, {count(metrics.frames, 'frame')}, tracked in "
+        f"{metrics.seconds:.1f} s with the demo checkpoint."
     )
     typer.echo(
         f"Against the truth: HOTA {metrics.hota:.3f} (detection {metrics.det_a:.3f}, association {metrics.ass_a:.3f}), "
@@ -86,11 +92,17 @@ def _videos(out: Path, number: int | None, seed: int) -> None:
     _show(places)
     typer.echo(
         f"\nNext, other words on the same videos:\n"
-        f'  {program()} run {result.videos} --ontology \'{{"red shape": "red"}}\' --model demo -o {out}/red\n'
-        f"  {program()} render {out}/red -o {out}/red-rendered\n"
+        f"  {_typed('run', result.videos, '-p', 'red shape', '--model', 'demo', '-o', out / 'red')}\n"
+        f"  {_typed('render', out / 'red', '-o', out / 'red-rendered')}\n"
         "and, with access to the real weights, your own videos:\n"
-        f"  {program()} init && {program()} run CLIPS -c concepts.yaml -o runs/first --export ytvis"
+        f"  {_typed('init')}\n"
+        f"  {_typed('run', 'VIDEOS', '-c', 'concepts.yaml', '-o', 'runs/first', '--export', 'ytvis')}"
     )
+
+
+def _typed(*words: str | Path) -> str:
+    """Return a command of this program as it can be typed here."""
+    return f"{program()} {shlex.join(map(str, words))}"
 
 
 def _show(places: Mapping[str, Path]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import GtSplit, file_names, run_folders
+from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console, figure
 from sam3label.core.text import count
 
@@ -68,12 +69,17 @@ def evaluate(
 
     if bool(run) == (pred is not None):
         raise typer.BadParameter("give either a run folder or --pred results.json", param_hint="RUN / --pred")
-    if not run:
-        assert pred is not None
-        evaluation = face.evaluate(gt, pred, attributes=attributes, gt_split=gt_split)
-    else:
-        with face.open_run(run, concepts) as opened:
-            evaluation = opened.evaluate(gt, attributes=attributes, gt_split=gt_split)
+    with progress_display(False, "reading the truth ...") as display:
+
+        def tell(done: int, total: int) -> None:
+            display.step("comparing", done, total, "pairs of image and class")
+
+        if not run:
+            assert pred is not None
+            evaluation = face.evaluate(gt, pred, attributes=attributes, gt_split=gt_split)
+        else:
+            with face.open_run(run, concepts) as opened:
+                evaluation = opened.evaluate(gt, attributes=attributes, gt_split=gt_split, on_progress=tell)
     if json_out is not None:
         evaluation.write_json(json_out)
     _print_evaluation(console(), evaluation)
@@ -99,44 +105,42 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         _print_groups(console, group.removeprefix("by_"), figures[group])
     _print_mistakes(console, evaluation.mistakes)
     for note in evaluation.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
+        console.print(f"Note: {note}")
 
 
 def _print_mistakes(console: Console, mistakes: Mistakes) -> None:
     kind = "mask" if mistakes.compared == "segm" else "box"
     numbers = count(len(mistakes.missed), "miss", "misses"), count(len(mistakes.false_alarms), "false alarm")
     line = f"Mistakes at {kind} IoU 0.5: {numbers[0]}, {numbers[1]}, {len(mistakes.confused)} under another class"
-    console.print(f"{line} (--json OUT names each with its image)", highlight=False)
+    console.print(f"{line} (--json OUT names each with its image)")
     if mistakes.confusion is None:
         return
     if len(mistakes.confusion.classes) <= MAX_CLASSES:
         _print_confusion(console, mistakes.confusion)
     for truth, answer, times in mistakes.confusion.between()[:MAX_PAIRS]:
-        console.print(f"  {truth} taken for {answer}: {times}", markup=False, highlight=False)
+        console.print(f"  {truth} taken for {answer}: {times}")
 
 
 def _print_confusion(console: Console, confusion: Confusion) -> None:
     """Print the confusion matrix: rows are what is there, columns what was answered; misses are last in a row."""
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("there / answered", *map(escape, confusion.classes), "(missed)")
+    table = Table("there / answered", *confusion.classes, "(missed)")
     for name, row in zip((*confusion.classes, "(false alarm)"), confusion.counts.tolist(), strict=True):
-        table.add_row(escape(name), *(str(number) if number else "." for number in row))
+        table.add_row(name, *(str(number) if number else "." for number in row))
     console.print(table)
 
 
 def _print_groups(console: Console, title: str, groups: Figures) -> None:
     """Print a breakdown as a table. Groups of pairs show SA-Co figures at IoU 0.5, groups of objects what they have."""
-    from rich.markup import escape
     from rich.table import Table
 
     first: Figures = next(iter(groups.values()), {})
     wanted = ("pairs", "precision@0.5", "recall@0.5", "F1@0.5", "cgF1", "HOTA", "AP", "truth", "answers")
     columns = [name for name in wanted if name in first]
-    table = Table(f"by {escape(title)}", *columns)
+    table = Table(f"by {title}", *columns)
     for name, figures in list(groups.items())[:MAX_ROWS]:
-        table.add_row(escape(name), *(figure(figures[column]) for column in columns))
+        table.add_row(name, *(figure(figures[column]) for column in columns))
     console.print(table)
     if len(groups) > MAX_ROWS:
         console.print(f"... and {len(groups) - MAX_ROWS} more: --json OUT writes them all")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,12 +21,12 @@ from sam3label.cli.options import (
     Split,
     format_names,
 )
-from sam3label.core.text import one_line
+from sam3label.cli.progress import Display, progress_display
+from sam3label.cli.tables import console
+from sam3label.core.text import count, one_line
 from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from sam3label.export.dataset import Summary
     from sam3label.labelled_run import LabeledRun
 
@@ -152,50 +150,52 @@ def export(
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
     from sam3label.face import open_run
 
-    target = out or run[0] / "exports"
     options: dict[str, Any] = {
         "split": split, "seed": seed, "group": group, "group_regex": group_regex, "images": images,
         "classes": classes or (), "map": map or (), "min_score": min_score, "empty": empty, "every": every, "fps": fps,
         "flat": flat, "segmentation": segmentation, "simplify": simplify, "append": append, "overwrite": overwrite,
     }  # fmt: skip
-    with open_run(run, concepts, photos=photos, settings=settings or ()) as opened, _progress(opened, quiet) as step:
-        if out is not None and len(set(formats)) == 1:
-            summaries = iter([opened.export(formats[0], out, on_progress=partial(step, formats[0]), **options)])
-        else:
-            summaries = opened.export_each(formats, target, on_progress=step, **options)
-        for summary in summaries:
-            if not quiet:
-                print_export(summary)
+    with open_run(run, concepts, photos=photos, settings=settings or ()) as opened:
+        export_shown(opened, formats, out, quiet=quiet, **options)
 
 
-@contextmanager
-def _progress(opened: LabeledRun, quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """Show a bar a format on a terminal, and nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda name, done: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+def export_shown(
+    opened: LabeledRun, formats: Sequence[str], out: Path | None = None, *, quiet: bool, **options: Any
+) -> None:
+    """Export in one format after the other, show how far each is, and print what it came to.
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
+    One format goes into OUT, several into OUT/FORMAT; without OUT, all into RUN/exports/FORMAT. Leaves with 3 where a
+    dataset has not one image.
+    """
+    wanted, total = list(dict.fromkeys(formats)), len(opened)
+    displays: list[Display] = []
+    empty = False
 
-        def step(name: str, done: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(f"Exporting {name}", total=len(opened))
-            bar.update(tasks[name], completed=done)
+    def tell(name: str, done: int) -> None:
+        displays[-1].step(f"exporting {name}", done, total, "images")
 
-        yield step
+    summaries: Iterator[Summary]
+    if out is not None and len(wanted) == 1:
+        summaries = (opened.export(name, out, on_progress=partial(tell, name), **options) for name in wanted)
+    else:
+        summaries = opened.export_each(wanted, out, on_progress=tell, **options)
+    for name in wanted:
+        with progress_display(quiet, f"exporting {name} ...") as display:
+            displays.append(display)
+            summary = next(summaries)
+        empty = empty or not summary.images
+        if not quiet:
+            print_export(summary)
+    if empty:
+        raise typer.Exit(3)
 
 
 def print_export(summary: Summary) -> None:
     """Print what each split holds, by class, what was left out, and where the dataset is."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console.print(f"{summary.format}: {summary.images} images, {summary.instances} instances", markup=False)
+    screen = console()
+    screen.print(f"{summary.format}: {count(summary.images, 'image')}, {count(summary.instances, 'instance')}")
     table = Table()
     table.add_column("class")
     for name in summary.splits:
@@ -209,11 +209,11 @@ def print_export(summary: Summary) -> None:
         table.add_row(row, *cells, style="dim")
     table.add_section()
     for class_id, name in _most_first(summary):
-        table.add_row(escape(name), *(str(s.instances[class_id]) for s in summary.splits.values()))
-    console.print(table)
+        table.add_row(name, *(str(s.instances[class_id]) for s in summary.splits.values()))
+    screen.print(table)
     for line in _remarks(summary):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"Dataset: {summary.folder}", markup=False, soft_wrap=True)
+        screen.print(line, soft_wrap=True)
+    screen.print(f"Dataset: {summary.folder}", soft_wrap=True)
 
 
 def _most_first(summary: Summary) -> list[tuple[int, str]]:
@@ -224,6 +224,8 @@ def _most_first(summary: Summary) -> list[tuple[int, str]]:
 
 
 def _remarks(summary: Summary) -> Iterator[str]:
+    if not summary.images:
+        yield "Not one image is in it: no trainer reads that. sam3label status RUN says what the run holds."
     if summary.polygon_iou:
         mean, lowest = summary.polygon_iou
         yield f"Polygons against their masks: IoU {mean:.4f} on average, {lowest:.4f} at worst."
@@ -232,7 +234,7 @@ def _remarks(summary: Summary) -> Iterator[str]:
             yield f"{split} has no {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}."
     yield from summary.notes
     if summary.failed:
-        yield f"Not in the dataset: {len(summary.failed)} files that could not be labelled."
+        yield f"Not in the dataset, because they could not be labelled: {count(len(summary.failed), 'file')}."
         yield from (f"  {one_line(item_id)}: {reason}" for item_id, reason in summary.failed[:20])
         if len(summary.failed) > 20:
             yield "  ... all of them: sam3label status RUN"

@@ -28,8 +28,8 @@ from sam3label.cli.options import (
     read_concepts,
 )
 from sam3label.cli.progress import progress_display
-from sam3label.cli.tables import console
-from sam3label.core.text import one_line
+from sam3label.cli.tables import console, program
+from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +71,7 @@ def preview(
         given = [*photos, *(["-c", str(concepts)] if concepts else []), *(f"-p={phrase}" for phrase in phrases or [])]
         named = [] if model == "facebook/sam3" else ["--model", model]
         typer.echo(
-            f"Next, going on from these labels: sam3label run {shlex.join([*given, *named, '-o', str(out / 'run')])}"
+            f"Next, going on from these labels: {program()} run {shlex.join([*given, *named, '-o', str(out / 'run')])}"
         )
     if made.failures and not made.labelled:
         raise typer.Exit(3)
@@ -80,25 +80,31 @@ def preview(
 def _print_preview(console: Console, made: Preview) -> None:
     from rich.table import Table
 
+    if not made.labelled:
+        for item_id, reason in made.failures:
+            console.print(f"failed  {one_line(item_id)}: {reason}", soft_wrap=True)
+        console.print("Not one file could be read, so nothing was asked. Look at the reasons above.", soft_wrap=True)
+        return
     table = Table("class", "objects")
-    for name, count in made.objects.items():
-        table.add_row(name, str(count))
+    for name, objects in made.objects.items():
+        table.add_row(name, str(objects))
     console.print(table)
-    share = made.empty / made.labelled if made.labelled else 0.0
+    share = made.empty / made.labelled
     whole = datetime.timedelta(seconds=round(made.seconds))
     for line in (
-        f"{made.labelled} of {made.total} images labelled, {made.empty} without a label ({share:.0%})",
+        f"{count(made.labelled, 'image')} labelled, a sample of {made.total:,}; "
+        f"{made.empty} of them without a label ({share:.0%})",
         *(f"failed  {one_line(item_id)}: {reason}" for item_id, reason in made.failures),
-        f"{made.images_per_s:.2f} images/s; all {made.total} images: about {whole} (h:mm:ss), "
+        f"{made.images_per_s:.2f} images/s; all {count(made.total, 'image')}: about {whole} (h:mm:ss), "
         f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
         *([_on_all(made)] if made.gpus > 1 else []),
-        *([f"{made.videos} videos are not part of this preview."] if made.videos else []),
+        *([f"Not part of this preview: {count(made.videos, 'video')}."] if made.videos else []),
         *made.messages,
         *([f"Exemplars as they are used: {made.exemplars}"] if made.exemplars else []),
-        f"Sheet: {made.sheet or 'none, no image could be labelled'}",
+        f"Sheet: {made.sheet}",
         f"Page:  {made.page}",
     ):
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def _on_all(made: Preview) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import typer
 
-from sam3label.core.text import visible
+from sam3label.core.text import count, visible
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sam3label.labelling.progress import Progress
 
 EVERY_SECONDS = 5.0  # a plain line
+AGAIN_SECONDS = 0.1  # the bar
 
 
 class Display(Protocol):
@@ -47,32 +48,34 @@ class _Silent:
 
 
 class _Plain:
-    """Prints a line every few seconds, and a last one."""
+    """Prints a line at once and every few seconds; of a labelling job a last one too."""
 
     def __init__(self) -> None:
         self.due = 0.0
-        self.start = time.monotonic()
+        self.begun: dict[str, float] = {}
 
     def say(self, text: str) -> None:
         typer.echo(visible(text), err=True)
 
     def job(self, progress: Progress) -> None:
-        if progress.seconds >= self.due or progress.finished == progress.total:
+        if progress.total and (progress.seconds >= self.due or progress.finished == progress.total):
             self.due = progress.seconds + EVERY_SECONDS
             self.say(f"{job_line(progress)}, {pace_line(progress)}")
             for line in workers_lines(progress):
                 self.say(line)
 
     def step(self, what: str, done: int, total: int, unit: str) -> None:
-        seconds = time.monotonic() - self.start
-        if seconds >= self.due and done < total:  # the result itself says that it is over
-            self.due = seconds + EVERY_SECONDS
-            self.say(f"{what}: {done} of {total} {unit}, {_pace(done, total, seconds, unit)}")
+        now = time.monotonic()
+        seconds = now - self.begun.setdefault(what, now)
+        if now >= self.due and done < total:  # the result itself says that it is over
+            self.due = now + EVERY_SECONDS
+            self.say(f"{what}: {done:,} of {total:,} {unit}, {_pace(done, total, seconds, unit)}")
 
 
-class _Live:
+class LiveDisplay:
     def __init__(self, live: Live) -> None:
         self.live = live
+        self.due = 0.0
         self.begun: dict[str, float] = {}
 
     def say(self, text: str) -> None:
@@ -82,8 +85,12 @@ class _Live:
         self.live.update(panel(progress))
 
     def step(self, what: str, done: int, total: int, unit: str) -> None:
-        seconds = time.monotonic() - self.begun.setdefault(what, time.monotonic())
-        self.live.update(_bar(f"{what}: {done} of {total} {unit}", done, total, _pace(done, total, seconds, unit)))
+        now = time.monotonic()
+        seconds = now - self.begun.setdefault(what, now)
+        if now < self.due and done < total:  # a line costs more than many a step
+            return
+        self.due = now + AGAIN_SECONDS
+        self.live.update(_bar(f"{what}: {done:,} of {total:,} {unit}", done, total, _pace(done, total, seconds, unit)))
 
 
 @contextmanager
@@ -98,7 +105,7 @@ def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
         from sam3label.cli.tables import console
 
         with Live(Text(first), console=console(stderr=True), refresh_per_second=4, transient=True) as live:
-            yield _Live(live)
+            yield LiveDisplay(live)
     else:
         yield _Plain()
 
@@ -114,14 +121,22 @@ def stepper(display: Display, what: str, total: int, unit: str = "images") -> Ca
 
 def job_line(progress: Progress) -> str:
     """Return what is done, in words; what earlier sessions did is counted in."""
-    failed = f", {progress.failed} failed" if progress.failed else ""
+    failed = f", {progress.failed:,} failed" if progress.failed else ""
     objects = sum(progress.objects.values())
     done, total = progress.finished + progress.before, progress.total + progress.before
     frames = ""
     if progress.videos:
-        known = f" of {progress.frames_total}" if progress.frames_total >= progress.frames else ""
-        frames = f", {progress.frames}{known} frames of videos"
-    return f"{done} of {total} images{frames}{failed}, {objects} object{'' if objects == 1 else 's'}"
+        known = f" of {progress.frames_total:,}" if progress.frames_total >= progress.frames else ""
+        frames = f", {progress.frames:,}{known} frames of videos"
+    return f"{done:,} of {count(total, 'image')}{frames}{failed}, {count(objects, 'object')}"
+
+
+def done_line(progress: Progress) -> str:
+    """Return what a session labelled, at its end: images, or images and videos with their frames."""
+    what = count(progress.done, "image")
+    if progress.videos:
+        what = f"{count(progress.done, 'image or video', 'images and videos')} ({count(progress.frames, 'frame')})"
+    return f"{what} labelled in {duration(progress.seconds)} ({rate(progress)})"
 
 
 def pace_line(progress: Progress) -> str:

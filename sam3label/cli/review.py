@@ -12,6 +12,7 @@ import typer
 
 from sam3label.cli.options import Device, PhotosNow, RunFolders
 from sam3label.cli.progress import progress_display
+from sam3label.cli.tables import program
 from sam3label.core.text import one_line
 from sam3label.export.options import Placement
 
@@ -53,7 +54,7 @@ def push(
         typer.echo(f"{pushed.dataset}: {pushed.added} added, {pushed.kept} already there")
     if wait:
         typer.echo(f"Not in it: {wait}.")
-    typer.echo(f"Next: sam3label review open {_named(run)}")
+    typer.echo(f"Next: {program()} review open {_named(run)}")
 
 
 @app.command("open")
@@ -109,7 +110,7 @@ def pull(
                 typer.echo(f"  note: {one_line(note)}")
             for conflict in pulled.conflicts:
                 typer.echo(f"  conflict: {one_line(conflict)}")
-    typer.echo(f"Next: sam3label export {_named(run)} --format coco -o DATASET")
+    typer.echo(f"Next: {program()} export {_named(run)} --format coco -o DATASET")
 
 
 def _accepted(run: LabeledRun, drawn: Sequence[DrawnBox], *, yes: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.export import print_export
+from sam3label.cli.export import export_shown
+from sam3label.cli.job_file import concepts_of, photos_or_job
 from sam3label.cli.options import (
     INPUT,
     MODEL,
@@ -24,7 +26,6 @@ from sam3label.cli.options import (
     MaxMegapixels,
     Model,
     Ontology,
-    Photos,
     Phrases,
     Quiet,
     Revision,
@@ -35,11 +36,10 @@ from sam3label.cli.options import (
     WrongConf,
     format_names,
     images_together,
-    read_concepts,
     workers_asked,
 )
-from sam3label.cli.progress import Display, duration, progress_display, rate
-from sam3label.cli.tables import console, full_answers
+from sam3label.cli.progress import Display, done_line, progress_display
+from sam3label.cli.tables import console, full_answers, program
 from sam3label.core.text import count, one_line
 from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
@@ -52,7 +52,17 @@ SHOWN_FAILURES = 50
 
 
 def run(
-    photos: Photos,
+    context: typer.Context,
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PHOTOS",
+            is_eager=True,  # a job file's options count from then on
+            callback=photos_or_job,
+            help="Files, folders, globs in quotes, or @list.txt with a path a line. Or one file with all options: "
+            "job.yaml.",
+        ),
+    ],
     concepts: ConceptFile = None,
     phrases: Phrases = None,
     ontology: Ontology = None,
@@ -205,15 +215,25 @@ def run(
         bool,
         typer.Option("--fresh", help="Throw away what the run folder holds and start over.", rich_help_panel=OUTPUT),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try broken files again, though they have not changed since they failed.",
+            rich_help_panel=INPUT,
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Label folders of images and videos. The same command again continues where it stopped."""
-    from sam3label.export.registry import refuse_unknown_formats
     from sam3label.export.splits import parse_splits
 
-    refuse_unknown_formats(export or [])
     parse_splits(split)
-    concept_list = read_concepts(concepts, ontology, settings or [], phrases or [])
+    if export:
+        from sam3label.export.registry import refuse_unknown_formats
+
+        refuse_unknown_formats(export)
+    concept_list = concepts_of(context, concepts, ontology, phrases or (), settings or ())
     ray, replicas, device = workers_asked(gpus, ray, replicas, device)
     with progress_display(quiet, "reading the photos ...") as display, stop_on_interrupt(display) as stop:
         from sam3label import face
@@ -223,7 +243,8 @@ def run(
             model=model, revision=revision, device=device, ray=ray, replicas=replicas, dtype=dtype,
             prompt_style=prompt_style, floor=floor,
             batch_size=images_together(batch_size), vram=vram, compile=compile, workers=workers, limit=limit,
-            shard=shard, max_megapixels=max_megapixels, fresh=fresh, follow_links=follow_links,
+            shard=shard, max_megapixels=max_megapixels, fresh=fresh, retry_failed=retry_failed,
+            follow_links=follow_links,
             accept_exemplars=accept_exemplars, video=video, clip_frames=clip_frames, every=every, fps=fps,
             tracker=tracker, tracking_extra=tuple(tracking_extra or ()), both_ways=both_ways,
         )  # fmt: skip
@@ -243,9 +264,7 @@ def finish(labelled: LabeledRun, *, stopped: bool, formats: list[str], split: st
             f"Stopped. Everything labelled so far is in {labelled.folder}: the same command continues.", err=True
         )
         raise typer.Exit(130)
-    for exported in labelled.export_each(formats, split=split):
-        if not quiet:
-            print_export(exported)
+    export_shown(labelled, formats, quiet=quiet, split=split)
     if summary.failures:
         raise typer.Exit(3)
 
@@ -280,9 +299,9 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
     progress = summary.progress
     out = labelled.folder
     counts = {name: objects for name, (objects, _) in labelled.count_objects().items()}
-    done = f"{count(progress.done, 'image')} labelled in {duration(progress.seconds)} ({rate(progress)})"
-    idle = "everything was labelled before" if summary.found else "no image or video is in this shard"
-    screen.print(done if progress.finished else f"Nothing to do: {idle}.")
+    all_of_it = "everything that can be read" if summary.failures else "everything"
+    idle = f"{all_of_it} was labelled before" if summary.found else "no image or video is in this shard"
+    screen.print(done_line(progress) if progress.finished else f"Nothing to do: {idle}.")
     table = Table("class")
     table.add_column("objects", justify="right")
     table.add_column("this time", justify="right")
@@ -293,8 +312,8 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
     for line in (*_remarks(summary, out, sum(counts.values())), *full_answers(labelled)):
         screen.print(line, soft_wrap=True)
     screen.print(f"Run: {out}", soft_wrap=True)
-    if next_step:
-        screen.print(f"Next: sam3label export {out} --format yolo -o DATASET", soft_wrap=True)
+    if next_step and progress.done + summary.already_done:
+        screen.print(f"Next: {program()} export {shlex.quote(str(out))} --format yolo -o DATASET", soft_wrap=True)
 
 
 def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
@@ -310,7 +329,12 @@ def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
     if summary.skipped_videos:
         yield f"Left out, by --video off: {count(summary.skipped_videos, 'video')}."
     if summary.failures:
-        yield f"{count(len(summary.failures), 'file')} could not be labelled:"
+        known = summary.not_tried
+        again = (
+            f" ({f'{known:,} of them' if known < len(summary.failures) else 'as before, and they'} have not changed "
+            "and were not tried again: --retry-failed does)"
+        )
+        yield f"{count(len(summary.failures), 'file')} could not be labelled{again if known else ''}:"
         yield from (
             f"  {one_line(item_id)}: {one_line(reason)}" for item_id, reason in summary.failures[:SHOWN_FAILURES]
         )

@@ -2,22 +2,113 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sam3label.cli.options import RunFolders
+import typer
+
+from sam3label.cli.options import OUTPUT, RunFolders
 from sam3label.cli.tables import console, full_answers
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
-    from sam3label.core.records import Processor
-    from sam3label.run.reader import Coverage
+    from rich.console import Console
 
-SHOWN_FAILURES = 50
+    from sam3label.core.records import Processor
+    from sam3label.run.reader import Coverage, Run
+
+SHOWN_FAILURES = 20
+WATCH_SECONDS = 2.0
+MADE_BY = ("model", "checkpoint", "version", "created", "sources", "options", "command")  # keys of a run's `info`
+
+
+def status(
+    run: RunFolders,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again until the run ends. Ctrl-C ends the watching.")
+    ] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT", help="Write all of it to this file, - for here.", rich_help_panel=OUTPUT),
+    ] = None,
+) -> None:
+    """Show what a run holds: progress, objects per class, failures. It is safe while the run is going on."""
+    if json_out is not None:
+        _write_json(run, json_out)
+    elif watch:
+        _watch(run)
+    else:
+        show(run, console())
+
+
+def _watch(run: Sequence[Path]) -> None:
+    """Show the run every two seconds; on a terminal each time in place of the last."""
+    screen = console()
+    try:
+        while True:
+            if sys.stdout.isatty():
+                screen.clear()
+            going_on = show(run, screen)
+            if not going_on:
+                return
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def show(run: Sequence[Path], screen: Console) -> bool:
+    """Print how a run is, and return whether a process is labelling into it."""
+    from rich.table import Table
+
+    from sam3label.face import open_run
+
+    with open_run(run) as labelled:
+        running = labelled.is_growing
+        screen.print(
+            f"{', '.join(map(str, run))}: {labelled.extent()}, {count(labelled.totals().candidates, 'candidate')}",
+            soft_wrap=True,
+        )
+        for line in (*_made_by(labelled, running), *_computed_on(labelled.processors())):
+            screen.print(line, soft_wrap=True)
+        table = Table("class", "objects", "images")
+        for class_name, (objects, images) in labelled.count_objects().items():
+            table.add_row(class_name, str(objects), str(images))
+        screen.print(table)
+        for line in (*_coverage(labelled.coverage()), *full_answers(labelled)):
+            screen.print(line, soft_wrap=True)
+        for trust in labelled.trust().values():
+            screen.print(trust.sentence())
+        failures = labelled.failures()
+    for item_id, reason in failures[:SHOWN_FAILURES]:
+        screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
+    if len(failures) > SHOWN_FAILURES:
+        named = " ".join(map(str, run))
+        more = f"{len(failures) - SHOWN_FAILURES:,} more: sam3label report {named} lists them"
+        screen.print(f"... and {more}, and so does --json OUT", soft_wrap=True)
+    return bool(running)
+
+
+def _made_by(labelled: Run, running: bool | None) -> Iterator[str]:
+    info = labelled.info
+    shard = f", shard {info['shard']}" if "shard" in info and len(labelled.folders) == 1 else ""
+    yield f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}{shard}"
+    options = {name: value for name, value in info.get("options", {}).items() if name != "model"}
+    if options:
+        yield f"options: {', '.join(f'{name} {value}' for name, value in options.items())}"
+    if info.get("command"):
+        yield f"last command: {info['command']}"
+    if running:
+        yield "A process is labelling into it now."
+    elif running is False and not labelled.extent().is_complete:
+        yield "Nobody is labelling into it now: the same command continues."
 
 
 def _coverage(coverage: Coverage) -> Iterator[str]:
-    """Say which prompts were put to how much of the run, where not all of them were put to all of it."""
+    """Which prompts were put to how much of the run, where that is not all of them to all of it."""
     for key, asked in coverage.asked.items():
         if asked < coverage.units:
             yield f"{one_line(key)}: asked of {asked:,} of {count(coverage.units, 'image')}"
@@ -38,35 +129,37 @@ def _computed_on(processors: Sequence[tuple[Processor, int]]) -> Iterator[str]:
     yield f"computed on {', '.join(listed)}"
 
 
-def status(run: RunFolders) -> None:
-    """Show what a run holds: progress, objects per class, failures. It is safe while the run is going on."""
-    from rich.table import Table
-
+def _write_json(run: Sequence[Path], out: Path) -> None:
+    from sam3label.core.files import write_whole
     from sam3label.face import open_run
 
-    screen = console()
     with open_run(run) as labelled:
-        totals, info = labelled.totals(), labelled.info
-        screen.print(
-            f"{', '.join(map(str, run))}: {count(totals.done, 'image')} labelled, {totals.failed} failed, "
-            f"{count(totals.candidates, 'candidate')}",
-            soft_wrap=True,
-        )
-        shard = f", shard {info['shard']}" if "shard" in info and len(run) == 1 else ""
-        screen.print(f"model {info.get('model')} ({info.get('checkpoint')}), started {info.get('created')}{shard}")
-        for line in _computed_on(labelled.processors()):
-            screen.print(line, soft_wrap=True)
-        table = Table("class", "objects", "images")
-        for class_name, (objects, images) in labelled.count_objects().items():
-            table.add_row(class_name, str(objects), str(images))
-        screen.print(table)
-        for line in (*_coverage(labelled.coverage()), *full_answers(labelled)):
-            screen.print(line, soft_wrap=True)
-        for trust in labelled.trust().values():
-            screen.print(trust.sentence())
-        failures = labelled.failures()
-    for item_id, reason in failures[:SHOWN_FAILURES]:
-        screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
-    if len(failures) > SHOWN_FAILURES:
-        named = " ".join(map(str, run))
-        screen.print(f"... and {len(failures) - SHOWN_FAILURES} more: sam3label report {named} lists them")
+        text = json.dumps(as_json(labelled), ensure_ascii=False, indent=1) + "\n"
+    if str(out) == "-":
+        sys.stdout.write(text)
+    else:
+        write_whole(out, text)
+
+
+def as_json(labelled: Run) -> dict[str, Any]:
+    """Return all that `status` knows. Keys stay as they are, for other programs (docs/howto/runs.md lists them)."""
+    extent, info, coverage = labelled.extent(), labelled.info, labelled.coverage()
+    return {
+        "run": " ".join(map(str, labelled.folders)),
+        "running": labelled.is_growing,
+        "complete": extent.is_complete and not coverage.waiting,
+        "images": {"done": extent.images_done, "failed": extent.images_failed, "total": extent.images},
+        "videos": {"done": extent.videos_done, "failed": extent.videos_failed, "total": extent.videos},
+        "frames": {"done": extent.frames_done, "total": extent.frames},
+        "candidates": labelled.totals().candidates,
+        "corrections": len(labelled.corrections()),
+        "classes": {
+            name: {"objects": objects, "images": images} for name, (objects, images) in labelled.count_objects().items()
+        },
+        "asked": {**coverage.asked},
+        "waiting": list(coverage.waiting),
+        "failures": [{"id": item_id, "reason": reason} for item_id, reason in labelled.failures()],
+        **{
+            key: info.get(key) for key in ("model", "checkpoint", "version", "created", "sources", "options", "command")
+        },
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -52,9 +53,9 @@ def program() -> str:
         return "sam3label"
     beside = Path(sys.executable).with_name("sam3label")
     if not beside.is_file():
-        return f"{sys.executable} -m sam3label"
+        return f"{shlex.quote(sys.executable)} -m sam3label"
     here = Path.cwd()
-    return str(beside.relative_to(here)) if beside.is_relative_to(here) else str(beside)
+    return shlex.quote(str(beside.relative_to(here)) if beside.is_relative_to(here) else str(beside))
 
 
 def figure(value: float | int) -> str:

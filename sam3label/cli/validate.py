@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import PhotosNow, file_names
+from sam3label.cli.progress import progress_display
+from sam3label.cli.tables import console
 from sam3label.core.files import write_whole
-from sam3label.core.text import one_line
+from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,11 +44,12 @@ def validate(
     """Load a dataset as trainers do and say what they would drop. Exit code 3 if they would, 1 if it is unreadable."""
     from sam3label import face
 
-    if run is None:
-        report = face.validate_dataset(dataset)
-    else:
-        with face.open_run(run, concepts, photos=photos) as opened:
-            report = opened.validate(dataset)
+    with progress_display(False, "reading the dataset as trainers do ..."):
+        if run is None:
+            report = face.validate_dataset(dataset)
+        else:
+            with face.open_run(run, concepts, photos=photos) as opened:
+                report = opened.validate(dataset)
     print_report(report)
     if json_out is not None:
         text = json.dumps(report.as_json(), ensure_ascii=False, indent=1) + "\n"
@@ -57,19 +60,17 @@ def validate(
 
 def print_report(report: Report) -> None:
     """Print counts per split and class, what each consumer made of it, what is broken, and the round trip."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    _print_counts(report, console)
+    screen = console()
+    _print_counts(report, screen)
     for consumer in report.consumers:
-        console.print(f"{consumer.name}: {consumer.result}", markup=False, soft_wrap=True)
-    _print_findings(report, console)
+        screen.print(f"{consumer.name}: {consumer.result}", soft_wrap=True)
+    _print_findings(report, screen)
     if report.round_trip:
-        _print_round_trip(report, console)
+        _print_round_trip(report, screen)
     trip = report.round_trip
     if trip and (trip.lost or trip.images_missing):
-        console.print("Not all of the run is in this dataset: export it again if it should be.", style="yellow")
-    console.print(_verdict(report), style="green" if report.clean else "red")
+        screen.print("Not all of the run is in this dataset: export it again if it should be.", style="yellow")
+    screen.print(_verdict(report), style="green" if report.clean else "red")
 
 
 def _verdict(report: Report) -> str:
@@ -80,11 +81,10 @@ def _verdict(report: Report) -> str:
     return "Nothing would be dropped; see the notes above." if report.findings else "Clean: nothing would be dropped."
 
 
-def _print_counts(report: Report, console: Console) -> None:
-    from rich.markup import escape
+def _print_counts(report: Report, screen: Console) -> None:
     from rich.table import Table
 
-    console.print(f"{report.dataset} ({report.kind})", markup=False, soft_wrap=True)
+    screen.print(f"{report.dataset} ({report.kind})", soft_wrap=True)
     table = Table("")
     for split in report.splits:
         table.add_column(split.name, justify="right")
@@ -93,35 +93,34 @@ def _print_counts(report: Report, console: Console) -> None:
     table.add_row("instances", *(str(s.instances.total()) for s in report.splits))
     table.add_section()
     for name in list(report.classes.values())[:40]:
-        table.add_row(escape(one_line(name)), *(str(s.instances[name]) for s in report.splits))
-    console.print(table)
+        table.add_row(one_line(name), *(str(s.instances[name]) for s in report.splits))
+    screen.print(table)
 
 
-def _print_findings(report: Report, console: Console) -> None:
+def _print_findings(report: Report, screen: Console) -> None:
     """Print a line a finding, never folded: file names in it can be copied."""
     from rich.text import Text
 
     for f in report.findings:
         times = f" ({f.count} times)" if f.count > 1 else ""
         style = "yellow" if f.effect == "note" else "red"
-        console.print(Text(f"{f.effect:<5}  {f.who}: {f.what}{times}", style), soft_wrap=True)
+        screen.print(Text(f"{f.effect:<5}  {f.who}: {f.what}{times}", style), soft_wrap=True)
         for example in f.examples[:3]:
-            console.print(Text(f"         {example}", style), soft_wrap=True)
+            screen.print(Text(f"         {example}", style), soft_wrap=True)
 
 
-def _print_round_trip(report: Report, console: Console) -> None:
+def _print_round_trip(report: Report, screen: Console) -> None:
     trip = report.round_trip
     assert trip is not None
     if trip.mean is None or trip.minimum is None:
-        console.print("Round trip: the run has no labels to compare.")
+        screen.print("Round trip: the run has no labels to compare.")
         return
-    console.print(
-        f"Round trip of {trip.labels} labels: {trip.measure} {trip.mean:.4f} on average, {trip.minimum:.4f} at worst; "
-        f"{trip.lost} lost, {trip.extra} extra instances, {trip.images_missing} images missing."
+    screen.print(
+        f"Round trip of {count(trip.labels, 'label')}: {trip.measure} {trip.mean:.4f} on average, "
+        f"{trip.minimum:.4f} at worst; "
+        f"{trip.lost} lost, {count(trip.extra, 'extra instance')}, {count(trip.images_missing, 'image')} missing."
         + (" The worst:" if trip.worst else ""),
         soft_wrap=True,
     )
     for match in trip.worst:
-        console.print(
-            f"  {match.iou:.4f}  {match.class_name}  {match.image}  ({match.label_id})", markup=False, soft_wrap=True
-        )
+        screen.print(f"  {match.iou:.4f}  {match.class_name}  {match.image}  ({match.label_id})", soft_wrap=True)

@@ -11,6 +11,7 @@ or a command line, as a dict, a list or phrases: the same checks, the same messa
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,8 +37,11 @@ def load_concepts(source: str | Path, overrides: Sequence[str] = ()) -> ConceptL
     The file may lie in storage (`s3://bucket/concepts.yaml`). Paths in it are relative to its folder. Raises
     ConfigError listing every problem.
     """
-    folder = storage.parent(str(source)) if storage.is_remote(source) else Path(source).parent
-    return parse_concepts(read_text(source, "; `sam3label init` writes one"), str(source), overrides, folder)
+    remote = storage.is_remote(source)
+    folder = storage.parent(str(source)) if remote else Path(source).parent
+    hint = _as_phrases(str(source)) or "; `sam3label init` writes one"
+    read = parse_concepts(read_text(source, hint), str(source), overrides, folder)
+    return replace(read, path=str(source) if remote else str(Path(source).absolute()))
 
 
 def parse_concepts(
@@ -47,12 +51,14 @@ def parse_concepts(
     return _parse(text, name, lambda line: f"{name}:{line}", overrides, folder)
 
 
-def concepts_from(source: object, overrides: Sequence[str] = (), name: str = "the concept list") -> ConceptList:
+def concepts_from(
+    source: object, overrides: Sequence[str] = (), name: str = "the concept list", folder: str | Path = "."
+) -> ConceptList:
     """Return the concept list of a program: a YAML file, class names, classes and their phrases, or a whole document.
 
-    `name` is what messages call it. Raises ConfigError. Examples: concepts_from("concepts.yaml"),
-    concepts_from(["person", "helmet"]), concepts_from({"helmet": ["hard hat", "safety helmet"], "person": None}),
-    concepts_from({"helmet": {"conf": 0.6}}) and
+    `name` is what messages call it; paths in what is no file are relative to `folder`. Raises ConfigError.
+    Examples: concepts_from("concepts.yaml"), concepts_from(["person", "helmet"]),
+    concepts_from({"helmet": ["hard hat", "safety helmet"], "person": None}), concepts_from({"helmet": {"conf": 0.6}}),
     concepts_from({"names": ["car", "truck"], "exclusive": [["car", "truck"]]}).
     """
     if isinstance(source, ConceptList) and not overrides:
@@ -69,7 +75,7 @@ def concepts_from(source: object, overrides: Sequence[str] = (), name: str = "th
             f"{name}: got {type(source).__name__}; allowed: the path of a YAML file, a list of class names, or a dict "
             'such as {"helmet": ["hard hat"]}'
         )
-    return _checked(as_node(source, name), name, overrides, Path())
+    return _checked(as_node(source, name), name, overrides, Path(folder))
 
 
 def _spelled_out(setting: str, names: Sequence[str]) -> list[str]:
@@ -98,7 +104,8 @@ def parse_ontology(text: str, overrides: Sequence[str] = ()) -> ConceptList:
     """
     name = "--ontology"
     if not text.lstrip().startswith("{"):
-        name, text = text, read_text(text)
+        hint = _as_phrases(text) or """; or give it here, as '{"hard hat": "helmet"}'"""
+        name, text = text, read_text(text, hint)
     prompts: dict[str, list[str]] = {}
     for phrase, label in _ontology_pairs(text, name):
         prompts.setdefault(label, []).append(phrase)
@@ -162,6 +169,14 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
         if concept.exemplars.kind == "references" and concept.exemplars.mode == "canvas":
             rules["exemplars"] |= {key: getattr(concept.exemplars, key) for key in CANVAS_KEYS}
     return rules
+
+
+def _as_phrases(text: str) -> str:
+    """Return how phrases are given, for one who gave them in place of a file; empty for what looks like a file."""
+    phrases = [phrase.strip() for phrase in text.split(",")]
+    if Path(text).suffix or "/" in text or not all(phrases):
+        return ""
+    return f"; phrases are given one by one: {' '.join(f'-p {shlex.quote(phrase)}' for phrase in phrases)}"
 
 
 def read_text(source: str | Path, hint: str = "") -> str:

@@ -22,6 +22,7 @@ from sam3label.annotations.label_files import read_label_file
 from sam3label.annotations.marks import Labelled, some
 from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import BoxPrompt, Concept, ConceptList, Exemplars, Frame, MediaItem
+from sam3label.core.text import count
 from sam3label.errors import InputError, UndecodableError
 from sam3label.media import discovery, storage, video
 from sam3label.media.image import decode_image, megapixels
@@ -179,7 +180,7 @@ def _photos(
     elif lost and len(lost) == len(used):
         problems.append(Problem(path, f"its labels are of {some(lost)}, and none of these is among the photos"))
     elif lost:
-        notes.append(f"{path} has labels of {len(lost)} images that are not among the photos: {some(lost)}")
+        notes.append(f"{path} has labels of {count(len(lost), 'image')} not among the photos: {some(lost)}")
     without = len(set(images) - photos.keys())
     if without and not concept.prompts:
         notes.append(

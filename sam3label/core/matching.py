@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 Floats = npt.NDArray[np.floating]
 Positions = npt.NDArray[np.int64]
@@ -23,6 +22,8 @@ def optimal(value: Floats, least: float = -np.inf) -> tuple[Positions, Positions
     Pairs of less than `least` are left out afterwards: to keep them from costing others their partner, give them 0.
     Rows come in order, and K is min(A, B) without `least`. Example: optimal(iou, 0.5).
     """
+    from scipy.optimize import linear_sum_assignment  # 0.3 s that a run with nothing to do has no use for
+
     rows, columns = linear_sum_assignment(value, maximize=True)
     good = value[rows, columns] >= least
     return rows[good], columns[good]

@@ -329,6 +329,7 @@ class ConceptList:
 
     concepts: tuple[Concept, ...]
     exclusive: tuple[tuple[str, ...], ...] = ()
+    path: str | None = field(default=None, compare=False)  # the file it was read from
 
     @property
     def names(self) -> tuple[str, ...]:

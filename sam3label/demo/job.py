@@ -7,6 +7,7 @@ exports COCO and YOLO, scores the labels against the truth, and draws a contact 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -100,7 +101,9 @@ def demo(
     sheet = folder / "contact_sheet.png"
     truth = _make_photos(photos, images, seed, folder)
     concepts_file = folder / "concepts.yaml"
-    concepts_file.write_text(CONCEPTS.format(photos=photos, here=concepts_file, runs=folder / "run-2"))
+    concepts_file.write_text(
+        CONCEPTS.format(**quoted(photos=photos, here=concepts_file, runs=folder / "run-2")), encoding="utf-8"
+    )
     start = time.perf_counter()
     summary = label(
         [photos], load_concepts(concepts_file), runs, LabelOptions(model="demo", fresh=True), on_progress=on_progress
@@ -113,8 +116,13 @@ def demo(
         metrics = score(labelled, truth, seconds)
         _draw(labelled, sheet)
     metrics_file = folder / "metrics.json"
-    metrics_file.write_text(json.dumps(asdict(metrics), indent=2) + "\n")
+    metrics_file.write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")
     return DemoResult(metrics, summary, photos, concepts_file, runs, exports, sheet, metrics_file)
+
+
+def quoted(**paths: Path) -> dict[str, str]:
+    """Return paths as a shell wants them."""
+    return {name: shlex.quote(str(path)) for name, path in paths.items()}
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -139,7 +147,7 @@ HELD_OUT = 9_000_000  # the demo checkpoint was never trained on scenes of these
 
 def score(labelled: Run, truth: Path, seconds: float) -> DemoMetrics:
     """Compare a run's labels with COCO truth of the same class names."""
-    content = json.loads(truth.read_text())
+    content = json.loads(truth.read_text(encoding="utf-8"))
     objects = _truth_masks(content)
     pairs = []
     for image in labelled.images():

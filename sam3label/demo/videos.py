@@ -21,7 +21,7 @@ from sam3label.concepts.concept_list import load_concepts
 from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import LabeledImage
-from sam3label.demo.job import HELD_OUT, refuse_foreign
+from sam3label.demo.job import HELD_OUT, quoted, refuse_foreign
 from sam3label.demo.shapes import Scene, make_clip, matches
 from sam3label.errors import OutputError
 from sam3label.export.write import export
@@ -112,7 +112,8 @@ def video_demo(
     refuse_foreign(folder)
     truth = write_videos(folder / "videos", videos, HELD_OUT + seed)
     concepts_file, runs = folder / "concepts.yaml", folder / "run"
-    concepts_file.write_text(CONCEPTS.format(videos=folder / "videos", here=concepts_file, runs=folder / "run-2"))
+    text = CONCEPTS.format(**quoted(videos=folder / "videos", here=concepts_file, runs=folder / "run-2"))
+    concepts_file.write_text(text, encoding="utf-8")
     options = LabelOptions(model="demo", video="track", clip_frames=CLIP_FRAMES, fresh=True)
     start = time.perf_counter()
     summary = label([folder / "videos"], load_concepts(concepts_file), runs, options, on_progress=on_progress)
@@ -124,7 +125,7 @@ def video_demo(
         metrics = score(labelled, truth, CLIP_FRAMES, seconds)
         render(labelled, folder / "rendered")
         _draw(labelled, folder / "contact_sheet.png")
-    (folder / "metrics.json").write_text(json.dumps(asdict(metrics), indent=2) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")
     places = (folder / "rendered", folder / "contact_sheet.png", folder / "metrics.json")
     return VideoDemoResult(metrics, summary, folder / "videos", concepts_file, runs, exports, *places)
 
@@ -161,7 +162,9 @@ def write_videos(
                 annotations.append({"id": len(annotations) + 1, "video_id": i + 1, **one})
         categories = [{"id": c, "name": name} for c, name in enumerate(phrases, start=1)]
         truth = folder.parent / "truth.json"
-        truth.write_text(json.dumps({"videos": videos, "annotations": annotations, "categories": categories}))
+        truth.write_text(
+            json.dumps({"videos": videos, "annotations": annotations, "categories": categories}), encoding="utf-8"
+        )
         return truth
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror}). Choose another folder with -o.") from error

@@ -47,8 +47,17 @@ class Plan:
         return f": about {duration(now)} instead of {duration(images * (pace['image'] + total * pace['prompt']))}"
 
 
-def plan(store: Store, wanted: Wanted, items: Sequence[MediaItem], replaced: Collection[str] = ()) -> Plan:
-    """Compare what the run's units were asked with what is wanted. A video counts once, however many clips it has."""
+def plan(
+    store: Store,
+    wanted: Wanted,
+    items: Sequence[MediaItem],
+    replaced: Collection[str] = (),
+    broken: Collection[str] = (),
+) -> Plan:
+    """Compare what the run's units were asked with what is wanted. A video counts once, however many clips it has.
+
+    `replaced` are asked everything; `broken` only what their units before the break have not been asked.
+    """
     everything = frozenset(prompt.key for prompt in wanted.prompts)
     here = {item.id for item in items}
     asked: dict[str, frozenset[str]] = {}
@@ -58,10 +67,11 @@ def plan(store: Store, wanted: Wanted, items: Sequence[MediaItem], replaced: Col
             missing = wanted.missing(store.asked(unit))
             known.add(unit.item.id)
             asked[unit.item.id] = asked.get(unit.item.id, frozenset()) | missing
-            if unit.last:
+            if unit.last or unit.item.id in broken:
                 whole.add(unit.item.id)
     grown = Counter(key for item_id in sorted(known) for key in asked[item_id])
     todo = {item.id: asked[item.id] if item.id in whole else everything for item in items}
+    todo |= dict.fromkeys(broken - asked.keys(), frozenset())
     return Plan(
         {item_id: keys for item_id, keys in todo.items() if keys},
         {prompt.key: grown[prompt.key] for prompt in wanted.prompts if grown[prompt.key]},

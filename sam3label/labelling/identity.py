@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from sam3label.core.records import MediaItem, Stamp
 from sam3label.core.text import one_line
 from sam3label.errors import InputError
+from sam3label.media.image import TOO_LARGE, is_too_large
 from sam3label.media.stamps import looks_unchanged, stamp_of
-from sam3label.run.store import Store
+from sam3label.run.store import REPLACED, Store
 
 _READERS = 8  # files hashed at a time
 _SHOWN = 10
@@ -66,6 +67,24 @@ def compare(store: Store, items: Sequence[MediaItem]) -> Comparison:
     if foreign:
         raise InputError(_refusal(foreign))
     return Comparison(tuple(moved), tuple(replaced), unknown)
+
+
+def broken(store: Store, items: Sequence[MediaItem], max_megapixels: float) -> frozenset[str]:
+    """Return ids of files that failed for what is in them and are as they were: another try would end as the last did.
+
+    A photo that was too large is among them as long as it is.
+    """
+    failed = {u.item.id: u.error for u in store.units() if u.error is not None and u.error != REPLACED}
+    here = {item.id: item for item in items if item.id in failed}
+    return frozenset(
+        stored.id
+        for stored, stamp in store.items()
+        if stamp is not None
+        and (item := here.get(stored.id)) is not None
+        and item.path == stored.path
+        and looks_unchanged(item, stamp)
+        and not (failed[item.id].startswith(TOO_LARGE) and not is_too_large(item.path, max_megapixels))
+    )
 
 
 _Row = tuple[MediaItem, MediaItem, Stamp | None, Stamp | None]  # as stored, as found; its stamp, and now if the same

@@ -9,6 +9,7 @@ whatever happens next; what it has not is simply labelled again by the next one.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,17 +25,18 @@ from sam3label.core.records import ConceptList, MediaItem
 from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError
 from sam3label.labelling.growing import Plan, pace_of, plan
-from sam3label.labelling.identity import Comparison, compare
+from sam3label.labelling.identity import Comparison, broken, compare
 from sam3label.labelling.options import DEFAULTS, LabelOptions
-from sam3label.labelling.photos import batches_of
 from sam3label.labelling.progress import JobTally, Progress, RunSummary
 from sam3label.labelling.questions import guides_of
 from sam3label.labelling.run_folder import refuse_unfit
+from sam3label.labelling.run_log import RunLog, chosen, command_line
 from sam3label.labelling.videos import VideoWork, frames_to_label, video_work
 from sam3label.labelling.workers.start import started
 from sam3label.labelling.workers.work import Assignment, Facts, Work, Workers
 from sam3label.labelling.writer import Writer
 from sam3label.media import discovery
+from sam3label.media.memory import megapixels_that_fit
 from sam3label.run.asked import Wanted
 from sam3label.run.database import network_of
 from sam3label.run.reader import refuse_below_floor
@@ -62,6 +64,29 @@ def label(
     """
     refuse_unfit(out)
     refuse_below_floor(concepts, options.floor)
+    with RunLog(out) as log:
+        log.begin(sources, concepts, options)
+
+        def tell(progress: Progress) -> None:
+            log.pace(progress)
+            on_progress(progress)
+
+        summary = _label(sources, concepts, out, options, tell, log.also(on_message), stop, only, log)
+        log.end(summary)
+    return summary
+
+
+def _label(
+    sources: Sequence[str | Path],
+    concepts: ConceptList,
+    out: str | Path,
+    options: LabelOptions,
+    on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None],
+    stop: threading.Event | None,
+    only: Collection[str] | None,
+    log: RunLog,
+) -> RunSummary:
     found = find_media(sources, options)
     for sentence in (*_about_links(found, options), *_about_disk(out)):
         on_message(sentence)
@@ -71,14 +96,18 @@ def label(
         found = _in_shard(found, options, on_message)
     with ExitStack() as held:
         known = held.enter_context(Store.resume(out)) if _goes_on(out, options) else None
-        before = Standing.of(known, concepts, wanted, found.items, on_message)
+        before = Standing.of(known, concepts, wanted, found.items, options, on_message)
         if known is not None and before.is_complete and known.meta("settings") == options.settings:
-            before.note(known, _notes(known, concepts, options, sources, wanted.guides))
+            notes = _notes(known, concepts, options, sources, wanted.guides)
+            before.note(known, notes | _extent(known, found.items, 0))
             nothing = JobTally(concepts, 0, before=len(before.done)).snapshot()
             on_progress(nothing)
             return before.summary(known, nothing, found, interrupted=False)
+        from sam3label.labelling.photos import batches_of  # with torch, of which a job with nothing to do has no need
+
         on_message(f"loading the model {options.model} ...")
-        pending = before.pending(found.items, only)[: options.limit]
+        waiting = before.pending(found.items, only)
+        pending = waiting[: options.limit]
         workers = held.enter_context(
             started(Assignment(concepts, examples, options), pending[0] if pending else None, on_message)
         )
@@ -91,9 +120,12 @@ def label(
             Store.writer(out, wanted.prompts, fingerprint, notes=notes, fresh=options.fresh)
         )
         store.begin(wanted.prompts, notes)
-        before.note(store, {})
+        log.open()
+        lengths = {i.id: frames_to_label(store, wanted, [i], options) for i in waiting if i.kind == "video"}
+        to_come = sum(frames for id_, frames in lengths.items() if id_ not in before.done)
+        before.note(store, _extent(store, found.items, to_come))
         videos = [item for item in pending if item.kind == "video"]
-        frames = frames_to_label(store, wanted, videos, options)
+        frames = sum(lengths[item.id] for item in videos)
         tally = JobTally(concepts, len(pending), len(videos), frames, len(before.done) - before.reopened)
         on_progress(tally.snapshot())
         asked = {item.id: before.plan.asked[item.id] for item in pending}
@@ -119,6 +151,15 @@ def label(
             store.set_meta("pace", pace)
         finished = progress.done + progress.failed
         return before.summary(store, progress, found, interrupted=finished < len(pending))
+
+
+def _extent(store: Store, items: Sequence[MediaItem], frames_to_come: int) -> dict[str, Any]:
+    """Return how much the run will hold once all of it is labelled, for those who ask how far it is."""
+    kinds = Counter(({i.id: i.kind for i, _ in store.items()} | {i.id: i.kind for i in items}).values())
+    frames = frames_to_come
+    if kinds["video"]:
+        frames += sum(u.frame_stop - u.frame_start for u in store.units() if u.item.kind == "video" and not u.error)
+    return {"extent": {"images": kinds["image"], "videos": kinds["video"], "frames": frames}}
 
 
 def _goes_on(out: str | Path, options: LabelOptions) -> bool:
@@ -177,6 +218,7 @@ class Standing:
     content: Comparison
     plan: Plan
     done: frozenset[str]  # ids of what was labelled before
+    broken: frozenset[str]  # ids of what failed before and is left alone, being as it was
 
     @classmethod
     def of(
@@ -185,21 +227,27 @@ class Standing:
         concepts: ConceptList,
         wanted: Wanted,
         items: Sequence[MediaItem],
+        options: LabelOptions,
         say: Callable[[str], None],
     ) -> Standing:
         """Look at a run, and say what changed and what is to be done. Raises `InputError` for foreign files."""
         if known is None:
             everything = frozenset(prompt.key for prompt in wanted.prompts)
-            return cls(Comparison(), Plan(dict.fromkeys((i.id for i in items), everything), {}, 0), frozenset())
+            return cls(
+                Comparison(), Plan(dict.fromkeys((i.id for i in items), everything), {}, 0), frozenset(), frozenset()
+            )
         content = compare(known, items)
-        todo = plan(known, wanted, items, {item.id for item in content.replaced})
+        again = options.retry_failed or any(prompt.class_name for prompt in wanted.prompts)  # exemplars may be why
+        spared = frozenset[str]() if again else broken(known, items, _largest(options))
+        todo = plan(known, wanted, items, {item.id for item in content.replaced}, spared)
         own = known.meta("concepts")
         changed = [] if own is None else changes(concept_lists.parse_concepts(own, f"{known.folder}"), concepts)
         for line in (*content.sentences(), *changed, *todo.sentences(len(wanted.prompts), known.meta("pace") or {})):
             say(line)
         if changed and not todo.asked:
             say("Nothing new is asked: what was seen is decided anew.")
-        return cls(content, todo, frozenset(known.done_ids()) - {item.id for item in content.replaced})
+        done = frozenset(known.done_ids()) - {item.id for item in content.replaced}
+        return cls(content, todo, done, spared)
 
     def pending(self, items: Sequence[MediaItem], only: Collection[str] | None) -> list[MediaItem]:
         """Return what is labelled now, in order."""
@@ -231,7 +279,15 @@ class Standing:
             skipped_videos=found.videos_skipped,
             failures=tuple((u.item.id, u.error or u.trouble or "") for u in store.units() if u.error or u.trouble),
             interrupted=interrupted,
+            not_tried=len(self.broken),
         )
+
+
+def _largest(options: LabelOptions) -> float:
+    """Return how many megapixels a photo may have that is tried again alone."""
+    if options.max_megapixels is not None:
+        return options.max_megapixels
+    return megapixels_that_fit((1 if options.workers is None else options.workers) + 1)
 
 
 def find_media(sources: Sequence[str | Path], options: LabelOptions) -> discovery.Found:
@@ -282,6 +338,9 @@ def _notes(
         "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
         "sources": [str(s) for s in sources],
         **options.shard_settings,
+        "command": command_line(),
+        "options": chosen(options),
+        "concept_file": concepts.path,
     }
     return {
         "info": info,

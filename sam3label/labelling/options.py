@@ -54,6 +54,7 @@ class LabelOptions:
     every: int = 30  # with video "frames": label every so many frames,
     fps: float | None = None  # or so many a second
     fresh: bool = False
+    retry_failed: bool = False  # try again what failed for what is in it, and has not changed since
     follow_links: bool = True  # links that lead out of the folders given
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from itertools import islice
 
 import numpy as np
 
-from sam3label.core.records import Frame, MediaItem, Undecodable, UnitResult
+from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable, UnitResult
 from sam3label.errors import InputError
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
@@ -22,6 +22,7 @@ from sam3label.labelling.questions import Guide, Question
 from sam3label.media import loader
 from sam3label.media.image import read_photo
 from sam3label.media.memory import megapixels_that_fit
+from sam3label.media.stamps import stamp_of
 
 Decoded = list[Frame | Undecodable]
 Keys = frozenset[str]  # of the prompts that a batch is asked
@@ -95,12 +96,21 @@ def label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float
     results = []
     for entry, question in asked:
         if isinstance(entry, Undecodable) or isinstance(question, str):
-            results.append(UnitResult(entry.item, 0, 1, None, error=str(question)))
+            stamp = _stamp_of_broken(entry) if isinstance(entry, Undecodable) else None
+            results.append(UnitResult(entry.item, 0, 1, None, error=str(question), stamp=stamp))
             continue
         detection = next(detections)
         presence = np.asarray(detection.presence, dtype=np.float32)[None]  # [1, P]
         results.append(UnitResult(entry.item, 0, 1, entry.size_hw, detection.candidates, presence, stamp=entry.stamp))
     return results
+
+
+def _stamp_of_broken(entry: Undecodable) -> Stamp | None:
+    """Return the stamp of a file that cannot be decoded as it is. None where another try may go better."""
+    try:
+        return stamp_of(entry.item) if loader.is_lasting(entry.reason) else None
+    except OSError:
+        return None
 
 
 def _question(guide: Guide, entry: Frame | Undecodable) -> Question | str:

@@ -81,6 +81,7 @@ class RunSummary:
     skipped_videos: int
     failures: tuple[tuple[str, str], ...]  # (item id, reason)
     interrupted: bool
+    not_tried: int = 0  # of the failures: those of earlier sessions whose files have not changed since
 
 
 class JobTally:

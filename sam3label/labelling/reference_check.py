@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sam3label.concepts.exemplars import Examples, Reference
 from sam3label.core.matching import greedy
 from sam3label.core.records import Label
+from sam3label.core.text import count
 from sam3label.errors import ConfigError
 from sam3label.labelling.questions import Guide, pictures
 from sam3label.run.decide import select_labels
@@ -60,7 +61,7 @@ class Trust:
             return f"{self.class_name}: one reference cannot be measured against another"
         least = "" if self.trusted else f" (the least to be trusted is {LEAST_F1:.2f})"
         return (
-            f"{self.class_name}: {self.references} references, each labelled from the others: "
+            f"{self.class_name}: {count(self.references, 'reference')}, each labelled from the others: "
             f"precision {self.precision:.2f}, recall {self.recall:.2f}, F1 {self.f1:.2f}{least}"
         )
 
@@ -124,12 +125,13 @@ def check(
 
 def plan(guide: Guide, n_images: int, known: Mapping[str, Any]) -> str:
     """Return how many pictures the run will encode, which is what it costs, in a sentence."""
-    parts = {name: count for name, count in guide.encodes(n_images).items() if count}
+    parts = {name: n for name, n in guide.encodes(n_images).items() if n}
     measuring = sum(encodes(e) for e in guide.examples if not _holds(known, e))
     if measuring:
         parts["to measure the references first"] = measuring
-    each = " + ".join(f"{count} {name}" for name, count in parts.items())
-    return f"{n_images} photos take {sum(parts.values())} image encodes{f': {each}' if len(parts) > 1 else ''}"
+    each = " + ".join(f"{n:,} {name}" for name, n in parts.items())
+    photos, all_of_them = count(n_images, "photo"), count(sum(parts.values()), "image encode")
+    return f"{photos} take{'s' if n_images == 1 else ''} {all_of_them}{f': {each}' if len(parts) > 1 else ''}"
 
 
 def _holds(known: Mapping[str, Any], examples: Examples) -> bool:

@@ -32,6 +32,9 @@ from sam3label.media.stamps import digest_of
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
 _MOST_OF_OPENCV = 1 << 30  # pixels
 _TIFF = b"II*\0", b"MM\0*"
+NO_MEMORY = "not enough memory to decode it"
+NO_FILE = "not a regular file"
+TOO_LARGE = "too large"
 _ODD_TIFF = "a TIFF of an unusual kind, or damaged: save it as RGB or grey"
 _opening = threading.Lock()
 
@@ -92,6 +95,15 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         raise UndecodableError(_reason(error)) from error
 
 
+def is_too_large(path: str | Path, max_megapixels: float) -> bool:
+    """Return whether `read_photo` would refuse the photo for its size alone."""
+    try:
+        height, width = upright_size(path)
+    except UndecodableError:
+        return False
+    return height * width / 1e6 > max_megapixels
+
+
 def _read(path: str | Path) -> tuple[bytes, int]:
     """Return the file's bytes and the time it was changed before; one that changes meanwhile is read again.
 
@@ -102,7 +114,7 @@ def _read(path: str | Path) -> tuple[bytes, int]:
             return _not_empty(storage.read(str(path))), 0
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe called x.jpg would block for ever
-            raise UndecodableError("not a regular file")
+            raise UndecodableError(NO_FILE)
         data = Path(path).read_bytes()
     except OSError as error:
         raise UndecodableError(os_reason(error)) from error
@@ -119,7 +131,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image (unknown format, or its header is damaged)"
     if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
+        return NO_MEMORY
     if "truncated" in str(error).lower():
         return "truncated (the file ends before the picture does)"
     return "damaged (the decoder cannot read it)"
@@ -138,7 +150,7 @@ def _opened(file: str | Path | IO[bytes], max_megapixels: float | None = None) -
         size = megapixels((image.height, image.width))
         if max_megapixels is not None and size > max_megapixels:
             raise UndecodableError(
-                f"too large ({image.width} x {image.height}): --max-megapixels {math.ceil(size)} reads it"
+                f"{TOO_LARGE} ({image.width} x {image.height}): --max-megapixels {math.ceil(size)} reads it"
             )
         yield image
 

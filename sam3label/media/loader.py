@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable
 from sam3label.errors import UndecodableError
-from sam3label.media.image import Photo, read_photo
+from sam3label.media.image import NO_FILE, NO_MEMORY, Photo, read_photo
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[str], Photo]
@@ -44,6 +44,7 @@ _AHEAD = 2  # images each worker decodes ahead
 ROOM = 64 << 20  # bytes of shared memory to leave per worker
 _SHARED_MEMORY = "/dev/shm"
 CRASHED = "the decoder crashed on this file"
+_FAILED = "the decoder failed"
 
 
 class _CannotStartError(Exception):
@@ -207,13 +208,18 @@ def _attempt(decode: Decode, path: str) -> Photo | str:
     except UndecodableError as error:
         return str(error)
     except Exception as error:  # one file must not end a run of a million
-        return f"the decoder failed ({type(error).__name__}: {error})"
+        return f"{_FAILED} ({type(error).__name__}: {error})"
+
+
+def is_lasting(reason: str) -> bool:
+    """Return whether a file cannot be decoded for what is in it: then there is no use in trying it again as it is."""
+    return not reason.startswith((CRASHED, _FAILED, NO_MEMORY, NO_FILE))
 
 
 def _free_shared_memory() -> int:
     try:
         room = os.statvfs(_SHARED_MEMORY)
-    except OSError:  # not a file system here, so not a small one
+    except (OSError, AttributeError):  # no such file system here (Windows has not even the call), so not a small one
         return 1 << 62
     return room.f_bavail * room.f_frsize
 

@@ -28,7 +28,7 @@ def refuse_bad_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _problems(config: Mapping[str, Any]) -> Iterator[str]:
-    usual = json.loads(SAM3_CONFIG.read_text())
+    usual = json.loads(SAM3_CONFIG.read_text(encoding="utf-8"))
     if config.get("model_type") == "sam3":  # the detector alone
         usual = usual["detector_config"]
     own = leaves(usual)

@@ -112,7 +112,7 @@ def has_code_for(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
 def nvidia_driver() -> str | None:
     """Return the version of this machine's NVIDIA driver, if it has one (Linux, and Windows' Linux)."""
     try:
-        return Path("/proc/driver/nvidia/version").read_text().split("Module")[1].split()[0]
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split("Module")[1].split()[0]
     except (OSError, IndexError):
         return "of Windows" if Path("/usr/lib/wsl/lib/libcuda.so.1").exists() else None
 

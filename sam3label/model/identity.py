@@ -49,7 +49,7 @@ def _remembered(weights: Sequence[Path]) -> str:
     key = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     note = cache_folder() / "identities" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if note.is_file():
-        return note.read_text()
+        return note.read_text(encoding="utf-8")
     digest = weights_digest(weights)
     with contextlib.suppress(OutputError):  # a cache that cannot be written costs seconds at every start, no more
         write_whole(note, digest)
@@ -78,7 +78,7 @@ def _tensors(weights: Sequence[Path]) -> Iterator[tuple[str, str, str]]:
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in which a config differs from SAM 3's own, by dotted name."""
-    usual = leaves(json.loads(SAM3_CONFIG.read_text()))
+    usual = leaves(json.loads(SAM3_CONFIG.read_text(encoding="utf-8")))
     return {name: value for name, value in leaves(config).items() if name not in usual or usual[name] != value}
 
 

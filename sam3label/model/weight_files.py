@@ -167,7 +167,7 @@ def _config_of(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any
     from sam3label.model.official import is_multiplex, normalized
 
     beside = path.with_name("config.json")
-    config: dict[str, Any] = json.loads(SAM3_CONFIG.read_text())
+    config: dict[str, Any] = json.loads(SAM3_CONFIG.read_text(encoding="utf-8"))
     if beside.is_file():
         try:
             own = json.loads(beside.read_text(encoding="utf-8"))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**
 MAX_GROUPS = 50  # a CSV column with more values than this is an identifier, not a group
 
 Figures = dict[str, Any]
+OnCount = Callable[[int, int], None]  # called with how much is done, and out of how much
+_TOLD = 256  # pairs between two calls
 Attributes = Mapping[str, Mapping[int, str]]  # column -> image id -> value
 
 
@@ -92,6 +95,7 @@ def evaluate_run(
     concepts: ConceptList | None = None,
     attributes_csv: str | Path | None = None,
     split: str | None = None,
+    on_progress: OnCount = lambda done, total: None,
 ) -> Evaluation:
     """Judge the labels of a run, by its own concept list or another over the same phrases. Raises `InputError`.
 
@@ -100,7 +104,7 @@ def evaluate_run(
     truths = [read_truth(path, split) for path in truth_paths]
     with open_run(run_folder, concepts) as run:
         truth, predictions, notes = predictions_of_run(run, truths[0])
-    return evaluate([truth, *truths[1:]], predictions, attributes_csv, notes)
+    return evaluate([truth, *truths[1:]], predictions, attributes_csv, notes, on_progress)
 
 
 def evaluate(
@@ -108,6 +112,7 @@ def evaluate(
     predictions: Predictions,
     attributes_csv: str | Path | None = None,
     notes: Sequence[str] = (),
+    on_progress: OnCount = lambda done, total: None,
 ) -> Evaluation:
     """Judge predictions given by the pairs of the first truth; the others are further annotators of the same images."""
     others = [align(truth, truths[0]) for truth in truths[1:]]
@@ -126,7 +131,8 @@ def evaluate(
         if masks_missing:
             figures[kind] = None
             continue
-        judged = _judge(kind, (first, *others), predictions.answers)
+        tell = partial(_tell, on_progress, KINDS.index(kind), len(first.pairs))
+        judged = _judge(kind, (first, *others), predictions.answers, tell)
         figures[kind] = _figures(kind, first, judged, predictions, attributes)
         mistakes = mistakes or find_mistakes(kind, first, judged, predictions.item_ids)
     if figures["segm"] is None:
@@ -216,12 +222,21 @@ def _figures(
     return figures
 
 
+def _tell(on_progress: OnCount, number: int, pairs: int, done: int) -> None:
+    on_progress(number * pairs + done, len(KINDS) * pairs)
+
+
 def _judge(
-    kind: Kind, truths: Sequence[Truth], answers: Mapping[Pair, Sequence[JudgedObject]]
+    kind: Kind,
+    truths: Sequence[Truth],
+    answers: Mapping[Pair, Sequence[JudgedObject]],
+    tell: Callable[[int], None],
 ) -> dict[Pair, JudgedPair]:
     """Return every pair with the annotator's truth that it is judged by."""
     judged: dict[Pair, JudgedPair] = {}
-    for pair in truths[0].pairs:
+    for done, pair in enumerate(truths[0].pairs):
+        if done % _TOLD == 0:
+            tell(done)
         found = answers.get(pair, ())
         annotators = [t for t in truths if pair[0] in t.images and pair[1] in t.categories]
         options = [[o for o in t.objects.get(pair, ()) if not o.crowd] for t in annotators]

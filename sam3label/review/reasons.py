@@ -20,6 +20,7 @@ from typing import Literal
 
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label, MediaItem
+from sam3label.core.text import count
 from sam3label.review.survey import NEIGHBORS, SeenImage, Survey, UsualSize, look
 from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
 from sam3label.run.reader import Run
@@ -361,7 +362,7 @@ def _bounded(deviation: float) -> float:
 def _extreme(label: Label, share: float) -> tuple[str, float] | None:
     """Return what to say of a speck, or of a label that is nearly the whole image, whatever is usual for its class."""
     if label.area <= SPECK_PX**2:
-        return f"is {label.area} pixels in all", 0.5
+        return f"is {count(label.area, 'pixel')} in all", 0.5
     return (f"covers {_percent(share)} of the image", share) if share > WHOLE else None
 
 

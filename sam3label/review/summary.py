@@ -24,6 +24,7 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import Correction, Label
+from sam3label.core.text import count
 from sam3label.review import survey
 from sam3label.review.fiftyone import connect
 from sam3label.review.fiftyone.pull import CONFLICTS
@@ -75,7 +76,7 @@ class ReviewSummary:
 
     def to_text(self) -> str:
         """Return what `sam3label review summary` prints."""
-        lines = [f"{self.reviewed_images} of {self.images} images reviewed"]
+        lines = [f"{self.reviewed_images:,} of {count(self.images, 'image')} reviewed"]
         if not self.reviewed_images:
             lines.append("Mark images as reviewed in FiftyOne (review_status), then: sam3label review pull RUN")
             return "\n".join(lines)
@@ -215,7 +216,7 @@ def _audit_lines(summary: ReviewSummary) -> list[str]:
         return [
             f"None of the {total} images of the random audit sample is reviewed: no unbiased figure ('review: audit')."
         ]
-    title = f"Random audit sample ({done} of {total} images): unbiased, with 95% intervals"
+    title = f"Random audit sample ({done:,} of {count(total, 'image')}): unbiased, with 95% intervals"
     if done < total:
         title += f"\n  as long as the {total - done} images left were not passed over for what they show"
     return [title, *_table(summary.audit)]

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from sam3label.core.text import count
 from sam3label.errors import StoreError
 from sam3label.run import migrate
 from sam3label.run.store_errors import DATABASE, LOCK, DamagedStoreError, in_words
@@ -28,6 +29,7 @@ from sam3label.run.store_errors import DATABASE, LOCK, DamagedStoreError, in_wor
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "afpfs", "ceph", "lustre", "gpfs", "beegfs",
            "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.rclone", "webdav", "davfs",
            "fuse.davfs2"}  # fmt: skip
+_LOCK_SECONDS = 0.5  # that a writer waits for the lock: longer than those hold it who ask whether it is held
 _STEPS = 10_000_000  # of SQLite's machine between two looks at whether a statement can still be honest
 _MOST_STEPS = 100  # per byte of the database: reading it all takes about one
 
@@ -223,7 +225,7 @@ def open_writer(folder: Path, meta: Mapping[str, Any], *, fresh: bool) -> Opened
 
 
 def _locked(folder: Path) -> BaseFileLock:
-    lock = FileLock(folder / LOCK, timeout=0, mode=0o644, thread_local=False)
+    lock = FileLock(folder / LOCK, timeout=_LOCK_SECONDS, mode=0o644, thread_local=False)
     try:
         lock.acquire()
     except Timeout as error:
@@ -231,6 +233,19 @@ def _locked(folder: Path) -> BaseFileLock:
             f"another process is labelling into {folder}. Wait for it, or choose another folder with -o."
         ) from error
     return lock
+
+
+def is_in_use(folder: Path) -> bool | None:
+    """Return whether a process is labelling into a run now; None where this one may not ask."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0, mode=0o644, thread_local=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return None
 
 
 def _create(folder: Path, meta: Mapping[str, Any]) -> None:
@@ -289,10 +304,10 @@ def _refuse_corrected(folder: Path) -> None:
         tables = [
             name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE name IN ('edits', 'corrections')")
         ]
-        count = sum(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables)
-    if count:
+        made = sum(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables)
+    if made:
         raise StoreError(
-            f"{folder} holds {count} corrections made by people, and --fresh would throw them away. "
+            f"{folder} holds {count(made, 'correction')} made by people, and --fresh would throw them away. "
             "Choose another folder with -o, or delete this one yourself."
         )
 

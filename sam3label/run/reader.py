@@ -29,7 +29,9 @@ from sam3label.media import storage
 from sam3label.media.stamps import is_unchanged, looked_up
 from sam3label.run.asked import Wanted
 from sam3label.run.corrections import apply_corrections
+from sam3label.run.database import is_in_use
 from sam3label.run.decide import Decision, decide
+from sam3label.run.extent import Extent
 from sam3label.run.places import moved, relocated
 from sam3label.run.saturation import QUERIES, enough
 from sam3label.run.store import Store, Totals, Unit
@@ -112,7 +114,8 @@ class Run:
         return run
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {len(self)} images, {len(self.concepts.concepts)} classes)"
+        classes = count(len(self.concepts.concepts), "class", "classes")
+        return f"Run({str(self.folder)!r}, {count(len(self), 'image')}, {classes})"
 
     def __len__(self) -> int:
         """Return how many images, and of videos how many clips, are done."""
@@ -149,6 +152,15 @@ class Run:
     def is_writable(self) -> bool:
         """Whether corrections and notes can be kept in it."""
         return self._store.is_writable
+
+    @property
+    def is_growing(self) -> bool | None:
+        """Whether a process is labelling into it now; None where this one may not ask."""
+        return is_in_use(self.folder)
+
+    def extent(self) -> Extent:
+        """Return how much is labelled, and how much there is in all."""
+        return Extent.of(self._store.units(), self.note("extent"))
 
     def totals(self) -> Totals:
         return self._store.totals()

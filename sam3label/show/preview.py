@@ -16,6 +16,7 @@ from sam3label.concepts.exemplars import Examples, pixel_digest, read_examples
 from sam3label.core import masks
 from sam3label.core.files import write_whole
 from sam3label.core.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
+from sam3label.core.text import count
 from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.labelling import canvas
 from sam3label.labelling.job import find_media, label
@@ -139,8 +140,8 @@ def _refuse_continued(folder: Path) -> None:
         images = len(labelled.items())
     if images > len(sample.read_text(encoding="utf-8").splitlines()):
         raise OutputError(
-            f"{run_folder} holds {images} images, more than the preview labelled: a run has gone on from it. Choose "
-            "another folder for this preview with -o, or delete that one."
+            f"{run_folder} holds {count(images, 'image')}, more than the preview labelled: a run has gone on from it. "
+            "Choose another folder for this preview with -o, or delete that one."
         )
 
 
@@ -151,7 +152,8 @@ def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> 
     videos = sum(item.kind == "video" for item in found)
     if not photos and videos:
         raise InputError(
-            f"there are {videos} videos (or folders of numbered frames) and no photos. A preview shows photos: "
+            f"there {'is' if videos == 1 else 'are'} {count(videos, 'video')} (or folders of numbered frames) and no "
+            "photos. A preview shows photos: "
             "label one short video with sam3label run, or take numbered frames as photos with --video off."
         )
     if not photos:

@@ -67,7 +67,7 @@ def collect(
     mistakes: Mistakes | None = None,
 ) -> dict[str, Any]:
     """Return everything the page shows, as JSON values. Walks the run to survey, to judge and to count it."""
-    steps = _Steps(on_progress, 2 * len(run))
+    steps = _Steps(on_progress, len(run))
     worst = worst_first(steps.each(_open_cases(run)), CASES_PER_KIND)
     tally = tally_run(run, steps.one)
     pictures = {
@@ -75,7 +75,7 @@ def collect(
         "gallery": [*report_pictures.gallery(run, tally.photos, tally.images - tally.photos)],
         "mistakes": [*report_pictures.of_mistakes(run, mistakes)] if mistakes else [],
     }
-    steps.total += sum(map(len, pictures.values()))
+    steps.draw(sum(map(len, pictures.values())))
     drawn = iter(report_pictures.draw_all([*chain(*pictures.values())], run.concepts.names, steps.one))
     failures = run.failures()
     return {
@@ -101,14 +101,23 @@ def _open_cases(run: Run) -> Iterator[Case]:
 
 
 class _Steps:
-    """Counts the steps of the work and tells how far it is."""
+    """Counts the steps of the work and tells how far it is, of a number that stays what it was at the start.
 
-    def __init__(self, tell: OnProgress, total: int) -> None:
-        self.tell, self.total, self.done = tell, total, 0
+    Each image is looked at twice, and drawing all pictures is as much again, however many they will be.
+    """
+
+    def __init__(self, tell: OnProgress, images: int) -> None:
+        self.tell, self.images, self.total = tell, images, 3 * images
+        self.done, self.step = 0.0, 1.0
+        tell(0, self.total)
+
+    def draw(self, pictures: int) -> None:
+        """From now on a step is one of these pictures."""
+        self.step = self.images / max(1, pictures)
 
     def one(self) -> None:
-        self.done += 1
-        self.tell(min(self.done, self.total), self.total)
+        self.done += self.step
+        self.tell(min(round(self.done), self.total), self.total)
 
     def each(self, values: Iterator[T]) -> Iterator[T]:
         for value in values:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sam3label.core.text import count
 from sam3label.validate.coco import CheckedFile, CocoFile
 from sam3label.validate.photos import read_photo
 from sam3label.validate.report import Consumer, Findings
@@ -57,7 +58,7 @@ def _pycocotools(file: CocoFile, checked: CheckedFile, findings: Findings) -> Co
             what = f"labels scored against themselves reach {kind} AP {score:.4f} instead of 1"
             findings.drops("pycocotools", what, str(file.path))
     parts = ", ".join(f"{kind} AP {score:.4f}" for kind, score in scores.items())
-    return Consumer(name, f"loads {len(truth)} instances; against themselves {parts}")
+    return Consumer(name, f"loads {count(len(truth), 'instance')}; against themselves {parts}")
 
 
 def _self_score(file: CocoFile, truth: list[dict[str, Any]], kind: str) -> float:
@@ -122,7 +123,7 @@ def _hugging_face(file: CocoFile, checked: CheckedFile, findings: Findings) -> C
         if came < len(annotations):
             what = "the processor left instances out"
             findings.drops("Hugging Face", what, image["file_name"], len(annotations) - came)
-    return Consumer(name, f"{kept} of {given} instances kept in the {tried} images tried")
+    return Consumer(name, f"{kept} of {count(given, 'instance')} kept in the {count(tried, 'image')} tried")
 
 
 def _processed(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sam3label.core import outlines
 from sam3label.core.records import Box, Rle
+from sam3label.core.text import count
 from sam3label.validate import ultralytics_reader
 from sam3label.validate.photos import PhotoHeader, check_photo, is_file, read_photo
 from sam3label.validate.report import Consumer, Findings, Split
@@ -319,7 +320,9 @@ def consume(split: YoloSplit, task: str, facts: Split, findings: Findings) -> Co
             findings.drops(WHO, "its verifier ignores photos", split.title(image))
     if read < stated:
         findings.drops(WHO, "its dataset class reads fewer instances than there are rows", split.source, stated - read)
-    return Consumer(name, f"{photos} of {len(split.images)} photos and {read} of {stated} instances read")
+    return Consumer(
+        name, f"{photos} of {count(len(split.images), 'photo')} and {read} of {count(stated, 'instance')} read"
+    )
 
 
 def _shadow(split: YoloSplit, images: Sequence[Path], folder: Path) -> dict[str, Path]:

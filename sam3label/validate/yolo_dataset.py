@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sam3label.core.text import count
 from sam3label.core.whole_folder import read_marker
 from sam3label.export.photos import image_name
 from sam3label.validate import yolo, yolo_data
@@ -29,7 +30,7 @@ def validate_yolo(path: Path, run: Run | None) -> Report | None:
     tasks = sum((one.tasks for one in checked), Counter[str]())
     task = _task(path, tasks)
     if tasks["detect"] and task != "detect":
-        what = f"{tasks['detect']} photos have box rows in a {task} dataset: training stops"
+        what = f"box rows in a {task} dataset, of {count(tasks['detect'], 'photo')}: training stops"
         findings.drops(WHO, what, str(path))
     consumers = [yolo.consume(s, task, c.facts, findings) for s, c in zip(parts, checked, strict=True)]
     _check_together(path, parts, splits, findings)

@@ -165,8 +165,32 @@ def test_doctor_fits_one_screen_and_names_what_is_missing() -> None:
     for what in ("Python", "torch", "device", "memory", "demo checkpoint", "checkpoint", "OpenCV", "review"):
         assert what in output, what
     assert "unavailable" in output
-    assert code == 0, "what only the full model needs is advice, not a failure"
+    assert code == 1, "the checkpoint that was asked for is needed"
     assert len(output.splitlines()) < 60
+    assert invoke("doctor", "--model", "demo")[0] == 0, "what only reviews need is advice, not a failure"
+
+
+def test_the_doctor_says_when_reviews_have_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import PathDistribution
+
+    from sam3label.model import doctor
+
+    monkeypatch.setattr(doctor, "DATABASE_MS", 200)
+    monkeypatch.setenv("FIFTYONE_DATABASE_URI", "mongodb://127.0.0.1:9")
+
+    def advice() -> str:
+        return next(check.advice for check in doctor.examine("demo") if check.what == "review in FiftyOne")
+
+    said = advice()
+    assert said.startswith("the database at mongodb://127.0.0.1:9 does not answer, so reviews cannot start: ")
+    monkeypatch.delenv("FIFTYONE_DATABASE_URI")
+    monkeypatch.setenv("FIFTYONE_CONFIG_PATH", str(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text('{"database_uri": "mongodb://127.0.0.1:10"}')
+    assert "mongodb://127.0.0.1:10 does not answer" in advice()
+    (tmp_path / "config.json").unlink()
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "distribution", lambda _: PathDistribution(tmp_path / "fiftyone_db.dist-info"))
+    assert "it has no database (MongoDB), so reviews cannot start" in advice()
 
 
 def test_a_file_name_cannot_fake_a_line_of_its_own(tmp_path: Path) -> None:

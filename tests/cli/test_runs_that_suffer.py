@@ -266,18 +266,18 @@ def test_damage_inside_is_a_sentence_or_an_answer_from_every_verb(
 
 def test_check_and_repair_say_what_is_lost_and_save_the_rest(run: Path, tmp_path: Path) -> None:
     code, output = invoke("check", run)
-    assert (code, output) == (0, "Sound: 6 units, 1 corrections, all photos as they were labelled.\n")
+    assert (code, output) == (0, "Sound: 6 units, 1 correction, all photos as they were labelled.\n")
     with sqlite3.connect(run / DATABASE) as db:
         db.execute("UPDATE candidates SET counts = x'' WHERE unit_id = 2")
     db.close()
     code, output = invoke("check", run)
     assert code == 3
     assert "cannot be read or is wrong: 1.png" in output
-    assert f"5 units and 1 corrections are whole: sam3label check {run} --repair NEWRUN" in output
+    assert f"5 units and 1 correction can be saved: sam3label check {run} --repair NEWRUN" in output
     saved = tmp_path / "saved"
     code, output = invoke("check", run, "--repair", saved)
     assert code == 0
-    assert f"Saved into {saved}: 1 corrections, 5 units" in output
+    assert f"Saved into {saved}: 1 correction, 5 units" in output
     assert invoke("check", saved)[0] == 0
     code, output = invoke("check", run, "--repair", saved)
     assert code == 1 and "holds a run already" in output

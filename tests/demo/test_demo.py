@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,20 @@ def test_the_checkpoint_is_small_and_comes_with_a_card() -> None:
     folder = resolve("demo").folder
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
     assert "held-out" in (folder / "README.md").read_text().lower()
+
+
+def test_what_the_demo_tells_to_type_works_as_typed_where_it_was_run(made: tuple[Path, str]) -> None:
+    out, screen = made
+    after = screen.partition("Next, other words on the same photos:\n")[2].splitlines()
+    nowhere = {"PATH": "/usr/bin:/bin", "HOME": str(out), "HF_HUB_OFFLINE": "1"}  # the program is not on the PATH
+    done = subprocess.run(after[0], shell=True, env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 0, (after[0], done.stderr)
+    with open_run(out / "yellow") as run:
+        assert len(run) == 8 and run.concepts.names == ("yellow shape",)
+    # what it says to do next can be typed too, as can the real commands, but for the names in capitals
+    following = next(line for line in done.stdout.splitlines() if line.startswith("Next: "))
+    commands = [following.removeprefix("Next: "), *(line.strip() for line in after if line.startswith("  "))]
+    for command in commands:
+        program, verb = shlex.split(command)[:2]
+        assert Path(program).is_file() and verb in ("export", "run", "init"), command
+    assert "--split train=0.8,val=0.2" in commands[-1]

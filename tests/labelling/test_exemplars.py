@@ -180,7 +180,7 @@ def test_labels_of_photos_that_are_not_there_are_a_note_as_long_as_some_are(tmp_
     write_coco(tmp_path / "p.json")
     concepts = listed(HELMET % "{labels: p.json}", tmp_path)
     (examples,) = read_examples(concepts, [MediaItem("a.jpg", "")])
-    assert examples.notes == (f"{tmp_path}/p.json has labels of 1 images that are not among the photos: sub/b.jpg",)
+    assert examples.notes == (f"{tmp_path}/p.json has labels of 1 image not among the photos: sub/b.jpg",)
     with pytest.raises(
         InputError, match=r"p.json: its labels are of a.jpg, sub/b.jpg, and none of these is among the photo"
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.builders import SIZE_HW, candidate, concepts, phrase_prompts, recta
 from typer.testing import CliRunner
 
 from sam3label.annotations.truth import read_truth
+from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
 from sam3label.concepts.starter import starter
 from sam3label.core import masks, outlines
@@ -292,6 +294,27 @@ def test_the_users_own_file_keeps_its_comments_and_defaults(
     assert (tmp_path / "newer.yaml").read_text().count("# Thresholds calibrated by") == 1
 
 
+def test_without_a_list_the_one_the_run_was_labelled_with_is_edited(
+    small_set: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its text is not in the run; the file is where it was, or the list is written out as it is known."""
+    run, truth = tmp_path / "run", small_set[1]
+    shutil.copytree(small_set[0], run)
+    own = tmp_path / "own.yaml"
+    own.write_text(OWN_LISTS["block"])
+    with open_run(run) as opened:
+        opened.keep_note("info", {**opened.info, "concept_file": str(own)})
+    call = [app, ["calibrate", str(run), "--gt", str(truth), "-o", str(tmp_path / "new.yaml")]]
+    assert CliRunner().invoke(*call).exit_code == 0
+    first = (tmp_path / "new.yaml").read_text()
+    assert all(line.partition("#")[2] in first for line in OWN_LISTS["block"].splitlines())
+    own.unlink()
+    assert CliRunner().invoke(*call).exit_code == 0
+    again = load_concepts(tmp_path / "new.yaml")
+    assert again == parse_concepts(first, folder=tmp_path)
+    assert (tmp_path / "new.yaml").read_text() != first
+
+
 def test_the_starter_and_a_bare_list_are_edited_too(small_set: tuple[Path, Path], tmp_path: Path) -> None:
     for text in (starter(["circle", "square", "triangle"]), "[circle, square, triangle]  # bare\n"):
         (tmp_path / "own.yaml").write_text(text)
@@ -402,8 +425,6 @@ def test_no_candidates_at_all(tmp_path: Path) -> None:
 
 
 def invoke(arguments: list[str]) -> Result:
-    from sam3label.cli import app
-
     return CliRunner().invoke(app, arguments)
 
 

@@ -18,6 +18,7 @@ from support.reviewing import bar, candidate, disc, make_run, photo, point_fifty
 from typer.testing import CliRunner, Result
 
 from sam3label.cli import app
+from sam3label.cli.tables import program
 from sam3label.core import masks
 from sam3label.core.records import Correction, Hint, LabeledImage, MediaItem, Rle, UnitResult
 from sam3label.errors import InputError, StoreError
@@ -653,13 +654,13 @@ def test_the_folder_needs_no_fiftyone(run: Path, tmp_path: Path) -> None:
 
 def test_commands(fo: Any, run: Path, name: str) -> None:
     pushed = invoke("push", run, "--dataset", name)
-    assert pushed.stdout == f"{name}: 5 added, 0 already there\nNext: sam3label review open {run}\n"
+    assert pushed.stdout == f"{name}: 5 added, 0 already there\nNext: {program()} review open {run}\n"
     assert "pushing: 0 of 5 photos and videos" in pushed.stderr
     s = sample(fo.load_dataset(name), "sub/0.png")
     s.ground_truth.detections[0].label = "bar"
     s.review_status = "reviewed"
     s.save()
-    then = f"Next: sam3label export {run} --format coco -o DATASET\n"
+    then = f"Next: {program()} export {run} --format coco -o DATASET\n"
     assert invoke("pull", run, "--who", "anna").output == f"{name}: 2 approved, 1 relabelled, 1 reviewed\n{then}"
     assert invoke("pull", run).output == f"{name}: nothing new\n{then}"
     summary = invoke("summary", run).output

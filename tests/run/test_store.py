@@ -102,7 +102,7 @@ def test_other_settings_are_refused_by_name_and_fresh_starts_over(tmp_path: Path
 def test_fresh_never_throws_corrections_away(tmp_path: Path) -> None:
     with open_writer(tmp_path) as store:
         store.add_corrections([Correction("a.jpg", 0, "deleted", "1")])
-    with pytest.raises(StoreError, match="holds 1 corrections made by people.*-o"):
+    with pytest.raises(StoreError, match="holds 1 correction made by people.*-o"):
         Store.writer(tmp_path, PROMPTS, FINGERPRINT, fresh=True)
     with Store.open(tmp_path) as store:
         assert len(store.corrections()) == 1

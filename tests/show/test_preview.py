@@ -136,7 +136,7 @@ def test_videos_are_counted_and_left_out(tiny_checkpoint: Path, tmp_path: Path) 
     (tmp_path / "clip").mkdir()
     for n in range(8):
         Image.fromarray(make_scene(n, (60, 80)).image).save(tmp_path / "clip" / f"{n:05d}.jpg")
-    with pytest.raises(InputError, match="there are 1 videos .* and no photos. A preview shows photos"):
+    with pytest.raises(InputError, match="there is 1 video .* and no photos. A preview shows photos"):
         preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
     Image.fromarray(make_scene(0, (60, 80)).image).save(tmp_path / "photo.jpg")
     made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
@@ -165,7 +165,7 @@ def test_command_line(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> No
     given = ["-c", str(tmp_path / "c.yaml"), "-n", "4", "-o", str(out), "--model", str(tiny_checkpoint)]
     done = invoke(["preview", str(photos), *given, "--workers", "0", "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert "4 of 500 images labelled" in done.output
+    assert "4 images labelled, a sample of 500; " in done.output
     assert re.search(r"images/s; all 500 images: about \d:\d\d:\d\d \(h:mm:ss\)", done.output)
     assert "GB of memory" in done.output and "on disk" in done.output
     assert (out / "contact.png").is_file() and (out / "report.html").is_file()
