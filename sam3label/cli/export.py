@@ -164,12 +164,10 @@ def export_shown(
 ) -> None:
     """Export in one format after the other, show how far each is, and print what it came to.
 
-    One format goes into OUT, several into OUT/FORMAT; without OUT, all into RUN/exports/FORMAT. Leaves with 3 where a
-    dataset has not one image.
+    One format goes into OUT, several into OUT/FORMAT; without OUT, all into RUN/exports/FORMAT.
     """
     wanted, total = list(dict.fromkeys(formats)), len(opened)
     displays: list[Display] = []
-    empty = False
 
     def tell(name: str, done: int) -> None:
         displays[-1].step(f"exporting {name}", done, total, "images")
@@ -183,11 +181,8 @@ def export_shown(
         with progress_display(quiet, f"exporting {name} ...") as display:
             displays.append(display)
             summary = next(summaries)
-        empty = empty or not summary.images
         if not quiet:
             print_export(summary)
-    if empty:
-        raise typer.Exit(3)
 
 
 def print_export(summary: Summary) -> None:
@@ -224,8 +219,6 @@ def _most_first(summary: Summary) -> list[tuple[int, str]]:
 
 
 def _remarks(summary: Summary) -> Iterator[str]:
-    if not summary.images:
-        yield "Not one image is in it: no trainer reads that. sam3label status RUN says what the run holds."
     if summary.polygon_iou:
         mean, lowest = summary.polygon_iou
         yield f"Polygons against their masks: IoU {mean:.4f} on average, {lowest:.4f} at worst."

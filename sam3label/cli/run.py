@@ -264,7 +264,8 @@ def finish(labelled: LabeledRun, *, stopped: bool, formats: list[str], split: st
             f"Stopped. Everything labelled so far is in {labelled.folder}: the same command continues.", err=True
         )
         raise typer.Exit(130)
-    export_shown(labelled, formats, quiet=quiet, split=split)
+    if summary.progress.done + summary.already_done:
+        export_shown(labelled, formats, quiet=quiet, split=split)
     if summary.failures:
         raise typer.Exit(3)
 

@@ -51,7 +51,7 @@ def test_where_nothing_could_be_read_nothing_else_is_said(tmp_path: Path, tiny_c
     (tmp_path / "photos" / "b.jpg").write_bytes(b"")
     common = (tmp_path / "photos", "-p", "cat", "--model", tiny_checkpoint, "--workers", 0)
     for out, verb in ((tmp_path / "run", "run"), (tmp_path / "preview", "preview")):
-        code, output = invoke(verb, *common, "-o", out)
+        code, output = invoke(verb, *common, "-o", out, *(("--export", "yolo") if verb == "run" else ()))
         assert code == 3, output
         assert "a.jpg: not an image" in output and "b.jpg: empty file" in output
         assert "Not one file could be read, so nothing was asked. Look at the reasons above." in output
@@ -65,7 +65,7 @@ def test_a_dataset_without_an_image_is_no_success(tmp_path: Path, tiny_checkpoin
     assert invoke("run", tmp_path / "a.png", "-p", "cat", *common)[0] == 0
     nothing = ("--min-score", 0.9999, "--no-empty")
     code, output = invoke("export", tmp_path / "run", "-f", "coco", "-o", tmp_path / "coco", *nothing)
-    assert code == 3 and "Not one image is in it" in output
+    assert code == 1 and "there is nothing to export: no image passes what was chosen" in output
 
 
 def test_short_help_of_every_verb_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
