@@ -27,6 +27,7 @@ from sam3label.errors import ConfigError
 from sam3label.labelling.growing import Plan, pace_of, plan
 from sam3label.labelling.identity import Comparison, broken, compare
 from sam3label.labelling.options import DEFAULTS, LabelOptions
+from sam3label.labelling.photos import batches_of
 from sam3label.labelling.progress import JobTally, Progress, RunSummary
 from sam3label.labelling.questions import guides_of
 from sam3label.labelling.run_folder import refuse_unfit
@@ -103,8 +104,6 @@ def _label(
             nothing = JobTally(concepts, 0, before=len(before.done)).snapshot()
             on_progress(nothing)
             return before.summary(known, nothing, found, interrupted=False)
-        from sam3label.labelling.photos import batches_of  # with torch, of which a job with nothing to do has no need
-
         on_message(f"loading the model {options.model} ...")
         waiting = before.pending(found.items, only)
         pending = waiting[: options.limit]

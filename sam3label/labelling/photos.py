@@ -19,7 +19,6 @@ from sam3label.errors import InputError
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide, Question
-from sam3label.media import loader
 from sam3label.media.image import read_photo
 from sam3label.media.memory import megapixels_that_fit
 from sam3label.media.stamps import stamp_of
@@ -55,6 +54,8 @@ def label_photos(
     guide: Guide, batches: Sequence[PhotoBatch], options: LabelOptions, tally: JobTally, stopped: Callable[[], bool]
 ) -> Iterator[list[UnitResult]]:
     """Label photos batch by batch, until `stopped` says so. Adds to the tally where the time went."""
+    from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
+
     detector = guide.detector
     pending = [item for batch in batches for item in batch.items]
     workers = loader.default_workers(len(pending)) if options.workers is None else options.workers
@@ -107,6 +108,8 @@ def label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float
 
 def _stamp_of_broken(entry: Undecodable) -> Stamp | None:
     """Return the stamp of a file that cannot be decoded as it is. None where another try may go better."""
+    from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
+
     try:
         return stamp_of(entry.item) if loader.is_lasting(entry.reason) else None
     except OSError:
