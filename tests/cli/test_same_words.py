@@ -42,7 +42,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "review summary": (face.open_run, RUN.review_summary),
     "review write": (face.open_run, RUN.review_write),
 }
-FOR_THE_EYE = {"--quiet", "--json", "--help"}  # what is printed, and where else
+FOR_THE_EYE = {"--quiet", "--json", "--watch", "--help"}  # what is printed, where else, and how often
 A_METHOD = {("run", "--export"), ("masks", "--export"), ("demo", "--videos"), ("demo", "--verify")}  # in Python
 SHORT_FOR_OTHERS = {("run", "--gpus"), ("review pull", "--yes")}  # --ray local --replicas N; the answer to a question
 OTHER_WORDS = {
