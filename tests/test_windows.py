@@ -18,7 +18,7 @@ import torch.utils.data, torchvision, transformers, rich.console, typer, yaml, r
 import transformers.models.sam3.modeling_sam3, transformers.models.sam3_video.modeling_sam3_video
 for name in ("fcntl", "resource", "termios", "pwd", "grp"):
     sys.modules[name] = None
-for name in ("sysconf", "statvfs", "sched_getaffinity", "geteuid", "getuid", "fork", "uname"):
+for name in ("sysconf", "sched_getaffinity", "geteuid", "getuid", "fork", "uname"):
     if hasattr(os, name):
         delattr(os, name)
 import sam3label
@@ -29,6 +29,7 @@ from sam3label.media import discovery, loader
 from sam3label.model import doctor
 from sam3label.show import preview
 assert "size unknown" in next(check.found for check in doctor.examine("demo") if check.what == "memory")
+del os.statvfs  # which shutil needs here, and not there
 assert loader._free_shared_memory() > 1 << 60 and loader.default_workers(9) >= 1
 assert preview._peak_memory() == (0, "memory")
 here, os.path, os.sep = os.path, ntpath, chr(92)  # ids have forward slashes where paths have others
