@@ -184,9 +184,13 @@ def truncated(path: Path) -> None:
 
 
 def zeroed_page(path: Path) -> None:
+    """The first page of what the model saw, wherever the schema has put it."""
+    db = sqlite3.connect(path)
+    (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'candidates'").fetchone()
+    (size,) = db.execute("PRAGMA page_size").fetchone()
+    db.close()
     data = bytearray(path.read_bytes())
-    middle = len(data) // 2 // 4096 * 4096
-    data[middle : middle + 4096] = bytes(4096)
+    data[(page - 1) * size : page * size] = bytes(size)
     path.write_bytes(data)
 
 
