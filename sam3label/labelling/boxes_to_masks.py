@@ -42,7 +42,7 @@ from sam3label.core.records import (
 )
 from sam3label.core.text import count
 from sam3label.errors import InputError
-from sam3label.labelling.job import Standing
+from sam3label.labelling.job import Standing, extent_of
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import JobTally, Progress, RunSummary, labels_in
 from sam3label.labelling.run_folder import refuse_unfit
@@ -126,7 +126,7 @@ def mask_boxes(
     with ExitStack() as held:
         goes_on = not options.fresh and (Path(out) / DATABASE).exists()
         known = held.enter_context(Store.resume(out)) if goes_on else None
-        before = Standing.of(known, job.concepts, wanted, items, on_message)
+        before = Standing.of(known, job.concepts, wanted, items, options, on_message)
         notes = _notes(job, known, options)
         if known is not None and before.is_complete and known.meta("settings") == _settings(options):
             before.note(known, notes)
@@ -145,7 +145,7 @@ def mask_boxes(
             Store.writer(out, wanted.prompts, fingerprint, notes=notes, fresh=options.fresh)
         )
         store.begin(wanted.prompts, notes)
-        before.note(store, {})
+        before.note(store, extent_of(store, items, 0))
         tally = JobTally(job.concepts, len(pending), before=len(before.done) - before.reopened)
         on_progress(tally.snapshot())
         with Writer(store) as writer:

@@ -100,7 +100,7 @@ def _label(
         before = Standing.of(known, concepts, wanted, found.items, options, on_message)
         if known is not None and before.is_complete and known.meta("settings") == options.settings:
             notes = _notes(known, concepts, options, sources, wanted.guides)
-            before.note(known, notes | _extent(known, found.items, 0))
+            before.note(known, notes | extent_of(known, found.items, 0))
             nothing = JobTally(concepts, 0, before=len(before.done)).snapshot()
             on_progress(nothing)
             return before.summary(known, nothing, found, interrupted=False)
@@ -122,7 +122,7 @@ def _label(
         log.open()
         lengths = {i.id: frames_to_label(store, wanted, [i], options) for i in waiting if i.kind == "video"}
         to_come = sum(frames for id_, frames in lengths.items() if id_ not in before.done)
-        before.note(store, _extent(store, found.items, to_come))
+        before.note(store, extent_of(store, found.items, to_come))
         videos = [item for item in pending if item.kind == "video"]
         frames = sum(lengths[item.id] for item in videos)
         tally = JobTally(concepts, len(pending), len(videos), frames, len(before.done) - before.reopened)
@@ -152,7 +152,7 @@ def _label(
         return before.summary(store, progress, found, interrupted=finished < len(pending))
 
 
-def _extent(store: Store, items: Sequence[MediaItem], frames_to_come: int) -> dict[str, Any]:
+def extent_of(store: Store, items: Sequence[MediaItem], frames_to_come: int) -> dict[str, Any]:
     """Return how much the run will hold once all of it is labelled, for those who ask how far it is."""
     kinds = Counter(({i.id: i.kind for i, _ in store.items()} | {i.id: i.kind for i in items}).values())
     frames = frames_to_come
