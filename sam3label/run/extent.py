@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from sam3label.core.text import count
 from sam3label.run.store import Unit
@@ -59,6 +59,9 @@ class Extent:
         return self.images_done + self.images_failed == self.images and self.videos_done + self.videos_failed == (
             self.videos
         )
+
+    def __add__(self, other: Extent) -> Extent:
+        return Extent(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         """Return it as people say it: "16 of 400 images, 1 of 3 videos (120 of 540 frames) labelled, 2 failed"."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from sam3label.core.records import Candidate, ConceptList, Correction, Processor, Stamp, Verdict
 from sam3label.core.text import one_line
 from sam3label.errors import StoreError
+from sam3label.run.extent import Extent
 from sam3label.run.reader import Coverage, Run
 from sam3label.run.store import Totals, Unit
 
@@ -66,6 +67,14 @@ class JoinedRun(Run):
     @property
     def is_writable(self) -> bool:
         return all(part.is_writable for part in self._parts)
+
+    @property
+    def is_growing(self) -> bool | None:
+        each = [part.is_growing for part in self._parts]
+        return True if True in each else None if None in each else False
+
+    def extent(self) -> Extent:
+        return sum((part.extent() for part in self._parts[1:]), self._parts[0].extent())
 
     def totals(self) -> Totals:
         totals = [part.totals() for part in self._parts]

@@ -15,7 +15,7 @@ import sam3label
 from sam3label.cli import app
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
 from sam3label.core.records import MediaItem, UnitResult
-from sam3label.core.stamps import stamp_of
+from sam3label.media.stamps import stamp_of
 from sam3label.run.store import Store
 
 PACKAGE = Path(sam3label.__file__).parent

@@ -55,3 +55,8 @@ def test_an_extent_counts_what_is_done_of_what_there_is(
 ) -> None:
     extent = Extent.of(units, found)
     assert (str(extent), extent.is_complete) == (said, complete)
+
+
+def test_extents_of_runs_that_are_read_as_one_add_up() -> None:
+    whole = Extent.of(UNITS[:3], {"images": 5}) + Extent.of(UNITS[3:5], None)
+    assert str(whole) == "2 of 5 images, 1 video (120 frames) labelled, 1 failed"
