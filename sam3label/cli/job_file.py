@@ -58,7 +58,7 @@ def photos_or_job(context: typer.Context, photos: list[str]) -> list[str]:
 
 
 def concepts_of(
-    context: typer.Context, path: Path | None, ontology: str | None, phrases: Sequence[str], settings: Sequence[str]
+    context: typer.Context, path: str | None, ontology: str | None, phrases: Sequence[str], settings: Sequence[str]
 ) -> ConceptList:
     """Return what to look for: as the command line says, else as its job file does. Raises `ConfigError`."""
     from sam3label.face import Concepts
@@ -114,7 +114,7 @@ def read_job(path: Path, context: typer.Context) -> Job:
         raise ConfigError("\n".join(map(str, problems)))
     inline = None
     if concepts is not None and isinstance(concepts.value, str):
-        options["concepts"] = path.parent / concepts.value
+        options["concepts"] = concepts.value if "://" in concepts.value else str(path.parent / concepts.value)
     elif concepts is not None:
         inline = _plain(concepts)
     for name in ("out", "model"):

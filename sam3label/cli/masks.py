@@ -19,6 +19,7 @@ from sam3label.cli.options import (
     Revision,
     Split,
     Workers,
+    file_names,
     format_names,
     images_together,
 )
@@ -39,10 +40,11 @@ def masks(
         ),
     ],
     photos: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--photos",
             metavar="FOLDER",
+            autocompletion=file_names,
             help="Look for the photos here. By default they are where their dataset usually has them.",
             rich_help_panel=INPUT,
         ),
