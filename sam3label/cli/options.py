@@ -136,6 +136,15 @@ Revision = Annotated[
 Device = Annotated[
     str, typer.Option(help="Compute on this device: auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=SPEED)
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Show the model images of this side instead of the checkpoint's own (1008 for SAM 3).",
+        rich_help_panel=MODEL,
+    ),
+]
 BatchSize = Annotated[
     str,
     typer.Option(

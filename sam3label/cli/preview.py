@@ -14,6 +14,7 @@ from sam3label.cli.options import (
     BatchSize,
     ConceptFile,
     Device,
+    ImageSize,
     MaxMegapixels,
     Model,
     Ontology,
@@ -34,7 +35,7 @@ from sam3label.core.text import count, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sam3label.show.preview import Preview
+    from sam3label.show.preview import Preview, WithTiles
 
 
 def preview(
@@ -50,6 +51,7 @@ def preview(
     ] = Path("preview"),
     model: Model = "facebook/sam3",
     revision: Revision = None,
+    image_size: ImageSize = None,
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     workers: Workers = None,
@@ -62,14 +64,15 @@ def preview(
         from sam3label import face
 
         made = face.preview(
-            photos, concept_list, out, n, model=model, revision=revision, device=device, workers=workers, video=video,
-            batch_size=images_together(batch_size), max_megapixels=max_megapixels, on_progress=display.job,
-            on_message=display.say,
+            photos, concept_list, out, n, model=model, revision=revision, image_size=image_size, device=device,
+            workers=workers, video=video, batch_size=images_together(batch_size), max_megapixels=max_megapixels,
+            on_progress=display.job, on_message=display.say,
         )  # fmt: skip
     _print_preview(console(), made)
     if made.labelled:
         given = [*photos, *(["-c", str(concepts)] if concepts else []), *(f"-p={phrase}" for phrase in phrases or [])]
         named = [] if model == "facebook/sam3" else ["--model", model]
+        named += [] if image_size is None else ["--image-size", str(image_size)]
         typer.echo(
             f"Next, going on from these labels: {program()} run {shlex.join([*given, *named, '-o', str(out / 'run')])}"
         )
@@ -99,6 +102,7 @@ def _print_preview(console: Console, made: Preview) -> None:
         f"{made.memory / 2**30:.1f} GB of {made.memory_kind}, {_size(made.disk)} on disk",
         *([_on_all(made)] if made.gpus > 1 else []),
         *([f"Not part of this preview: {count(made.videos, 'video')}."] if made.videos else []),
+        *([_tiles_line(made.tiles)] if made.tiles else []),
         *made.messages,
         *([f"Exemplars as they are used: {made.exemplars}"] if made.exemplars else []),
         f"Sheet: {made.sheet}",
@@ -110,6 +114,14 @@ def _print_preview(console: Console, made: Preview) -> None:
 def _on_all(made: Preview) -> str:
     whole = datetime.timedelta(seconds=round(made.seconds / made.gpus))
     return f"This was one of {made.gpus} GPUs: with sam3label run --gpus all about {whole}, if decoding keeps up."
+
+
+def _tiles_line(tiles: WithTiles) -> str:
+    (plain, tiled), (before, after) = tiles.objects, tiles.seconds
+    return (
+        f"With tiles {tiled} objects instead of {plain}, in {after:.2g} s an image instead of {before:.2g} s "
+        f"({after / max(before, 1e-9):.1f} times). Side by side: {tiles.sheet}"
+    )
 
 
 def _size(n_bytes: int) -> str:

@@ -23,6 +23,7 @@ from sam3label.cli.options import (
     BatchSize,
     ConceptFile,
     Device,
+    ImageSize,
     MaxMegapixels,
     Model,
     Ontology,
@@ -39,7 +40,7 @@ from sam3label.cli.options import (
     workers_asked,
 )
 from sam3label.cli.progress import Display, done_line, progress_display
-from sam3label.cli.tables import console, full_answers, program
+from sam3label.cli.tables import console, full_answers, near_copies, program
 from sam3label.core.text import count, one_line
 from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
@@ -98,6 +99,7 @@ def run(
             rich_help_panel=MODEL,
         ),
     ] = "official",
+    image_size: ImageSize = None,
     floor: Annotated[
         float,
         typer.Option(
@@ -162,6 +164,16 @@ def run(
     ] = None,
     workers: Workers = None,
     max_megapixels: MaxMegapixels = None,
+    skip_similar: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="DISTANCE",
+            help="Leave out photos and sampled frames whose features are nearer than this to those of one labelled "
+            "shortly before. 0 is the same picture; 0.02 leaves out frames that hardly differ.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -241,7 +253,7 @@ def run(
         labelled = face.label(
             photos, concept_list, out, on_progress=display.job, on_message=display.say, stop=stop,
             model=model, revision=revision, device=device, ray=ray, replicas=replicas, dtype=dtype,
-            prompt_style=prompt_style, floor=floor,
+            prompt_style=prompt_style, image_size=image_size, skip_similar=skip_similar, floor=floor,
             batch_size=images_together(batch_size), vram=vram, compile=compile, workers=workers, limit=limit,
             shard=shard, max_megapixels=max_megapixels, fresh=fresh, retry_failed=retry_failed,
             follow_links=follow_links,
@@ -310,7 +322,7 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
         table.add_row(name, str(objects), str(progress.objects.get(name, 0)))
     table.add_row("all", str(sum(counts.values())), str(sum(progress.objects.values())), style="bold")
     screen.print(table)
-    for line in (*_remarks(summary, out, sum(counts.values())), *full_answers(labelled)):
+    for line in (*_remarks(summary, out, sum(counts.values())), *full_answers(labelled), *near_copies(labelled)):
         screen.print(line, soft_wrap=True)
     screen.print(f"Run: {out}", soft_wrap=True)
     if next_step and progress.done + summary.already_done:

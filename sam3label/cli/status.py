@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sam3label.cli.options import OUTPUT, RunFolders
-from sam3label.cli.tables import console, full_answers
+from sam3label.cli.tables import console, full_answers, near_copies
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def show(run: Sequence[Path], screen: Console) -> bool:
         for class_name, (objects, images) in labelled.count_objects().items():
             table.add_row(class_name, str(objects), str(images))
         screen.print(table)
-        for line in (*_coverage(labelled.coverage()), *full_answers(labelled)):
+        for line in (*_coverage(labelled.coverage()), *full_answers(labelled), *near_copies(labelled)):
             screen.print(line, soft_wrap=True)
         for trust in labelled.trust().values():
             screen.print(trust.sentence())
@@ -108,7 +108,9 @@ def _made_by(labelled: Run, running: bool | None) -> Iterator[str]:
 
 
 def _coverage(coverage: Coverage) -> Iterator[str]:
-    """Which prompts were put to how much of the run, where that is not all of them to all of it."""
+    """Say which prompts were put to how much of the run."""
+    if coverage.units and not coverage.waiting:
+        yield f"{count(len(coverage.asked), 'prompt')} of the list, each asked of all {count(coverage.units, 'image')}"
     for key, asked in coverage.asked.items():
         if asked < coverage.units:
             yield f"{one_line(key)}: asked of {asked:,} of {count(coverage.units, 'image')}"
@@ -158,6 +160,7 @@ def as_json(labelled: Run) -> dict[str, Any]:
         },
         "asked": {**coverage.asked},
         "waiting": list(coverage.waiting),
+        "near_copies": len(labelled.near_copies()),
         "failures": [{"id": item_id, "reason": reason} for item_id, reason in labelled.failures()],
         **{
             key: info.get(key) for key in ("model", "checkpoint", "version", "created", "sources", "options", "command")

@@ -38,10 +38,30 @@ def full_answers(run: Run) -> Iterator[str]:
     """Say where the model gave nearly all the answers that it can give, and what to do about it."""
     if full := run.full():
         item_id, _, phrase = full[0]
+        tiled = all(run.is_tiled(key) for _, _, key in full)
+        advice = (
+            "smaller tiles or a larger --image-size see more"
+            if tiled
+            else "tile: auto in the concept list looks at them in parts"
+        )
         yield (
             f"{count(len(full), 'image and phrase', 'images and phrases')} with nearly all the answers that the model "
             f"can give, so there may be more objects ({one_line(phrase)!r} in {one_line(item_id)}"
-            f"{', ...' if len(full) > 1 else ''}): tile: auto in the concept list looks at them in parts"
+            f"{', ...' if len(full) > 1 else ''}): {advice}"
+        )
+
+
+def near_copies(run: Run) -> Iterator[str]:
+    """Say which images were left out as near-copies, and how to have them labelled."""
+    if copies := run.near_copies():
+        item_id, frame, like = copies[0]
+        one, other = (
+            one_line(name) + (f" frame {number}" if number else "")
+            for name, number in ((item_id, frame), (like.item_id, like.frame))
+        )
+        yield (
+            f"{count(len(copies), 'near-copy', 'near-copies')} left out by --skip-similar ({one} is like {other}"
+            f"{', ...' if len(copies) > 1 else ''}): the same command without it labels them too"
         )
 
 

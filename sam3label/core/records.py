@@ -191,11 +191,22 @@ class Processor:
 
 
 @dataclass(frozen=True, slots=True)
+class Likeness:
+    """The labelled image, or frame of a video, that another one is a near-copy of, and how far their features are."""
+
+    item_id: str
+    frame: int
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
 class UnitResult:
     """What one unit of work (an image, or a clip of a video) came to. Written to the store in one transaction.
 
     `presence` is float32 [F, P] in the order of the run's prompts, NaN where a prompt was not asked. `last` is False
-    for units of a video after which more is to come.
+    for units of a video after which more is to come. `like` is set for an image that was left out as a near-copy of
+    another, `look` has the features that later ones are compared with, and `full` the keys of prompts whose answers ran
+    out of room in the closest views of it.
     """
 
     item: MediaItem
@@ -208,10 +219,13 @@ class UnitResult:
     last: bool = True
     stamp: Stamp | None = None  # of the file; None where it is not known
     processor: Processor | None = None  # that computed it
+    like: Likeness | None = None
+    look: bytes = b""
+    full: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.error is None and (self.size_hw is None or self.presence is None):
-            raise ValueError(f"{self.item.id} has no error, so it needs a size and presences")
+        if self.error is None and self.like is None and (self.size_hw is None or self.presence is None):
+            raise ValueError(f"{self.item.id} has no error and is like no other, so it needs a size and presences")
 
     @property
     def status(self) -> Literal["done", "failed"]:

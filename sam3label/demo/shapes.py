@@ -86,19 +86,25 @@ def matches(phrase: str, thing: Thing) -> bool:
     return bool(words) and all(word in (thing.color, thing.shape, *ANYTHING) for word in words)
 
 
-def make_scene(seed: int, size_hw: tuple[int, int] = (480, 640), objects: int | None = None) -> Scene:
-    """Draw one photo. The same seed and size give the same bytes.
+def make_scene(
+    seed: int,
+    size_hw: tuple[int, int] = (480, 640),
+    objects: int | None = None,
+    radius: tuple[float, float] = RADIUS,
+) -> Scene:
+    """Draw one photo. The same arguments give the same bytes.
 
     `objects` fixes how many are tried (0 to 8 by chance otherwise; a crowded photo may end with fewer, since no object
-    is hidden by more than 35 %). A third of the objects are distractors: they share a color or a shape with another.
+    is hidden by more than 35 %; 255 at most). A third of the objects are distractors: they share a color or a shape
+    with another. `radius` is the least and the greatest, of the photo's side; blur is as fine as the least asks for.
     """
     rng = np.random.default_rng(seed)
     count = int(rng.choice(MAX_OBJECTS + 1, p=_COUNT_ODDS)) if objects is None else objects
     things: list[Thing] = []
     for _ in range(count):
         things.append(_pick_thing(rng, things))
-    placed = place(rng, things, size_hw)
-    return _photograph(rng, _background(rng, size_hw), placed)
+    placed = place(rng, things, size_hw, radius)
+    return _photograph(rng, _background(rng, size_hw), placed, radius[0] / RADIUS[0])
 
 
 _COUNT_ODDS = np.array([3, 8, 14, 17, 17, 15, 12, 8, 6]) / 100
@@ -119,24 +125,28 @@ def _paint(rng: np.random.Generator, color: str) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def _random_pose(rng: np.random.Generator, thing: Thing, size_hw: tuple[int, int]) -> Placed:
+def _random_pose(
+    rng: np.random.Generator, thing: Thing, size_hw: tuple[int, int], radii: tuple[float, float] = RADIUS
+) -> Placed:
     height, width = size_hw
     side = math.sqrt(height * width)
-    radius = side * math.exp(rng.uniform(math.log(RADIUS[0]), math.log(RADIUS[1])))
+    radius = side * math.exp(rng.uniform(math.log(radii[0]), math.log(radii[1])))
     margin = min(0.8 * radius, 0.45 * min(height, width))
     center = (float(rng.uniform(margin, width - margin)), float(rng.uniform(margin, height - margin)))
     shade = (float(rng.normal(0, 14)), float(rng.normal(0, 14)))
     return Placed(thing, center, radius, float(rng.uniform(0, 2 * math.pi)), _paint(rng, thing.color), shade)
 
 
-def place(rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int, int]) -> list[Placed]:
+def place(
+    rng: np.random.Generator, things: Sequence[Thing], size_hw: tuple[int, int], radii: tuple[float, float]
+) -> list[Placed]:
     """Find poses, back to front, that hide no object too much; an object that fits nowhere is left out."""
     placed: list[Placed] = []
     whole: list[int] = []
     index = np.zeros(size_hw, np.uint8)
     for thing in things:
         for _ in range(10):
-            pose = _random_pose(rng, thing, size_hw)
+            pose = _random_pose(rng, thing, size_hw, radii)
             alpha = alpha_of(pose, size_hw) >= 128
             area = int(alpha.sum())
             left = np.bincount(index[~alpha], minlength=len(placed) + 1)[1:]
@@ -189,8 +199,10 @@ def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> npt.NDArr
     return ground
 
 
-def _photograph(rng: np.random.Generator, ground: npt.NDArray[np.float32], placed: Sequence[Placed]) -> Scene:
-    """Paint the objects back to front, then blur and add noise as a camera would."""
+def _photograph(
+    rng: np.random.Generator, ground: npt.NDArray[np.float32], placed: Sequence[Placed], detail: float = 1.0
+) -> Scene:
+    """Paint the objects back to front, then blur and add noise as a camera would; `detail` scales the blur."""
     size_hw = (ground.shape[0], ground.shape[1])
     index = np.zeros(size_hw, np.uint8)
     for number, pose in enumerate(placed, start=1):
@@ -198,7 +210,7 @@ def _photograph(rng: np.random.Generator, ground: npt.NDArray[np.float32], place
         _paint_over(ground, alpha, pose)
         index[alpha >= 128] = number
     side = math.sqrt(size_hw[0] * size_hw[1])
-    sigma = rng.uniform(0, 0.9) * side / 128
+    sigma = rng.uniform(0, 0.9) * detail * side / 128
     if sigma > 0.3:
         ground = cv2.GaussianBlur(ground, (0, 0), sigma)
     noise = rng.uniform(0, 9) * rng.standard_normal(ground.shape, np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam3label.core.records import MediaItem, exemplar_class
+from sam3label.core.records import MediaItem, Prompt, exemplar_class
 from sam3label.core.text import count, one_line
 from sam3label.labelling.progress import Progress
 from sam3label.run.asked import Wanted
@@ -20,20 +20,25 @@ _FEWEST = 8  # photos from which a pace is worth keeping
 class Plan:
     """What is to be asked, by item id: keys of prompts. Items that have answered everything are not in it.
 
-    `grown` counts, by key, the items that were labelled before; `kept` are the prompts that all of them have answered.
+    `grown` counts, by key, the items that were labelled before; `kept` are the prompts that all of them have answered;
+    `retiled` are phrases that they have answered in other tiles, or without.
     """
 
     asked: Mapping[str, frozenset[str]]
     grown: Mapping[str, int]
     kept: int
+    retiled: frozenset[str] = frozenset()
 
     def sentences(self, total: int, pace: Mapping[str, float]) -> list[str]:
         """Return what a user should read before a list that has grown is asked. `total` is the length of the list."""
         if not self.grown:
             return []
-        words = [repr(key) for key in self.grown if exemplar_class(key) is None]
+        phrases = [key for key in self.grown if exemplar_class(key) is None]
+        words = [repr(key) for key in phrases]
+        again = sum(key in self.retiled for key in phrases)
         classes = {name for key in self.grown if (name := exemplar_class(key)) is not None}
-        what = [count(len(words), "new phrase")] if words else []
+        what = [count(len(words) - again, "new phrase")] if len(words) > again else []
+        what += [f"{count(again, 'phrase')} in other tiles"] if again else []
         what += [f"new exemplars of {', '.join(map(one_line, sorted(classes)))}"] if classes else []
         listed = f" ({', '.join(words[:5])}{', ...' if len(words) > 5 else ''})" if words else ""
         images, kept = count(max(self.grown.values()), "image"), count(self.kept, "prompt")
@@ -53,10 +58,12 @@ def plan(
     items: Sequence[MediaItem],
     replaced: Collection[str] = (),
     broken: Collection[str] = (),
+    left_out: Collection[tuple[str, int]] = (),
 ) -> Plan:
     """Compare what the run's units were asked with what is wanted. A video counts once, however many clips it has.
 
-    `replaced` are asked everything; `broken` only what their units before the break have not been asked.
+    `replaced` are asked everything; `broken` only what their units before the break have not been asked. `left_out` are
+    the near-copies (item id, frame) that are to stay left out; others of the run are asked everything.
     """
     everything = frozenset(prompt.key for prompt in wanted.prompts)
     here = {item.id for item in items}
@@ -72,11 +79,23 @@ def plan(
     grown = Counter(key for item_id in sorted(known) for key in asked[item_id])
     todo = {item.id: asked[item.id] if item.id in whole else everything for item in items}
     todo |= dict.fromkeys(broken - asked.keys(), frozenset())
+    kept_out = {item_id for item_id, _ in left_out}
+    for item_id, frame, _ in store.skipped():
+        if item_id in todo and (item_id, frame) not in left_out:
+            todo[item_id] = everything
+    photos = {item.id for item in items if item.kind == "image" and item.id in kept_out and item.id not in known}
+    todo = {item_id: keys for item_id, keys in todo.items() if item_id not in photos}
     return Plan(
         {item_id: keys for item_id, keys in todo.items() if keys},
         {prompt.key: grown[prompt.key] for prompt in wanted.prompts if grown[prompt.key]},
         sum(not grown[key] for key in everything) if known else 0,
+        frozenset(p.key for p in wanted.prompts if p.source == "phrase" and _is_retiled(store, p)),
     )
+
+
+def _is_retiled(store: Store, prompt: Prompt) -> bool:
+    before = [known for known in store.prompts if known.key == prompt.key]
+    return bool(before) and all(known.identity != prompt.identity for known in before)
 
 
 def pace_of(progress: Progress, prompts: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError
 from sam3label.labelling.growing import Plan, pace_of, plan
 from sam3label.labelling.identity import Comparison, broken, compare
+from sam3label.labelling.near_copies import NearCopies, unchanged_copies
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.photos import batches_of
 from sam3label.labelling.progress import JobTally, Progress, RunSummary
@@ -111,6 +112,8 @@ def _label(
             started(Assignment(concepts, examples, options), pending[0] if pending else None, on_message)
         )
         fingerprint = _fingerprint(workers.facts, options)
+        if workers.facts.note:
+            on_message(workers.facts.note)
         if known is not None:
             known.refuse_other(fingerprint)
         figures = _trust(workers, wanted, examples, pending, known, on_message)
@@ -137,7 +140,8 @@ def _label(
                 writer.settle()
                 return video_work(store, wanted, item, options)
 
-            work = Work(batches_of(photos, asked, batch_size), videos, batch_size, standing)
+            copies = None if options.skip_similar is None else NearCopies.of(store, options.skip_similar)
+            work = Work(batches_of(photos, asked, batch_size), videos, batch_size, standing, copies)
             for answer in workers.label(work, tally, (stop or threading.Event()).is_set):
                 with tally.stage("write"):
                     writer.put(answer.results)
@@ -148,8 +152,7 @@ def _label(
         prompts = sum(map(len, asked.values())) / max(1, len(asked))
         if pace := pace_of(progress, prompts):
             store.set_meta("pace", pace)
-        finished = progress.done + progress.failed
-        return before.summary(store, progress, found, interrupted=finished < len(pending))
+        return before.summary(store, progress, found, interrupted=progress.finished < len(pending))
 
 
 def extent_of(store: Store, items: Sequence[MediaItem], frames_to_come: int) -> dict[str, Any]:
@@ -238,7 +241,8 @@ class Standing:
         content = compare(known, items)
         again = options.retry_failed or any(prompt.class_name for prompt in wanted.prompts)  # exemplars may be why
         spared = frozenset[str]() if again else broken(known, items, _largest(options))
-        todo = plan(known, wanted, items, {item.id for item in content.replaced}, spared)
+        copies = unchanged_copies(known, items, options.skip_similar)
+        todo = plan(known, wanted, items, {item.id for item in content.replaced}, spared, copies)
         own = known.meta("concepts")
         changed = [] if own is None else changes(concept_lists.parse_concepts(own, f"{known.folder}"), concepts)
         for line in (*content.sentences(), *changed, *todo.sentences(len(wanted.prompts), known.meta("pace") or {})):

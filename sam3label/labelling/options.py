@@ -19,7 +19,8 @@ SHORTEST_CLIP = 16
 
 @dataclass(frozen=True, slots=True)
 class LabelOptions:
-    """How to label. Only what changes the numbers (model, dtype, prompt_style, floor, tracker) is in the fingerprint.
+    """How to label. In the fingerprint is only what changes the numbers: model, dtype, prompt_style, image_size, floor,
+    tracker.
 
     Raises `ConfigError` with every problem at once:
 
@@ -34,6 +35,7 @@ class LabelOptions:
     device: str = "auto"
     dtype: DType = "auto"
     prompt_style: PromptStyle = "official"
+    image_size: int | None = None  # side of the model's input in pixels; None: the checkpoint's own
     floor: float = 0.1  # candidates under this score are not kept; no class may have a lower threshold
     batch_size: int | None = None  # images per batch; None: from free memory
     vram: float | None = None  # GB of a GPU's memory to take at most
@@ -43,6 +45,8 @@ class LabelOptions:
     workers: int | None = None  # decoding processes; None: the cores less one, at most 8
     max_megapixels: float | None = None  # larger photos are refused; None: by the memory that is free, at least 64
     accept_exemplars: bool = False  # label by references whatever they are worth
+    # leave out near-copies among photos and sampled frames: what is nearer to one labelled before, see docs
+    skip_similar: float | None = None
     limit: int | None = None  # label at most this many images and videos now
     shard: str | None = None  # "3/64": of 64 parts of the images and videos, by a hash of their ids, the third
     # auto: video files are tracked, and folders of numbered images are photos; else they are videos like any other
@@ -79,6 +83,7 @@ class LabelOptions:
             "revision": self.revision,
             "dtype": self.dtype,
             "prompt_style": self.prompt_style,
+            "image_size": self.image_size,
             "floor": self.floor,
             "video": self.video_settings,
             "tracker": self.tracker_settings,
@@ -112,6 +117,7 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield None if _is_device(options.device) else f"device: {options.device!r} is not auto, cpu, cuda, cuda:N or mps"
     yield checks.one_of("dtype", options.dtype, DType)
     yield checks.one_of("prompt_style", options.prompt_style, PromptStyle)
+    yield checks.whole("image_size", options.image_size, 1)
     yield checks.within("floor", options.floor, 0, 1)
     yield checks.whole("batch_size", options.batch_size, 1)
     yield checks.above_zero("vram", options.vram)
@@ -124,6 +130,12 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield "replicas: goes with ray (local, auto or HOST:PORT)" if options.replicas and options.ray is None else None
     yield checks.whole("workers", options.workers, 0)
     yield checks.above_zero("max_megapixels", options.max_megapixels)
+    yield checks.above_zero("skip_similar", options.skip_similar)
+    if options.skip_similar is not None and options.ray is not None:
+        yield (
+            "skip_similar: images are compared in order, and Ray's copies of the model label them side by side: "
+            "leave out ray, or skip_similar"
+        )
     yield checks.whole("limit", options.limit, 1)
     yield _shard_problem(options.shard)
     yield checks.one_of("video", options.video, VideoMode)

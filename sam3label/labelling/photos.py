@@ -16,6 +16,7 @@ import numpy as np
 
 from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable, UnitResult
 from sam3label.errors import InputError
+from sam3label.labelling.near_copies import Compared, NearCopies
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide, Question
@@ -39,6 +40,7 @@ def batches_of(photos: Sequence[MediaItem], asked: Mapping[str, Keys], batch_siz
     """Cut the whole list, so that a batch is the same whatever is left of the list and whoever labels it.
 
     `asked` has, by id, the keys of the prompts that are still to be put to a photo; photos not in it are left alone.
+    New photos that `copies` knows for near-copies are not asked.
     """
     batches: list[PhotoBatch] = []
     for start in range(0, len(photos), batch_size):
@@ -51,7 +53,12 @@ def batches_of(photos: Sequence[MediaItem], asked: Mapping[str, Keys], batch_siz
 
 
 def label_photos(
-    guide: Guide, batches: Sequence[PhotoBatch], options: LabelOptions, tally: JobTally, stopped: Callable[[], bool]
+    guide: Guide,
+    batches: Sequence[PhotoBatch],
+    options: LabelOptions,
+    tally: JobTally,
+    stopped: Callable[[], bool],
+    copies: NearCopies | None = None,
 ) -> Iterator[list[UnitResult]]:
     """Label photos batch by batch, until `stopped` says so. Adds to the tally where the time went."""
     from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
@@ -72,7 +79,7 @@ def label_photos(
             photos = next(decoded, None)
         if photos is None or stopped():
             return
-        results = label_batch(guide, photos, options.floor, batch.keys)
+        results = label_batch(guide, photos, options.floor, batch.keys, copies)
         tally.stages |= {name: s - before.get(name, 0.0) for name, s in detector.clock.seconds().items()}
         yield results
 
@@ -89,21 +96,58 @@ def begun(batches: Iterator[Decoded], encode_ahead: Callable[[Sequence[Frame]], 
         yield last
 
 
-def label_batch(guide: Guide, batch: Sequence[Frame | Undecodable], floor: float, keys: Keys) -> list[UnitResult]:
-    """Put the prompts of these keys to decoded photos; one unit each, in order."""
+def label_batch(
+    guide: Guide,
+    batch: Sequence[Frame | Undecodable],
+    floor: float,
+    keys: Keys,
+    copies: NearCopies | None = None,
+) -> list[UnitResult]:
+    """Put the prompts of these keys to decoded photos; one unit each, in order.
+
+    New photos that `copies` knows for near-copies are not asked.
+    """
     asked = [(entry, _question(guide, entry)) for entry in batch]
     good = [(entry, q) for entry, q in asked if isinstance(entry, Frame) and isinstance(q, Question)]
-    detections = iter(guide.detect([frame for frame, _ in good], floor, [q for _, q in good], keys) if good else ())
+    answers = iter(_answers(guide, good, floor, keys, copies))
     results = []
     for entry, question in asked:
         if isinstance(entry, Undecodable) or isinstance(question, str):
             stamp = _stamp_of_broken(entry) if isinstance(entry, Undecodable) else None
             results.append(UnitResult(entry.item, 0, 1, None, error=str(question), stamp=stamp))
-            continue
-        detection = next(detections)
-        presence = np.asarray(detection.presence, dtype=np.float32)[None]  # [1, P]
-        results.append(UnitResult(entry.item, 0, 1, entry.size_hw, detection.candidates, presence, stamp=entry.stamp))
+        else:
+            results.append(next(answers))
     return results
+
+
+def _answers(
+    guide: Guide, good: Sequence[tuple[Frame, Question]], floor: float, keys: Keys, copies: NearCopies | None
+) -> Iterator[UnitResult]:
+    """Yield a unit for each photo, in order. Looking for near-copies keeps no more than a batch's images encoded."""
+    step = guide.detector.image_batch if copies else max(1, len(good))
+    for some in (good[start : start + step] for start in range(0, len(good), step)):
+        seen = _looked_at(guide, [frame for frame, _ in some], copies)
+        kept = [pair for pair, one in zip(some, seen, strict=True) if one.like is None]
+        found = iter(guide.detect([f for f, _ in kept], floor, [q for _, q in kept], keys) if kept else ())
+        for (frame, _), one in zip(some, seen, strict=True):
+            if one.like is not None:
+                yield UnitResult(frame.item, 0, 1, frame.size_hw, stamp=frame.stamp, like=one.like)
+                continue
+            detection = next(found)
+            presence = np.asarray(detection.presence, dtype=np.float32)[None]  # [1, P]
+            yield UnitResult(
+                frame.item, 0, 1, frame.size_hw, detection.candidates, presence, stamp=frame.stamp, look=one.look,
+                full=detection.full,
+            )  # fmt: skip
+
+
+def _looked_at(guide: Guide, frames: Sequence[Frame], copies: NearCopies | None) -> list[Compared]:
+    """Say which photos are near-copies; those that were labelled before are not asked about."""
+    new = [] if copies is None else [frame for frame in frames if frame.item.id not in copies.known]
+    if copies is None or not new:
+        return [Compared() for _ in frames]
+    seen = iter(copies.judge(new, guide.detector.looks(new)))
+    return [Compared() if frame.item.id in copies.known else next(seen) for frame in frames]
 
 
 def _stamp_of_broken(entry: Undecodable) -> Stamp | None:

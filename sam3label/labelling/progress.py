@@ -43,11 +43,12 @@ class Progress:
     videos_finished: int = 0
     before: int = 0  # images that earlier sessions labelled
     workers: tuple[WorkerPace, ...] = ()  # where there are several
+    skipped: int = 0  # near-copies among the photos, which were left out
 
     @property
     def finished(self) -> int:
-        """Images of this session that are over, labelled or failed."""
-        return self.done + self.failed
+        """Images of this session that are over, labelled, failed or left out."""
+        return self.done + self.failed + self.skipped
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -92,7 +93,7 @@ class JobTally:
     ) -> None:
         self.concepts, self.total, self.start = concepts, total, time.perf_counter()
         self.videos, self.frames_total, self.before = videos, frames_total, before
-        self.done = self.failed = self.frames = self.videos_finished = 0
+        self.done = self.failed = self.skipped = self.frames = self.videos_finished = 0
         self.objects = Counter[str]()
         self.stages = defaultdict[str, float](float)
         self.workers: tuple[WorkerPace, ...] = ()
@@ -113,6 +114,7 @@ class JobTally:
             videos_finished=self.videos_finished,
             before=self.before,
             workers=self.workers,
+            skipped=self.skipped,
         )
 
     @contextmanager
@@ -134,7 +136,9 @@ class JobTally:
             self.videos_finished += 1
             del self.tracks[result.item.id]
         self.failed += result.error is not None
-        self.done += result.error is None and result.last
+        left_out = result.like is not None and result.item.kind == "image"
+        self.skipped += left_out
+        self.done += result.error is None and result.last and not left_out
 
 
 def labels_in(result: UnitResult, concepts: ConceptList) -> tuple[FoundLabel, ...]:

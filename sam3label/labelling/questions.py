@@ -141,26 +141,16 @@ class Guide:
             asked = self._chosen(only)
             plain = self.detector.detect(frames, asked, floor)
             whole = [replace(one, presence=self.spread(asked, one.presence)) for one in plain]
-            return self._refined(frames, self._with_tiles(frames, whole, floor))
+            return self._refined(frames, self._tiler.detect(frames, whole, floor))
         questions = questions or [self.question(frame) for frame in frames]
         detections = self._on_photos(frames, questions, floor, self._chosen(only))
         for examples in (e for e in self._canvases if only is None or self._keys_of(e) & set(only)):
             for index, found in self._on_canvases(examples, frames, questions, floor):
                 detections[index] = self._joined(detections[index], found)
-        return self._refined(frames, self._with_tiles(frames, detections, floor))
+        return self._refined(frames, self._tiler.detect(frames, detections, floor))
 
     def _refined(self, frames: Sequence[Frame], detections: list[Detection]) -> list[Detection]:
         return detections if self.clicker is None else refined(self.clicker, self.concepts, frames, detections)
-
-    def _with_tiles(self, frames: Sequence[Frame], whole: Sequence[Detection], floor: float) -> list[Detection]:
-        """Return what the photos' tiles add to what was found on the whole photos."""
-        detections = list(whole)
-        for index, found in self._tiler.detect(frames, whole, floor):
-            one = detections[index]
-            candidates = sorted(once(one.candidates, found.candidates), key=lambda c: self._position[c.prompt])
-            presence = np.fmax(one.presence, found.presence)
-            detections[index] = replace(one, presence=presence, candidates=tuple(candidates))
-        return detections
 
     def _chosen(self, only: Collection[str] | None) -> list[Prompt]:
         return [prompt for prompt in self.prompts if only is None or prompt.key in only]

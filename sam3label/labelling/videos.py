@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sam3label.core.records import Candidate, Frame, MediaItem, Prompt, Stamp, UnitResult, candidate_id
+from sam3label.core.records import Candidate, Frame, Likeness, MediaItem, Prompt, Stamp, UnitResult, candidate_id
 from sam3label.errors import InputError, UndecodableError
+from sam3label.labelling.near_copies import Compared, NearCopies, left_out
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 OVERLAP = 8  # frames that a clip shares with the one before it, to recognise its objects
 
 Track = Callable[[Iterable[Frame], Sequence[Prompt]], Iterator["TrackedFrame"]]
-Detect = Callable[[Sequence[Frame]], Sequence["Detection"]]
+Detect = Callable[[Sequence[Frame]], Sequence[tuple[Compared, "Detection | None"]]]  # no answer of a near-copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,16 @@ class VideoWork:
     passes: tuple[Pass, ...] = ()
     next_track: int = 1
     missing: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    left_out: Mapping[int, Likeness] = field(default_factory=dict)  # near-copies that stay left out, by frame
+    reopened: frozenset[int] = frozenset()  # those that are labelled after all
 
     @property
     def start(self) -> int:
         """The first frame that is labelled."""
         if self.passes:
             return self.passes[0].start
-        return min((frame for frame, keys in self.missing.items() if keys), default=max(self.missing, default=-1) + 1)
+        lacking = {frame for frame, keys in self.missing.items() if keys} | self.reopened
+        return min(lacking, default=max([-1, *self.missing, *self.left_out]) + 1)
 
 
 def video_work(store: Store, wanted: Wanted, item: MediaItem, options: LabelOptions) -> VideoWork:
@@ -72,7 +76,10 @@ def video_work(store: Store, wanted: Wanted, item: MediaItem, options: LabelOpti
         passes = tuple(_with_past(store, one) for one in _passes(store, wanted, item))
         return VideoWork(item, passes, store.last_track(item.id) + 1)
     units = [unit for unit in store.units(item.id) if unit.error is None]
-    return VideoWork(item, missing={unit.frame_start: wanted.missing(store.asked(unit)) for unit in units})
+    missing = {unit.frame_start: wanted.missing(store.asked(unit)) for unit in units}
+    kept_out = {n: like for (own, n), like in left_out(store, options.skip_similar).items() if own == item.id}
+    reopened = {n for own, n, _ in store.skipped() if own == item.id} - kept_out.keys()
+    return VideoWork(item, missing=missing, left_out=kept_out, reopened=frozenset(reopened))
 
 
 def load_tracker(checkpoint: Checkpoint, guide: Guide, options: LabelOptions) -> Tracker | None:
@@ -93,10 +100,11 @@ def label_videos(
     options: LabelOptions,
     tally: JobTally,
     stopped: Callable[[], bool],
+    copies: NearCopies | None = None,
 ) -> Iterator[list[UnitResult]]:
     """Label videos one after the other, until `stopped` says so. A stop gives up the unit in flight."""
     for work in works:
-        steps = label_video(guide, tracker, work, options)
+        steps = label_video(guide, tracker, work, options, copies)
         while True:
             with tally.stage("video"):
                 step = next(steps, None)
@@ -107,11 +115,11 @@ def label_videos(
 
 
 def label_video(
-    guide: Guide, tracker: Tracker | None, work: VideoWork, options: LabelOptions
+    guide: Guide, tracker: Tracker | None, work: VideoWork, options: LabelOptions, copies: NearCopies | None = None
 ) -> Iterator[list[UnitResult]]:
-    """Yield each step's units, none after most frames."""
+    """Yield each step's units, none after most frames. Sampled frames that `copies` knows are not asked."""
     stamp = _stamp(work.item)
-    steps = _sampled_on(guide, work, options) if tracker is None else _tracked_on(guide, tracker, work, options)
+    steps = _sampled_on(guide, work, options, copies) if tracker is None else _tracked_on(guide, tracker, work, options)
     for step in steps:
         yield [replace(result, stamp=stamp) for result in step]
 
@@ -196,20 +204,28 @@ def _placed(result: UnitResult, guide: Guide, prompts: Sequence[Prompt], last: b
     return replace(result, presence=guide.spread(prompts, result.presence), last=last)
 
 
-def _sampled_on(guide: Guide, work: VideoWork, options: LabelOptions) -> Iterator[list[UnitResult]]:
+def _sampled_on(
+    guide: Guide, work: VideoWork, options: LabelOptions, copies: NearCopies | None
+) -> Iterator[list[UnitResult]]:
     """Label samples of a video from the first that the store has not, or has not all answers of."""
     frames = video.sampled(work.item, options.every, options.fps, work.start)
     batch_size = options.batch_size or guide.detector.image_batch
     everything = frozenset(prompt.key for prompt in guide.prompts)
 
-    def detect(batch: Sequence[Frame]) -> Sequence[Detection]:
-        asked = [work.missing.get(frame.index, everything) for frame in batch]
+    def detect(batch: Sequence[Frame]) -> Sequence[tuple[Compared, Detection | None]]:
+        seen = {frame: Compared(like=like) for frame, like in work.left_out.items()}
+        new = [frame for frame in batch if frame.index not in work.missing and frame.index not in seen]
+        if copies is not None and new:
+            judged = copies.judge(new, guide.detector.looks(new))
+            seen |= {frame.index: one for frame, one in zip(new, judged, strict=True)}
+        left = [frame for frame in batch if seen.get(frame.index, Compared()).like is None]
+        asked = [work.missing.get(frame.index, everything) for frame in left]
         found: dict[int, Detection] = {}
         for keys in dict.fromkeys(asked):
-            some = [frame for frame, own in zip(batch, asked, strict=True) if own == keys]
+            some = [frame for frame, own in zip(left, asked, strict=True) if own == keys]
             answers = guide.detect(some, options.floor, only=keys)
             found |= {frame.index: one for frame, one in zip(some, answers, strict=True)}
-        return [found[frame.index] for frame in batch]
+        return [(seen.get(frame.index, Compared()), found.get(frame.index)) for frame in batch]
 
     return sampled(detect, work.item, frames, batch_size, work.start)
 
@@ -356,17 +372,17 @@ def sampled(
         batch = list(islice(reel.until(1 << 62), batch_size))
         last = reel.next is None and reel.error is None
         yield [
-            UnitResult(
-                item,
-                frame.index,
-                frame.index + 1,
-                frame.size_hw,
-                found.candidates,
-                np.asarray(found.presence, np.float32)[None],
-                last=last and frame is batch[-1],
-            )
-            for frame, found in zip(batch, detect(batch), strict=True)
+            _sample(frame, seen, found, last=last and frame is batch[-1])
+            for frame, (seen, found) in zip(batch, detect(batch), strict=True)
         ]
         stop = batch[-1].index + 1
     if reel.error is not None:
         yield [UnitResult(item, stop, stop + 1, None, error=reel.error)]
+
+
+def _sample(frame: Frame, seen: Compared, found: Detection | None, last: bool) -> UnitResult:
+    where = frame.item, frame.index, frame.index + 1, frame.size_hw
+    if found is None:
+        return UnitResult(*where, like=seen.like, last=last)
+    presence = np.asarray(found.presence, np.float32)[None]
+    return UnitResult(*where, found.candidates, presence, last=last, look=seen.look, full=found.full)

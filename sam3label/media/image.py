@@ -30,6 +30,7 @@ from sam3label.media.stamps import digest_of
 
 # What a file may really be, whatever it is called. A closed list: PIL also knows formats that start other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM", "AVIF")
+BAND = 8 << 20  # pixels that become RGB at a time
 _MOST_OF_OPENCV = 1 << 30  # pixels
 _TIFF = b"II*\0", b"MM\0*"
 NO_MEMORY = "not enough memory to decode it"
@@ -193,11 +194,22 @@ def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Any PIL mode as RGB. Transparency goes over white, as viewers show it: what is hidden is not labelled."""
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_grey8(np.asarray(image))[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        page = Image.new("RGBA", image.size, "white")
-        page.alpha_composite(image.convert("RGBA"))
-        image = page
-    return np.array(image.convert("RGB"))
+    rows = max(1, BAND // image.width)
+    if rows >= image.height:
+        return np.array(_over_white(image))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):  # PIL and numpy hold a copy each while one is made of the other
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + band.height] = np.asarray(_over_white(band))
+    return pixels
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image.convert("RGBA"))
+    return page.convert("RGB")
 
 
 def _grey8(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

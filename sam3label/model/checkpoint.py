@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sam3label.errors import CheckpointError
 from sam3label.model.config_check import refuse_bad_config
 from sam3label.model.identity import identity
+from sam3label.model.image_size import EncoderShape
 from sam3label.model.weight_files import FILE_SUFFIXES, imported
 
 DEMO = "demo"
@@ -40,6 +41,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     weights: tuple[Path, ...]
     source: str = ""  # repository@commit, or the path that was named
+    image_size: int | None = None  # of the model's input, where it is not the checkpoint's own
 
     @property
     def release(self) -> str:
@@ -47,12 +49,25 @@ class Checkpoint:
         return str(self.config.get("sam3label", {}).get("release", "3"))
 
 
-def resolve(model: str, revision: str | None = None) -> Checkpoint:
+def resolve(model: str, revision: str | None = None, image_size: int | None = None) -> Checkpoint:
     """Find the checkpoint named by a hub id, a local folder or "demo", and check that its files are whole.
 
-    Raises CheckpointError with the next step. The detector's weights themselves are compared with the model when it is
-    loaded (`model.Detector.load`).
+    `image_size` is the side of the model's input, if not the checkpoint's own. Raises CheckpointError with the next
+    step, and ConfigError for a side that the model cannot take. The detector's weights themselves are compared with the
+    model when it is loaded (`model.Detector.load`).
     """
+    return with_image_size(_found(model, revision), image_size)
+
+
+def with_image_size(checkpoint: Checkpoint, image_size: int | None) -> Checkpoint:
+    """Return the checkpoint with another side of the model's input. Raises ConfigError for one it cannot take."""
+    if image_size is None:
+        return checkpoint
+    EncoderShape.of(checkpoint.config).refuse(image_size)
+    return replace(checkpoint, image_size=image_size)
+
+
+def _found(model: str, revision: str | None) -> Checkpoint:
     if model == DEMO:
         return _local(_demo_folder(), revision)
     if Path(model).exists():

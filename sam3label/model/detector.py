@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam3label.core.records import BoxPrompt, Candidate, Frame, MediaItem, Prompt
@@ -34,20 +35,26 @@ from sam3label.model.device import NAMES, Compute, pick_device, pick_dtype
 from sam3label.model.encode import PREPROCESSING, VISUAL, ImageEncoder, PhraseEncoder, Texts
 from sam3label.model.encode_ahead import Ahead
 from sam3label.model.head import Head, ImageState, PairScores
+from sam3label.model.image_size import EncoderShape
 from sam3label.model.mask_runs import Upsampling
-from sam3label.model.memory import Batches, batch_sizes
+from sam3label.model.memory import Batches, batch_sizes, footprint
 from sam3label.model.read_off import MaskReader, Skips, by_image, candidates
 from sam3label.model.weights import fix_rotary_tables, load_model, load_tokenizer, reuse_buffers
 
 PromptStyle = Literal["official", "transformers"]
+LOOK_GRID = 4  # cells a side in which near-copies are compared
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Holds what was seen on one frame: `presence` [P] in the order of the prompts, NaN where one was not asked."""
+    """Holds what was seen on one frame: `presence` [P] in the order of the prompts, NaN where one was not asked.
+
+    `full` has the keys of prompts whose answers ran out of room though closer views were taken.
+    """
 
     presence: npt.NDArray[np.float32]
     candidates: tuple[Candidate, ...]
+    full: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,8 @@ class Detector:
         self.upsampling = Upsampling()
         self._reader = MaskReader(self.head, compute, self.batches, self.upsampling)
         self._ahead = Ahead(compute.device, self._encoded)
+        self.size_note = ""  # on the cost of an input side that is not the checkpoint's own
+        self._looked: list[tuple[Frame, ImageState]] = []  # what `looks` has encoded, image by image
 
     @classmethod
     def load(
@@ -112,6 +121,8 @@ class Detector:
         fix_rotary_tables(model)
         reuse_buffers(model)
         detector = cls(model, load_tokenizer(checkpoint), checkpoint.identity, compute, prompt_style, vram_gb)
+        if checkpoint.image_size is not None:
+            detector.size_note = detector.cost_of_size(checkpoint)
         if compiled:
             detector.compile()
         return detector
@@ -150,6 +161,17 @@ class Detector:
     def image_size(self) -> int:
         """Return the side of the model's input, in pixels."""
         return self.images.side
+
+    def cost_of_size(self, checkpoint: Checkpoint) -> str:
+        """Say what this input side costs, beside the checkpoint's own."""
+        shape, side = EncoderShape.of(checkpoint.config), self.image_size
+        work = shape.operations(side) / shape.operations(shape.side)
+        memory = sum(footprint(self.model.config, self.dtype).values()) / 1e9
+        return (
+            f"images are shown to the model at {side} x {side} pixels instead of {shape.side} x {shape.side}: "
+            f"{work:.2g} times the work to encode each, and about {memory:.2g} GB instead of "
+            f"{memory * (shape.side / side) ** 2:.2g} for one image with one phrase, beside the weights"
+        )
 
     @property
     def queries(self) -> int:
@@ -208,6 +230,29 @@ class Detector:
             return self.encode_images(self.preprocess(frames))
 
     @torch.inference_mode()
+    def looks(self, frames: Sequence[Frame]) -> list[npt.NDArray[np.float16]]:
+        """Encode images, and return what tells near-copies: features [cells, D] of each, of length 1 a cell.
+
+        `detect` of any of these very frames does not encode them again, until the next call.
+        """
+        self._looked.clear()
+        looks: list[npt.NDArray[np.float16]] = []
+
+        def encode(part: slice) -> tuple[slice, ImageState]:
+            return part, self._ahead.take(frames[part]) or self._encoded(frames[part])
+
+        for part, state in self.batches.each(len(frames), "images", encode):
+            cells = F.normalize(F.adaptive_avg_pool2d(state.coarse, LOOK_GRID).flatten(2), dim=1).transpose(1, 2)
+            looks += list(cells.to(torch.float16).cpu().numpy())
+            self._looked += [(frame, state.of(number)) for number, frame in enumerate(frames[part])]
+        return looks
+
+    def _looked_at(self, frames: Sequence[Frame]) -> ImageState | None:
+        """Return the state of frames that were all among the last `looks`."""
+        states = [state for one in frames for frame, state in self._looked if frame is one]
+        return ImageState.joined(states) if states and len(states) == len(frames) else None
+
+    @torch.inference_mode()
     def encode_references(self, frames: Sequence[Frame], boxes: Sequence[BoxPrompt]) -> list[Tensor]:
         """Return tokens [N, D] of N boxes on each image, for `ReferenceTokens`: any other image can be shown them."""
 
@@ -240,7 +285,8 @@ class Detector:
         detections: list[Detection] = []
 
         def encode(part: slice) -> tuple[slice, ImageState]:
-            return part, self._ahead.take(frames[part]) or self._encoded(frames[part])
+            known = self._looked_at(frames[part]) or self._ahead.take(frames[part])
+            return part, known or self._encoded(frames[part])
 
         for part, state in self.batches.each(len(frames), "images", encode):
             detections += self._answer(frames[part], state, prompts, texts, exemplars[part], floor)

@@ -23,6 +23,7 @@ from sam3label.model.phrases import as_read
 PREPROCESSING = "bilinear antialiased, rounded to 8 bits, mean 0.5, std 0.5"
 VISUAL = "visual"  # what the model was trained to read when boxes come without words
 _PHRASES_AT_ONCE = 64
+AT_ONCE = 64 << 20  # pixels of a photo that are resized as a whole
 
 
 class ImageEncoder:
@@ -40,9 +41,7 @@ class ImageEncoder:
         return torch.cat([self._resize(torch.from_numpy(array)) for array in arrays])
 
     def _resize(self, pixels: Tensor) -> Tensor:
-        image = pixels.to(self._compute.device, non_blocking=True).permute(2, 0, 1)[None].float()
-        image = F.interpolate(image, (self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
-        return image.round_().sub_(127.5).mul_(1 / 127.5)
+        return shrink(pixels, self.side, self._compute.device).round_().sub_(127.5).mul_(1 / 127.5)
 
     def encode(self, pixels: Tensor) -> ImageState:
         """Encode preprocessed images [B, 3, X, X]."""
@@ -65,6 +64,28 @@ class ImageEncoder:
         fine, middle, coarse = levels
         kept = self._compute.dtype if self._compute.mixed else torch.float32
         return self._head.prepare(fine.to(kept), middle.to(kept), coarse.float(), self._with_summary)
+
+
+def shrink(pixels: Tensor, side: int, device: torch.device, at_once: int = AT_ONCE) -> Tensor:
+    """Resize uint8 [H, W, 3] to float32 [1, 3, side, side], bilinear with antialiasing.
+
+    A photo of more than `at_once` pixels goes band by band, first across and then down, as the resizing itself does:
+    its floats would take twelve bytes a pixel.
+    """
+    height, width = pixels.shape[:2]
+
+    def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
+    def floats(part: Tensor) -> Tensor:
+        return part.to(device, non_blocking=True).permute(2, 0, 1)[None].float()
+
+    if height * width <= at_once:
+        return resized(floats(pixels), (side, side))
+    rows = max(1, at_once // width)
+    bands = (pixels[top : top + rows] for top in range(0, height, rows))
+    across = torch.cat([resized(floats(band), (band.shape[0], side)) for band in bands], dim=2)
+    return resized(across, (side, side))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,24 @@ class ImageState:
     fine: Tensor  # [B, D, 4h, 4w]
     summary: Tensor | None  # [B, 1, D] the geometry encoder's token for an image without boxes; None: not used
 
+    def of(self, image: int) -> ImageState:
+        """The state of one of the images, [1, ...]."""
+        row = slice(image, image + 1)
+        summary = None if self.summary is None else self.summary[row]
+        return ImageState(self.tokens[row], self.coarse[row], self.middle[row], self.fine[row], summary)
+
+    @staticmethod
+    def joined(states: Sequence[ImageState]) -> ImageState:
+        """The states of several images, end to end."""
+        with_summary = all(state.summary is not None for state in states)
+        return ImageState(
+            torch.cat([state.tokens for state in states]),
+            torch.cat([state.coarse for state in states]),
+            torch.cat([state.middle for state in states]),
+            torch.cat([state.fine for state in states]),
+            torch.cat([s.summary for s in states if s.summary is not None]) if with_summary else None,
+        )
+
     def used_in(self, stream: torch.cuda.Stream) -> None:
         """Keep this memory, made in another stream, until `stream` is done with it."""
         for tensor in (self.tokens, self.coarse, self.middle, self.fine, self.summary):

@@ -76,8 +76,12 @@ def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]
     """Return a model of class `kind` and what is wrong with its weights."""
     with _quiet_transformers():
         try:
+            config = kind.config_class.from_pretrained(checkpoint.folder, local_files_only=True)
+            if checkpoint.image_size is not None:
+                config.image_size = checkpoint.image_size  # rotary positions, grids and masks follow from it
             model, report = kind.from_pretrained(
                 checkpoint.folder,
+                config=config,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,

@@ -23,7 +23,7 @@ from sam3label.core.records import Concept, ConceptList, Label, MediaItem
 from sam3label.core.text import count
 from sam3label.review.survey import NEIGHBORS, SeenImage, Survey, UsualSize, look
 from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
-from sam3label.run.reader import Run
+from sam3label.run.reader import Run, tiled_phrases
 from sam3label.run.saturation import is_full
 from sam3label.run.store import Unit
 
@@ -368,9 +368,12 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
 
 def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator[Reason]:
     """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
+    tiled = tiled_phrases(concepts)
+    for phrase in sorted(seen.full & tiled):
+        yield Reason("saturated", f"'{phrase}' has more answers than the model can give, in tiles too", 1.0)
     for concept in concepts.concepts:
         own = [d.label for d in seen.decisions if d.label.class_id == concept.id and d.label.given is None]
-        for phrase in dict.fromkeys(label.prompt for label in own):
+        for phrase in dict.fromkeys(label.prompt for label in own if label.prompt not in tiled):
             if is_full(own, phrase, queries):
                 answers = sum(label.prompt == phrase for label in own)
                 words = f"'{phrase}' has {answers} answers of {queries} that the model can give: there may be more"

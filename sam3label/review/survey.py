@@ -38,6 +38,7 @@ class SeenImage:
     reviewed: bool = False
     corrected: frozenset[str] = frozenset()  # ids of labels that a person has decided about
     verdicts: tuple[Verdict, ...] = ()  # of the verifier that was asked last, whether or not they count
+    full: frozenset[str] = frozenset()  # phrases asked in tiles of which even the closest views were full
 
     @property
     def labels(self) -> list[Label]:
@@ -75,12 +76,14 @@ def look(run: Run, unit: Unit) -> Iterator[SeenImage]:
     """Yield the frames of one done unit; a photo has one."""
     corrections = run.corrections(unit.item.id)
     verdicts = list(run.verdicts(run.last_verifier, unit.item.id)) if run.last_verifier else []
+    full = run.full_in_tiles(unit.item.id)
     for seen in run.frames(unit):
         image = seen.image
         own = tuple(verdict for verdict in verdicts if verdict.frame == image.frame)
         yield SeenImage(
             unit.item.id, image.frame, image.size_hw, seen.decisions, seen.presence,
             unit.item.kind == "video", image.reviewed, _corrected(corrections, image.frame), own,
+            frozenset(phrase for frame, phrase in full if frame == image.frame),
         )  # fmt: skip
 
 

@@ -78,6 +78,16 @@ CREATE TABLE given (                  -- of candidates whose object a dataset ga
     named TEXT NOT NULL, attributes TEXT NOT NULL,  -- its id there; JSON, pairs
     stability REAL NOT NULL,
     PRIMARY KEY (unit_id, candidate)) WITHOUT ROWID;
+CREATE TABLE "full" (                 -- prompts whose answers ran out of room in the closest views of an image
+    unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,
+    frame INTEGER NOT NULL, prompt INTEGER NOT NULL REFERENCES prompts(id),
+    PRIMARY KEY (unit_id, frame, prompt)) WITHOUT ROWID;
+CREATE TABLE skipped (                -- near-copies that were not labelled, and what each is like
+    item_id TEXT NOT NULL REFERENCES items(id), frame INTEGER NOT NULL,
+    like_item TEXT NOT NULL, like_frame INTEGER NOT NULL, distance REAL NOT NULL,
+    PRIMARY KEY (item_id, frame)) WITHOUT ROWID;
+CREATE TABLE looks (                  -- float16 features of the images labelled last, which the next are compared with
+    id INTEGER PRIMARY KEY, item_id TEXT NOT NULL, frame INTEGER NOT NULL, features BLOB NOT NULL);
 CREATE TABLE corrections (
     id INTEGER PRIMARY KEY,
     item_id TEXT NOT NULL, frame INTEGER NOT NULL, action TEXT NOT NULL, label_id TEXT, class_name TEXT,

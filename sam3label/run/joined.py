@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.core.records import Candidate, ConceptList, Correction, Processor, Stamp, Verdict
+from sam3label.core.records import Candidate, ConceptList, Correction, Likeness, Processor, Stamp, Verdict
 from sam3label.core.text import one_line
 from sam3label.errors import StoreError
 from sam3label.run.extent import Extent
@@ -104,6 +104,12 @@ class JoinedRun(Run):
 
     def full(self) -> list[tuple[str, int, str]]:
         return sorted(row for part in self._parts for row in part.full())
+
+    def full_in_tiles(self, item_id: str) -> list[tuple[int, str]]:
+        return [row for part in self._parts for row in part.full_in_tiles(item_id)]
+
+    def near_copies(self) -> list[tuple[str, int, Likeness]]:
+        return [row for part in self._parts for row in part.near_copies()]
 
     def stamp(self, item_id: str) -> Stamp | None:
         return next((stamp for part in self._parts if (stamp := part.stamp(item_id))), None)

@@ -1,7 +1,7 @@
 """Stores of earlier versions, brought forward: one transaction, and a copy of what was there kept beside.
 
 Format 1 (0.1, never released) asked every unit the same prompts and knew no photo's content; format 2 did not know
-what computed a unit; format 3 knew no objects that were given by hand.
+what computed a unit; format 3 knew no objects that were given by hand, and format 4 no near-copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from sam3label.errors import StoreError
 from sam3label.run.store_errors import DATABASE, DamagedStoreError
 
-FORMAT = 4
+FORMAT = 5
 _EXEMPLARS = "exemplars of "  # how format 1 named a class's exemplars in the fingerprint
 
 
@@ -67,6 +67,8 @@ def upgrade(db: sqlite3.Connection) -> None:
             _to_3(db)
         if found < 4:
             _to_4(db)
+        if found < 5:
+            _to_5(db)
         if db.execute("PRAGMA foreign_key_check").fetchone():
             raise sqlite3.DatabaseError("malformed: rows point to rows that are not there")
     db.execute("PRAGMA legacy_alter_table = OFF")
@@ -111,9 +113,30 @@ CREATE TABLE given (
 """
 
 
+_TO_5 = """
+CREATE TABLE "full" (
+    unit_id INTEGER NOT NULL REFERENCES units(id) ON DELETE CASCADE,
+    frame INTEGER NOT NULL, prompt INTEGER NOT NULL REFERENCES prompts(id),
+    PRIMARY KEY (unit_id, frame, prompt)) WITHOUT ROWID;
+CREATE TABLE skipped (
+    item_id TEXT NOT NULL REFERENCES items(id), frame INTEGER NOT NULL,
+    like_item TEXT NOT NULL, like_frame INTEGER NOT NULL, distance REAL NOT NULL,
+    PRIMARY KEY (item_id, frame)) WITHOUT ROWID;
+CREATE TABLE looks (
+    id INTEGER PRIMARY KEY, item_id TEXT NOT NULL, frame INTEGER NOT NULL, features BLOB NOT NULL);
+UPDATE meta SET value = '5' WHERE key = 'format';
+"""
+
+
 def _to_4(db: sqlite3.Connection) -> None:
     db.execute(_GIVEN)
     db.execute("UPDATE meta SET value = '4' WHERE key = 'format'")
+
+
+def _to_5(db: sqlite3.Connection) -> None:
+    for statement in _TO_5.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
 
 
 def _to_2(db: sqlite3.Connection) -> None:

@@ -17,6 +17,7 @@ from sam3label.core.records import (
     ConceptList,
     Correction,
     LabeledImage,
+    Likeness,
     MediaItem,
     Processor,
     Stamp,
@@ -160,7 +161,10 @@ class Run:
 
     def extent(self) -> Extent:
         """Return how much is labelled, and how much there is in all."""
-        return Extent.of(self._store.units(), self.note("extent"))
+        found = self.note("extent")
+        if found and (copies := self._store.skipped_photos()):
+            found = {**found, "images": found["images"] - copies}
+        return Extent.of(self._store.units(), found)
 
     def totals(self) -> Totals:
         return self._store.totals()
@@ -200,12 +204,27 @@ class Run:
     def full(self) -> list[tuple[str, int, str]]:
         """(item id, frame, phrase) where the model gave nearly all the answers it can give: there may be more objects.
 
-        Phrases that are asked in tiles are left out: there each part has as many answers as the whole.
+        Of phrases that are asked in tiles only those are named of which the closest views were full: each part has as
+        many answers as the whole.
         """
-        tiled = {phrase for concept in self.concepts.concepts if concept.tile for phrase in concept.prompts}
-        listed = {prompt.key for prompt in self.prompts if prompt.source != "given"} - tiled
+        tiled = tiled_phrases(self.concepts)
+        listed = {prompt.key for prompt in self.prompts if prompt.source != "given"}
         least = enough(int(self.info.get("queries", QUERIES)))
-        return [row for row in self._store.crowded(least) if row[2] in listed]
+        whole = [row for row in self._store.crowded(least) if row[2] in listed - tiled]
+        return sorted([*whole, *(row for row in self._store.full_in_tiles() if row[2] in listed & tiled)])
+
+    def is_tiled(self, phrase: str) -> bool:
+        """Return whether a phrase is asked in tiles."""
+        return phrase in tiled_phrases(self.concepts)
+
+    def full_in_tiles(self, item_id: str) -> list[tuple[int, str]]:
+        """(frame, phrase) of one photo or video where even the closest views were full of answers."""
+        tiled = tiled_phrases(self.concepts)
+        return [(frame, key) for _, frame, key in self._store.full_in_tiles(item_id) if key in tiled]
+
+    def near_copies(self) -> list[tuple[str, int, Likeness]]:
+        """(item id, frame, what it is like) of what `--skip-similar` left out: neither labelled nor failed."""
+        return list(self._store.skipped())
 
     def stamp(self, item_id: str) -> Stamp | None:
         """What tells the content that was labelled, where it is known."""
@@ -382,6 +401,11 @@ class Run:
     def keep_note(self, key: str, value: Any) -> None:
         """Keep a JSON value in the run."""
         self._store.set_meta(key, value)
+
+
+def tiled_phrases(concepts: ConceptList) -> set[str]:
+    """Return the phrases that are asked in tiles."""
+    return {phrase for concept in concepts.concepts if concept.tile for phrase in concept.prompts}
 
 
 def _change(item: MediaItem, stamp: Stamp | None) -> str | None:

@@ -28,6 +28,7 @@ from sam3label.core.records import (
     Correction,
     Given,
     Hint,
+    Likeness,
     MediaItem,
     Processor,
     Prompt,
@@ -44,6 +45,7 @@ from sam3label.run.store_errors import DATABASE, LOCK, DamagedStoreError, in_wor
 
 __all__ = ["DATABASE", "LOCK", "Store", "Totals", "Unit"]
 
+LOOKS = 64  # images labelled last that a new one is compared with, to leave out near-copies
 REPLACED = "the file was replaced since it was labelled, and is not labelled again yet"
 
 _ITEM_COLUMNS = "items.id, items.kind, items.root, items.path"
@@ -238,19 +240,45 @@ class Store:
         """Write units, presences and candidates in one transaction.
 
         A unit that failed before is replaced. One that is there gets the answers to the prompts it was asked now
-        beside those it has; where these could not be asked, it keeps what it has and the reason.
+        beside those it has; where these could not be asked, it keeps what it has and the reason. An image that was
+        left out as a near-copy becomes no unit: it is kept with what it is like, until it is labelled after all.
         """
         try:
             with in_words(self.folder), self._db:
                 for result in results:
-                    self._write_unit(result)
+                    self._write_item(result.item, result.stamp)
+                    if result.like is not None:
+                        self._skip(result, result.like)
+                    else:
+                        self._write_unit(result)
+                        self._remember_look(result)
         except BaseException:
             self._questions.clear()  # their rows went with the transaction
             self._processors.clear()
             raise
 
+    def _skip(self, result: UnitResult, like: Likeness) -> None:
+        if result.last:  # of a video: what was labelled last of it is the last of it
+            self._db.execute(
+                "UPDATE units SET last = 1 WHERE id = (SELECT id FROM units WHERE item_id = ? AND error IS NULL"
+                " ORDER BY frame_start DESC LIMIT 1)",
+                (result.item.id,),
+            )
+        self._db.execute("DELETE FROM units WHERE item_id = ? AND error IS NOT NULL", (result.item.id,))
+        self._db.execute(
+            "INSERT OR REPLACE INTO skipped VALUES (?, ?, ?, ?, ?)",
+            (result.item.id, result.frame_start, like.item_id, like.frame, like.distance),
+        )
+
+    def _remember_look(self, result: UnitResult) -> None:
+        """Keep an image's features, and of those before only as many as new images are compared with."""
+        here = result.item.id, result.frame_start
+        self._db.execute("DELETE FROM skipped WHERE item_id = ? AND frame = ?", here)
+        if result.look:
+            self._db.execute("INSERT INTO looks (item_id, frame, features) VALUES (?, ?, ?)", (*here, result.look))
+            self._db.execute("DELETE FROM looks WHERE id <= (SELECT max(id) FROM looks) - ?", (LOOKS,))
+
     def _write_unit(self, result: UnitResult) -> None:
-        self._write_item(result.item, result.stamp)
         row = self._db.execute(
             "SELECT id, question, presence FROM units WHERE item_id = ? AND frame_start = ? AND error IS NULL",
             (result.item.id, result.frame_start),
@@ -349,12 +377,16 @@ class Store:
         """Drop a unit's candidates for the prompts that it has now answered anew."""
         own = {p.key: self._ids[p.identity] for p in self.prompts}
         answered = {*self._new_columns(result), *(own[c.prompt] for c in result.candidates)}
-        self._db.executemany(
-            "DELETE FROM candidates WHERE unit_id = ? AND prompt = ?", [(unit_id, id_) for id_ in answered]
-        )
+        for table in ("candidates", "full"):
+            self._db.executemany(
+                f'DELETE FROM "{table}" WHERE unit_id = ? AND prompt = ?', [(unit_id, id_) for id_ in answered]
+            )
 
     def _write_candidates(self, result: UnitResult, unit_id: int) -> None:
         own = {p.key: self._ids[p.identity] for p in self.prompts}
+        self._db.executemany(
+            'INSERT INTO "full" VALUES (?, ?, ?)', [(unit_id, result.frame_start, own[key]) for key in result.full]
+        )
         self._db.executemany(
             "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -385,6 +417,7 @@ class Store:
                 "UPDATE units SET error = ?, question = NULL, presence = NULL WHERE item_id = ?",
                 [(REPLACED, id_) for (id_,) in ids],
             )
+            self._db.executemany("DELETE FROM looks WHERE item_id = ?", ids)
 
     def add_corrections(self, corrections: Sequence[Correction], meta: Mapping[str, Any] | None = None) -> None:
         """Append people's decisions, all or none, and with them JSON values by key. Never touches candidates."""
@@ -624,6 +657,37 @@ class Store:
             ):
                 if prompt in self._place:
                     yield item_id, frame, self.prompts[self._place[prompt]].key
+
+    def full_in_tiles(self, item_id: str | None = None) -> Iterator[tuple[str, int, str]]:
+        """(item id, frame, prompt's key) where answers ran out of room in the closest views: of all, or one item."""
+        where, values = ("", ()) if item_id is None else (" WHERE item_id = ?", (item_id,))
+        with reading(self.folder):
+            for own, frame, prompt in self._rows(
+                'SELECT item_id, frame, prompt FROM "full" JOIN units ON units.id = unit_id'
+                f"{where} ORDER BY item_id, frame, prompt",
+                values,
+            ):
+                if prompt in self._place:
+                    yield own, frame, self.prompts[self._place[prompt]].key
+
+    def skipped(self) -> Iterator[tuple[str, int, Likeness]]:
+        """Yield (item id, frame, what it is like) of every image that was left out as a near-copy, in order."""
+        with reading(self.folder):
+            for item_id, frame, like, like_frame, distance in self._rows(
+                "SELECT item_id, frame, like_item, like_frame, distance FROM skipped ORDER BY item_id, frame"
+            ):
+                yield item_id, int(frame), Likeness(like, int(like_frame), float(distance))
+
+    def skipped_photos(self) -> int:
+        """Return how many photos were left out as near-copies."""
+        with reading(self.folder):
+            sql = "SELECT count(*) FROM skipped JOIN items ON items.id = item_id WHERE kind = 'image'"
+            return int((self._one(sql) or (0,))[0])
+
+    def looks(self) -> Iterator[tuple[str, int, bytes]]:
+        """Yield (item id, frame, features) of the images labelled last, the first of them first."""
+        with reading(self.folder):
+            yield from self._rows("SELECT item_id, frame, features FROM looks ORDER BY id")
 
     def corrected_ids(self) -> set[str]:
         """Return ids of items that carry at least one correction."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,15 @@ Cell = tuple[Pixels, Sequence[Label], str]
 
 
 @dataclass(frozen=True, slots=True)
+class WithTiles:
+    """What tiles add to the sample and what they cost, each (without, with): objects, and seconds an image."""
+
+    objects: tuple[int, int]
+    seconds: tuple[float, float]
+    sheet: Path  # each photo twice: without tiles, and with them
+
+
+@dataclass(frozen=True, slots=True)
 class Preview:
     """What the sample came to, and estimates for all `total` images. Bytes and seconds."""
 
@@ -59,6 +68,7 @@ class Preview:
     exemplars: Path | None  # the exemplars as they are used; None when there are none
     messages: tuple[str, ...]  # what the run says of them: cost and trust
     gpus: int = 1  # of this machine, of which one was measured
+    tiles: WithTiles | None = None  # None where the list has no tiles
 
 
 def preview(
@@ -74,7 +84,8 @@ def preview(
 
     The sample has the ids it would have in a run of all `sources`, so that a run into `out`/run goes on from it.
     Classes with exemplars get a sheet that shows these as they are used, and are labelled by them whatever they are
-    worth: to see that is what a preview is for. Raises a `Sam3LabelError` as `run` does.
+    worth: to see that is what a preview is for. Where the list has tiles, the sample is labelled without them too, for
+    comparison. Raises a `Sam3LabelError` as `run` does.
     """
     folder = Path(out).absolute()
     _refuse_continued(folder)
@@ -98,19 +109,18 @@ def preview(
         else:
             messages.append(text)
 
-    summary = label(
-        sources,
-        concepts,
-        folder / "run",
-        replace(options, batch_size=batch, fresh=True, accept_exemplars=True),
-        on_progress=follow,
-        on_message=hear,
-        only={item.id for item in sample},
-    )
+    only = {item.id for item in sample}
+    chosen = replace(options, batch_size=batch, fresh=True, accept_exemplars=True)
+    summary = label(sources, concepts, folder / "run", chosen, on_progress=follow, on_message=hear, only=only)
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
+    asking = per_image
     per_image = max(per_image, _decode_seconds(sample, options) / _workers(options, len(items)))
     memory, kind = _peak_memory()
+    tiles = None
+    if summary.progress.done and any(concept.tile for concept in concepts.concepts):
+        on_message("labelling the same images without tiles ...")
+        tiles = _compared(sources, concepts, folder, chosen, only, asking, on_progress)
     return Preview(
         total=len(items),
         videos=videos,
@@ -128,7 +138,40 @@ def preview(
         exemplars=exemplars,
         messages=(*messages, *([said] if (said := lettering.notice(concepts.names)) else [])),
         gpus=_gpus(),
+        tiles=tiles,
     )
+
+
+def _compared(
+    sources: Sequence[str | Path],
+    concepts: ConceptList,
+    folder: Path,
+    options: LabelOptions,
+    only: Collection[str],
+    seconds: float,
+    on_progress: Callable[[Progress], None],
+) -> WithTiles:
+    """Label the sample without tiles, and put both answers to each photo side by side."""
+    plain = replace(concepts, concepts=tuple(replace(concept, tile=None) for concept in concepts.concepts))
+    steps: list[Progress] = []
+
+    def follow(progress: Progress) -> None:
+        steps.append(progress)
+        on_progress(progress)
+
+    label(sources, plain, folder / "without-tiles", options, on_progress=follow, only=only)
+    objects, cells = [0, 0], list[Cell]()
+    with open_run(folder / "without-tiles") as without, open_run(folder / "run") as tiled:
+        for image in tiled.images():
+            other = without.image(image.item.id)
+            both = (() if other is None else other.labels), image.labels
+            objects = [total + len(labels) for total, labels in zip(objects, both, strict=True)]
+            if len(cells) < SHEET_IMAGES:
+                pixels = decode_image(image.item.path, megapixels(image.size_hw))
+                for how, labels in zip(("without", "with"), both, strict=True):
+                    cells.append((pixels, labels, f"{image.item.id}, {how} tiles ({len(labels)})"))
+    contact_sheet(cells, concepts.names, folder / "tiles.png", columns=2)
+    return WithTiles((objects[0], objects[1]), (_pace(steps)[1], seconds), folder / "tiles.png")
 
 
 def _refuse_continued(folder: Path) -> None:

@@ -142,6 +142,7 @@ def _totals(run: Run, tally: ReportCounts) -> dict[str, int]:
         "images": tally.images,
         "failed": totals.failed,
         "waiting": len(run.coverage().waiting),
+        "copies": len(run.near_copies()),
         "candidates": totals.candidates,
         "objects": sum(tally.objects.values()),
         "empty": tally.empty,

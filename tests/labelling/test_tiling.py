@@ -5,20 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.builders import candidate, rectangle
 
+from sam3label.cli.tables import full_answers
+from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Concept, ConceptList, Frame, MediaItem, Tiles
+from sam3label.core.records import Candidate, Concept, ConceptList, Frame, MediaItem, Rle, Tiles
 from sam3label.demo.shapes import make_scene
+from sam3label.labelling.job import label
+from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.questions import Guide
-from sam3label.labelling.tiling import AUTO_FACTOR, layout
+from sam3label.labelling.tiling import AUTO_FACTOR, layout, pyramid
 from sam3label.labelling.windows import once
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
+from sam3label.review.reasons import cases
+from sam3label.review.survey import survey_run
+from sam3label.run.decide import select_labels
+from sam3label.run.reader import open_run
 from sam3label.run.saturation import is_full
 
 sides = st.integers(1, 900)
@@ -81,6 +90,21 @@ def detector() -> Detector:
     return Detector.load(resolve("demo"), device="cpu")
 
 
+@settings(max_examples=100, deadline=None)
+@given(sides, sides, st.integers(32, 400))
+def test_every_size_of_tiles_covers_the_photo_and_the_largest_come_first(h: int, w: int, side: int) -> None:
+    tiles = pyramid((h, w), side, 0.2)
+    assert bool(tiles) == (max(h, w) > side)
+    lengths = [max(tile.width, tile.height) for tile in tiles]
+    assert lengths == sorted(lengths, reverse=True)
+    assert set(lengths) <= {side * 2**n for n in range(6)}
+    for one in set(lengths):
+        seen = np.zeros((h, w), dtype=bool)
+        for tile in (tile for tile, length in zip(tiles, lengths, strict=True) if length == one):
+            seen[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = True
+        assert seen.all()
+
+
 def large_photo() -> Frame:
     """Four scenes side by side: what is small on the whole is of a usual size in a tile."""
     quarters = [make_scene(seed, (384, 384), objects=4).image for seed in (3, 4, 5, 6)]
@@ -104,11 +128,22 @@ def found(detector: Detector, tile: Tiles | None, frame: Frame) -> tuple[Candida
 
 
 def test_tiles_find_what_the_whole_view_misses_and_nothing_twice(detector: Detector) -> None:
-    frame = large_photo()
-    whole, tiled = found(detector, None, frame), found(detector, Tiles(384, 0.2), frame)
-    assert len(tiled) > len(whole)
-    overlap = masks.iou_matrix([c.rle for c in tiled], [c.rle for c in tiled])
-    assert (overlap[~np.eye(len(tiled), dtype=bool)] < 0.7).all()
+    """Objects from 2 % of the photo's side to almost half of it, one a tile's seam goes through among them."""
+    right = {"whole": 0, "tiled": 0}
+    labels = {"whole": 0, "tiled": 0}
+    for seed in (21, 22):
+        scene = make_scene(seed, (640, 640), 14, (0.02, 0.2))
+        truth = [masks.encode(scene.mask(number)) for number in range(1, len(scene.things) + 1)]
+        frame = Frame(MediaItem("large.png", "large.png"), 0, scene.image)
+        for name, tile in (("whole", None), ("tiled", Tiles(160, 0.2))):
+            labelled = select_labels(found(detector, tile, frame), ConceptList((Concept(0, "shape", ("shape",)),)))
+            own = [label.rle for label in labelled]
+            iou = masks.iou_matrix(own, truth)
+            right[name] += int((iou >= 0.5).any(axis=0).sum())
+            labels[name] += len(own)
+            assert ((iou >= 0.5).sum(axis=0) <= 1).all()  # no object twice
+    assert right["tiled"] > 1.5 * right["whole"]
+    assert right["tiled"] / labels["tiled"] >= 0.8
 
 
 def test_auto_tiles_what_is_much_larger_than_the_models_input(detector: Detector) -> None:
@@ -129,6 +164,74 @@ def test_auto_tiles_a_small_photo_whose_answers_ran_out_of_room(
     assert seen(found(detector, Tiles(auto=True), frame)) == seen(plain)
     monkeypatch.setattr(type(detector), "queries", property(lambda _: len(plain)))  # as if no more could be answered
     assert {c.id for c in found(detector, Tiles(auto=True), frame)} != {c.id for c in plain}
+
+
+def crowd() -> tuple[Frame, list[Rle]]:
+    """A photo of some 70 shapes in four scenes: more than the demo checkpoint can answer to one phrase."""
+    half = 250
+    scenes = [make_scene(seed, (half, half), 20, (0.05, 0.06)) for seed in (31, 32, 33, 34)]
+    rows = [np.concatenate([scene.image for scene in scenes[i : i + 2]], axis=1) for i in (0, 2)]
+    truth = [
+        masks.paste(half * (i % 2), half * (i // 2), scene.mask(number), (2 * half, 2 * half))
+        for i, scene in enumerate(scenes)
+        for number in range(1, len(scene.things) + 1)
+    ]
+    return Frame(MediaItem("crowd.png", "crowd.png"), 0, np.concatenate(rows)), truth
+
+
+def test_of_a_crowd_more_are_found_than_the_model_has_answers(detector: Detector) -> None:
+    frame, truth = crowd()
+    right = []
+    for tile in (None, Tiles(auto=True)):
+        rles = [c.rle for c in found(detector, tile, frame) if c.score >= 0.5]
+        right.append(int((masks.iou_matrix(rles, truth) >= 0.5).any(axis=0).sum()) if rles else 0)
+    assert len(truth) > 2 * detector.queries
+    assert right[0] <= detector.queries < right[1]
+
+
+def quarter() -> Frame:
+    """A quarter of the crowd, which `auto` tiles only for phrases that run out of room."""
+    return Frame(MediaItem("crowd.png", "crowd.png"), 0, make_scene(31, (250, 250), 20, (0.05, 0.06)).image)
+
+
+def test_where_even_the_closest_views_are_full_the_run_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "crowd.png"), quarter().pixels[..., ::-1])
+    monkeypatch.setattr(Detector, "queries", property(lambda _: 2))  # as if no more could be answered
+    list_ = parse_concepts("names: [shape]\ndefaults: {tile: 150}", "test")
+    label([tmp_path / "crowd.png"], list_, tmp_path / "run", LabelOptions(model="demo", device="cpu", workers=0))
+    with open_run(tmp_path / "run") as run:
+        assert run.full() == [("crowd.png", 0, "shape")]
+        (case,) = cases(run, survey_run(run, audit=0))
+        assert [reason.words for reason in case.of("saturated")] == [
+            "'shape' has more answers than the model can give, in tiles too"
+        ]
+        (line,) = full_answers(run)
+    assert "'shape' in crowd.png" in line and "smaller tiles" in line
+
+
+def test_what_else_is_asked_changes_no_id(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two phrases run out of room in different tiles: each has the candidates that it has alone."""
+    frame = quarter()
+    monkeypatch.setattr(Detector, "queries", property(lambda _: 6))
+    phrases = ("circle", "red shape")
+    ids = []
+    for asked in ((0, 1), (0,), (1,)):
+        concepts = ConceptList(
+            tuple(Concept(i, phrases[n], (phrases[n],), tile=Tiles(auto=True)) for i, n in enumerate(asked))
+        )
+        (detection,) = Guide(detector, concepts).detect([frame], 0.1)
+        ids.append({c.id for c in detection.candidates})
+    assert ids[1] and ids[2] and ids[0] == ids[1] | ids[2]
+
+
+def test_a_photo_too_small_for_tiles_is_marked_as_full_too(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(5, (200, 200), objects=8)
+    frame = Frame(MediaItem("full.png", "full.png"), 0, scene.image)
+    monkeypatch.setattr(Detector, "queries", property(lambda _: 2))
+    (detection,) = Guide(detector, ConceptList((Concept(0, "shape", ("shape",), tile=Tiles(400)),))).detect(
+        [frame], 0.3
+    )
+    assert detection.full == ("shape",)
 
 
 def test_tiles_are_part_of_what_a_run_remembers(detector: Detector, tmp_path: Path) -> None:

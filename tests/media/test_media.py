@@ -502,3 +502,16 @@ def test_more_than_pils_limit_is_read_where_it_is_allowed_and_pils_limit_stays(
     assert image_file.read_photo(path).pixels.shape == (100, 200, 3)
     assert image_file.upright_size(path) == (100, 200)
     assert Image.MAX_IMAGE_PIXELS == 1_000
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK"])
+def test_large_photos_become_rgb_band_by_band(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise).convert(mode)
+    if mode == "P":
+        picture.info["transparency"] = 3
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture.save(path)
+    whole = decode_image(path)
+    monkeypatch.setattr("sam3label.media.image.BAND", 7 * 30)
+    np.testing.assert_array_equal(decode_image(path), whole)

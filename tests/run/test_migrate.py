@@ -71,7 +71,8 @@ def test_a_store_that_knew_no_given_objects_opens_and_stays_beside(tmp_path: Pat
     with Store.writer(tmp_path, [Prompt("disc", "disc")], {}) as store:
         store.write([unit("a.jpg")])
     with closing(sqlite3.connect(tmp_path / DATABASE)) as db, db:
-        db.executescript("DROP TABLE given; UPDATE meta SET value = '3' WHERE key = 'format'")
+        db.executescript("".join(f'DROP TABLE "{name}";' for name in ("given", "full", "skipped", "looks")))
+        db.execute("UPDATE meta SET value = '3' WHERE key = 'format'")
     with Store.open(tmp_path) as store:
         assert [one.item.id for one in store.units()] == ["a.jpg"]
     assert raw(tmp_path / DATABASE, "SELECT count(*) FROM given") == [(0,)]
@@ -119,3 +120,30 @@ def test_no_migration_while_another_process_labels(old: Path) -> None:
         held.kill()
     with open_run(old):
         pass
+
+
+# ---- format 2, as the version before near-copies wrote it (demo checkpoint, as above; grown by a second phrase)
+
+BEFORE = gzip.decompress((Path(__file__).parents[1] / "data" / "run_format2.sqlite.gz").read_bytes())
+
+
+def test_a_store_of_format_2_says_what_it_said_and_knows_no_near_copies(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(BEFORE)
+    before = raw(tmp_path / DATABASE, "SELECT * FROM candidates ORDER BY rowid")
+    with open_run(tmp_path) as run:
+        assert [(u.item.id, u.frame_start, u.frame_stop) for u in run.done_units()] == [
+            ("a/1.png", 0, 1), ("a/2.png", 0, 1), ("b.png", 0, 1), ("v.mp4", 0, 16), ("v.mp4", 16, 24)
+        ]  # fmt: skip
+        assert run.failures() == [("broken.jpg", "not an image (unknown format, or its header is damaged)")]
+        assert run.count_objects() == {"disc": (7, 2), "square": (0, 0)}
+        assert [(c.action, c.who) for c in run.corrections()] == [("deleted", "ann"), ("reviewed", "ann")]
+        assert run.near_copies() == [] and run.full() == []
+        assert run.coverage().asked == {"circle": 5, "square": 5}
+    assert raw(tmp_path / DATABASE, "SELECT * FROM candidates ORDER BY rowid") == before
+    assert raw(tmp_path / "run.format2.sqlite", "SELECT value FROM meta WHERE key = 'format'") == [("2",)]
+    assert raw(tmp_path / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [(str(migrate.FORMAT),)]
+    tables = "SELECT name FROM sqlite_master WHERE name IN ('full', 'skipped', 'looks') ORDER BY name"
+    new = tmp_path / "new"
+    with Store.writer(new, [], {}):
+        assert len(raw(new / DATABASE, tables)) == 3
+        assert raw(tmp_path / DATABASE, tables) == raw(new / DATABASE, tables)

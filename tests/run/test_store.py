@@ -173,7 +173,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
         Store.open(tmp_path / "junk")
     with open_writer(tmp_path / "old") as store:
         store.set_meta("format", 99)
-    with pytest.raises(StoreError, match="newer version of sam3label .format 99; this one reads up to 4.. Update"):
+    with pytest.raises(StoreError, match="newer version of sam3label .format 99; this one reads up to 5.. Update"):
         Store.open(tmp_path / "old")
 
 

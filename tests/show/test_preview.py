@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import Result
@@ -171,3 +172,25 @@ def test_command_line(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> No
     assert (out / "contact.png").is_file() and (out / "report.html").is_file()
     missing = invoke(["preview", str(tmp_path / "nothing"), *given])
     assert (missing.exit_code, "no such file or folder" in missing.output) == (1, True)
+
+
+def test_tiles_are_shown_with_and_without_side_by_side_and_their_cost(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for n in range(2):
+        scene = make_scene(70 + n, (384, 384), objects=12, radius=(0.02, 0.04))
+        cv2.imwrite(str(tmp_path / "photos" / f"{n}.png"), scene.image[..., ::-1])
+    (tmp_path / "c.yaml").write_text("names: [shape]\ndefaults: {tile: auto}")
+    out = tmp_path / "out"
+    given = ["-c", str(tmp_path / "c.yaml"), "-o", str(out), "--model", "demo", "--workers", "0", "--device", "cpu"]
+    done = invoke(["preview", str(tmp_path / "photos"), *given])
+    assert done.exit_code == 0, done.output
+    line = re.search(r"With tiles (\d+) objects instead of (\d+), in \S+ s an image instead of \S+ s", done.output)
+    assert line and int(line[1]) > int(line[2])
+    with Image.open(out / "tiles.png") as sheet:
+        width, height = sheet.size
+    assert width < height + 100  # two photos, each beside itself
+    larger = invoke(["preview", str(tmp_path / "photos"), *given, "--image-size", "192"])
+    assert "at 192 x 192 pixels instead of 128 x 128: " in larger.output
+    assert "--image-size 192" in larger.output.rpartition("Next")[2]
+    wrong = invoke(["preview", str(tmp_path / "photos"), *given, "--image-size", "200"])
+    assert wrong.exit_code == 1 and "The nearest: 192 and 256." in wrong.output

@@ -29,7 +29,7 @@ class LocalWorker:
         from sam3label.model.device import processor_of
 
         self._assignment = assignment
-        self._checkpoint = resolve(assignment.options.model, assignment.options.revision)
+        self._checkpoint = resolve(assignment.options.model, assignment.options.revision, assignment.options.image_size)
         self._guide = load_guide(self._checkpoint, assignment)
         self._processor = processor_of(self._guide.detector.device)
         self.facts = facts_of(self._guide.detector)
@@ -47,8 +47,8 @@ class LocalWorker:
         guide, options = self._guide, replace(self._assignment.options, batch_size=work.batch_size)
         guide.detector.encode_phrases(guide.concepts.phrases)
         tracker = load_tracker(self._checkpoint, guide, options) if work.videos else None  # not hours later
-        photos = label_photos(guide, work.batches, options, tally, stopped)
-        videos = label_videos(guide, tracker, map(work.standing, work.videos), options, tally, stopped)
+        photos = label_photos(guide, work.batches, options, tally, stopped, work.copies)
+        videos = label_videos(guide, tracker, map(work.standing, work.videos), options, tally, stopped, work.copies)
         for results in chain(photos, videos):
             yield self._answer(results)
 
@@ -80,4 +80,4 @@ def load_guide(checkpoint: Checkpoint, assignment: Assignment) -> Guide:
 
 def facts_of(detector: Detector) -> Facts:
     """Return what a detector says of itself."""
-    return Facts(detector.describe(), detector.queries, str(detector.device), detector.image_batch)
+    return Facts(detector.describe(), detector.queries, str(detector.device), detector.image_batch, detector.size_note)

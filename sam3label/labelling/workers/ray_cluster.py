@@ -158,7 +158,7 @@ class RayWorkers:
         options = assignment.options
         self._say, self._first = say, first
         self._stamp = _stamp(first)
-        checkpoint = resolve(options.model, options.revision)
+        checkpoint = resolve(options.model, options.revision, options.image_size)
         self._source = CheckpointSource.of(options.model, options.revision, checkpoint)
         self._shipped: list[tuple[str, list[Any]]] | None = None
         self._prepared: Any = None

@@ -102,11 +102,12 @@ class Replica:
 
         `parts` are the checkpoint's files, for a node that has none.
         """
+        from sam3label.model.checkpoint import with_image_size
         from sam3label.model.device import processor_of
 
         self._assignment = assignment
         self._options = assignment.options
-        checkpoint = on_this_node(source, parts)
+        checkpoint = with_image_size(on_this_node(source, parts), self._options.image_size)
         self._guide = load_guide(checkpoint, assignment)
         detector = self._guide.detector
         detector.encode_phrases(assignment.concepts.phrases)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from sam3label.concepts.exemplars import Examples
 from sam3label.core.records import ConceptList, MediaItem, UnitResult
+from sam3label.labelling.near_copies import NearCopies
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.photos import PhotoBatch
 from sam3label.labelling.progress import FoundLabel, JobTally
@@ -31,12 +32,14 @@ class Facts:
 
     `numbers` is everything in it that changes the labels, for the run's fingerprint; `queries` the most answers that
     one prompt can have in one image; `image_batch` the images that its device computes together.
+    `note` is what a user should know of its input size.
     """
 
     numbers: Mapping[str, Any]
     queries: int
     device: str
     image_batch: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Work:
     videos: Sequence[MediaItem]
     batch_size: int
     standing: Callable[[MediaItem], VideoWork]
+    copies: NearCopies | None = None  # compares images in order: for one worker only
 
     @property
     def is_empty(self) -> bool:
