@@ -37,7 +37,7 @@ class ImageDetector:
 
         chosen = LabelOptions(model=model, revision=revision, device=device, dtype=dtype)  # type: ignore[arg-type]
         self._model: Detector | None = Detector.load(
-            resolve(chosen.model, chosen.revision), device=chosen.device, dtype=chosen.dtype
+            resolve(chosen.model, chosen.revision), device=chosen.device, dtype=chosen.dtype, single=True
         )
 
     def __enter__(self) -> ImageDetector:

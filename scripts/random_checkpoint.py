@@ -60,7 +60,7 @@ def make_checkpoint(out: Path, size: str = "tiny", seed: int = 0) -> Path:
     from safetensors.torch import save_file
     from transformers import Sam3VideoConfig, Sam3VideoModel
 
-    tokenizer = _tokenizer()
+    tokenizer = word_tokenizer()
     config = Sam3VideoConfig() if size == "full" else Sam3VideoConfig(**_video_config(SIZES[size], len(tokenizer)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -195,7 +195,7 @@ def _enliven(detector: Any) -> None:
         detector.mask_decoder.mask_embedder.layers[-1].weight.mul_(4.0)
 
 
-def _tokenizer() -> Any:
+def word_tokenizer() -> Any:
     """A CLIP byte-pair tokenizer whose merges spell `WORDS`, the two special tokens last, as in CLIP's own."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer

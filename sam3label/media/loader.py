@@ -16,14 +16,14 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -33,16 +33,24 @@ from torch.utils.data import DataLoader, Dataset
 
 from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable
 from sam3label.errors import UndecodableError
+from sam3label.media.ahead import ahead
 from sam3label.media.image import NO_FILE, NO_MEMORY, Photo, read_photo
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[str], Photo]
 Place = torch.Tensor | Path  # pixels in shared memory, or in a file
+E = TypeVar("E", Frame, Frame | Undecodable)
 Value = tuple[Place, Stamp | None] | str  # a photo, or why there is none
 
+PINNED = 1 << 29  # bytes of page-locked memory that wait for the model, or one photo
+_MOST_WORKERS = 16
 _AHEAD = 2  # images each worker decodes ahead
 ROOM = 64 << 20  # bytes of shared memory to leave per worker
 _SHARED_MEMORY = "/dev/shm"
+_LITTLE_ROOM = (
+    f"there is little shared memory here ({_SHARED_MEMORY}): decoded photos go through files, which is slower. "
+    "Give a container more: docker run --ipc=host, or --shm-size=8g"
+)
 CRASHED = "the decoder crashed on this file"
 _FAILED = "the decoder failed"
 
@@ -52,9 +60,9 @@ class _CannotStartError(Exception):
 
 
 def default_workers(count: int) -> int:
-    """Decoding processes for `count` images: the cores we may use less one, from 1 to 8."""
+    """Decoding processes for `count` images: the cores we may use less one, from 1 to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores - 1), max(1, count))
+    return min(_MOST_WORKERS, max(1, cores - 1), max(1, count))
 
 
 def batches(
@@ -78,24 +86,42 @@ def entries(
     items: Sequence[MediaItem], workers: int, pin: bool = False, decode: Decode = read_photo
 ) -> Iterator[Frame | Undecodable]:
     """Return what `batches` puts together, one by one."""
-    pin = pin and torch.cuda.is_available()
-    return _decode_here(items, pin, decode) if workers == 0 else _decode_ahead(items, workers, pin, decode)
+    found = _decode_here(items, decode) if workers == 0 else _decode_ahead(items, workers, decode)
+    return pinned(found) if pin and torch.cuda.is_available() else found
 
 
-def _decode_here(items: Sequence[MediaItem], pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
+def pinned(entries: Iterable[E]) -> Iterator[E]:
+    """Yield entries with their pixels in page-locked memory, put there by a thread, some ahead of their use."""
+    return ahead(map(_pinned, entries), PINNED, lambda one: one.pixels.nbytes if isinstance(one, Frame) else 0)
+
+
+def _pinned(entry: E) -> E:
+    if not isinstance(entry, Frame):
+        return entry
+    try:
+        pixels = torch.from_numpy(entry.pixels).pin_memory().numpy()
+    except RuntimeError:  # a machine that lets nobody lock so much: copies are slower, and right
+        return entry
+    return replace(entry, pixels=pixels)
+
+
+def _decode_here(items: Sequence[MediaItem], decode: Decode) -> Iterator[Frame | Undecodable]:
     for item in items:
         photo = _attempt(decode, item.path)
-        yield _entry(item, photo if isinstance(photo, str) else (torch.from_numpy(photo.pixels), photo.stamp), pin)
+        yield _entry(item, photo if isinstance(photo, str) else (torch.from_numpy(photo.pixels), photo.stamp))
 
 
-def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: Decode) -> Iterator[Frame | Undecodable]:
+def _decode_ahead(items: Sequence[MediaItem], workers: int, decode: Decode) -> Iterator[Frame | Undecodable]:
     """Decode by workers; after a death, decode one by one what it may have held, then go on."""
     with tempfile.TemporaryDirectory(prefix="sam3label-") as folder:
         task = _Task(decode, Path(folder), workers * ROOM)
-        done = 0
+        done, warned = 0, False
         while done < len(items):
-            for value in _until_death(task, items[done:], workers, pin):
-                yield _entry(items[done], value, pin)
+            for value in _until_death(task, items[done:], workers):
+                if not isinstance(value, str) and isinstance(value[0], Path) and not warned:
+                    warnings.warn(_LITTLE_ROOM, RuntimeWarning, stacklevel=2)
+                    warned = True
+                yield _entry(items[done], value)
                 done += 1
             for item in items[done : done + workers * _AHEAD]:
                 try:
@@ -104,25 +130,25 @@ def _decode_ahead(items: Sequence[MediaItem], workers: int, pin: bool, decode: D
                     warnings.warn(
                         f"{error}: decoding goes on in this process, more slowly", RuntimeWarning, stacklevel=2
                     )
-                    yield from _decode_here(items[done:], pin, decode)
+                    yield from _decode_here(items[done:], decode)
                     return
-                yield _entry(item, value, pin)
+                yield _entry(item, value)
                 done += 1
 
 
-def _until_death(task: _Task, items: Sequence[MediaItem], workers: int, pin: bool) -> Iterator[Value]:
+def _until_death(task: _Task, items: Sequence[MediaItem], workers: int) -> Iterator[Value]:
     """Yield the values of `items` in order, ending early when a worker dies."""
     stream: Iterator[Value] | None = None
     while True:
         try:
-            stream = stream or _start_workers(task, items, workers, pin)
+            stream = stream or _start_workers(task, items, workers)
             value = next(stream)
         except (StopIteration, RuntimeError, OSError, EOFError):  # the task raises nothing: what comes is the transport
             return
         yield value
 
 
-def _start_workers(task: _Task, items: Sequence[MediaItem], workers: int, pin: bool) -> Iterator[Value]:
+def _start_workers(task: _Task, items: Sequence[MediaItem], workers: int) -> Iterator[Value]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than the cores: as asked
         loader = DataLoader(
@@ -131,7 +157,6 @@ def _start_workers(task: _Task, items: Sequence[MediaItem], workers: int, pin: b
             sampler=[item.path for item in items],
             num_workers=workers,
             prefetch_factor=_AHEAD,
-            pin_memory=pin,
             worker_init_fn=_start_worker,
             multiprocessing_context=_context(),
             generator=torch.Generator(),  # its own: the caller's random state stays as it was
@@ -224,7 +249,7 @@ def _free_shared_memory() -> int:
     return room.f_bavail * room.f_frsize
 
 
-def _entry(item: MediaItem, value: Value, pin: bool) -> Frame | Undecodable:
+def _entry(item: MediaItem, value: Value) -> Frame | Undecodable:
     if isinstance(value, str):
         return Undecodable(item, value)
     place, stamp = value
@@ -234,7 +259,7 @@ def _entry(item: MediaItem, value: Value, pin: bool) -> Frame | Undecodable:
         place = pixels
     if stamp is not None and item.version:
         stamp = replace(stamp, version=item.version)
-    return Frame(item, 0, (place.pin_memory() if pin else place).numpy(), stamp)
+    return Frame(item, 0, place.numpy(), stamp)
 
 
 def _decode_alone(task: _Task, path: str) -> Value:

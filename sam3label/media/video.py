@@ -8,14 +8,12 @@ cache, so that a connection that breaks never looks like a video that ends.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +21,12 @@ import numpy.typing as npt
 from sam3label.core.records import Frame, MediaItem
 from sam3label.errors import UndecodableError, os_reason
 from sam3label.media import discovery, storage
+from sam3label.media.ahead import ahead
 from sam3label.media.image import decode_image
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-T = TypeVar("T")
 
-AHEAD = 4  # frames decoded ahead of their use
+AHEAD = 8  # frames decoded ahead of their use: two batches of a GPU
 _MISSING = 0.1  # share of the frames a file promises that may be missing without a word: edit lists cut some off
 
 
@@ -265,49 +263,3 @@ def frame_count(item: MediaItem) -> int:
             return int(stream.frames or seconds * float(stream.average_rate or 0))
     except (av.FFmpegError, OSError):
         return 0
-
-
-# ---- decoding ahead
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    error: Exception | None
-
-
-def ahead(source: Iterable[T], n: int) -> Iterator[T]:
-    """Yield the same values, computed by a thread up to `n` ahead. Its error is raised here, in its place."""
-    line: queue.Queue[T | _Ended] = queue.Queue(n)
-    stop = threading.Event()
-
-    def work() -> None:
-        try:
-            for value in source:
-                if not _offer(line, value, stop):
-                    return
-            end = _Ended(None)
-        except Exception as error:
-            end = _Ended(error)
-        _offer(line, end, stop)
-
-    worker = threading.Thread(target=work, name="decoder", daemon=True)
-    worker.start()
-    try:
-        while not isinstance(value := line.get(), _Ended):
-            yield value
-        if value.error is not None:
-            raise value.error
-    finally:
-        stop.set()
-        worker.join()
-
-
-def _offer(line: queue.Queue[T | _Ended], value: T | _Ended, stop: threading.Event) -> bool:
-    """Wait for room, unless nobody takes values any more."""
-    while not stop.is_set():
-        try:
-            line.put(value, timeout=0.1)
-            return True
-        except queue.Full:
-            continue
-    return False

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sam3label.core.records import BoxPrompt, Prompt
-from sam3label.model.device import Compute
+from sam3label.model.device import Coming, Compute
 from sam3label.model.encode import Texts
 from sam3label.model.head import Head, ImageState, PairScores
+from sam3label.model.memory import Batches
+
+_TOKENS = 8  # where shapes are fixed, prompts are a multiple of so many tokens long
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +54,57 @@ def pairs_of(prompts: Sequence[Prompt], exemplars: Sequence[Mapping[str, Exempla
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Holds a chunk of pairs: the answer and its prompts on the device, scores [P, Q] and presence [P] on the host."""
+    """Holds a chunk of pairs: the answer and its prompts on the device, and the scores, which come to the host.
+
+    On the device rows that nobody asked for may follow, which fill up the chunk.
+    """
+
+    pairs: Sequence[Pair]
 
     answer: PairScores
     prompt: Tensor
     valid: Tensor
-    scores: npt.NDArray[np.float32]
-    presence: npt.NDArray[np.float32]
+    coming: Coming
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Return the scores [P, Q]. Wait until they have come, as `presence` does."""
+        return self.coming.numpy()[: len(self.pairs), :-1]
+
+    @property
+    def presence(self) -> npt.NDArray[np.float32]:
+        """Return the presence of each prompt [P]."""
+        return self.coming.numpy()[: len(self.pairs), -1]
 
 
 class Asker:
     """Puts pairs to the head. `scorer` is `Head.score`, compiled or not."""
 
-    def __init__(self, head: Head, compute: Compute) -> None:
-        self._head, self._compute = head, compute
+    def __init__(self, head: Head, compute: Compute, batches: Batches) -> None:
+        self._head, self._compute, self._batches = head, compute, batches
         self.scorer = head.score
 
     def score(self, state: ImageState, pairs: Sequence[Pair], texts: Texts) -> Scored:
-        """Score pairs and bring the scores to the host: the one sync of a chunk of pairs."""
-        images = torch.tensor([pair.image for pair in pairs], device=self._compute.device)
-        numbers = torch.tensor([pair.prompt for pair in pairs], device=self._compute.device)
+        """Return the scores of pairs. The host waits for nothing until it reads them: once for a chunk of pairs."""
+        filled = [*pairs, *[pairs[-1]] * (self._batches.filled("pairs", len(pairs)) - len(pairs))]
+        images, numbers = self._compute.send(np.array([(pair.image, pair.prompt) for pair in filled]).T.copy())
         with self._compute.precision():
-            prompt, valid = texts.features[numbers], texts.valid[numbers]
-            geometry = self._geometry(state, images, pairs)
-            if geometry is not None:
-                prompt, valid = torch.cat((prompt, geometry[0]), 1), torch.cat((valid, geometry[1]), 1)
+            prompt, valid = self._prompts(state, images, numbers, filled, texts)
             answer = self.scorer(state.tokens[images], prompt, valid)
-        host = torch.cat((answer.scores, answer.presence_logits.sigmoid()[:, None]), 1).cpu().numpy()
-        return Scored(answer, prompt, valid, host[:, :-1], host[:, -1])
+        scores = torch.cat((answer.scores, answer.presence_logits.sigmoid()[:, None]), 1)
+        return Scored(pairs, answer, prompt, valid, self._compute.bring(scores))
+
+    def _prompts(
+        self, state: ImageState, images: Tensor, numbers: Tensor, pairs: Sequence[Pair], texts: Texts
+    ) -> tuple[Tensor, Tensor]:
+        """Return tokens [P, T, D] and validity [P, T] of each pair's words and exemplars."""
+        prompt, valid = texts.features[numbers], texts.valid[numbers]
+        geometry = self._geometry(state, images, pairs)
+        if geometry is not None:
+            prompt, valid = torch.cat((prompt, geometry[0]), 1), torch.cat((valid, geometry[1]), 1)
+        if self._batches.fixed and (missing := -prompt.shape[1] % _TOKENS):
+            prompt, valid = F.pad(prompt, (0, 0, 0, missing)), F.pad(valid, (0, missing))
+        return prompt, valid
 
     def _geometry(self, state: ImageState, images: Tensor, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor] | None:
         """Return tokens [P, N + 1, D] and validity of each pair's exemplars; the image's summary where it has none."""
@@ -93,7 +120,7 @@ class Asker:
         if state.summary is not None:
             tokens[:, :1], valid[:, :1] = state.summary[images], True
         if boxed:
-            rows = torch.tensor(list(boxed), device=device)
+            rows = self._compute.send(np.array(list(boxed)))
             encoded, known = self._head.encode_boxes(state.coarse[images[rows]], *self._padded(list(boxed.values())))
             tokens[rows, : encoded.shape[1]], valid[rows, : encoded.shape[1]] = encoded.float(), known
         for row, reference in referred.items():
@@ -119,5 +146,4 @@ class Asker:
             start, stop = prompt.boxes_xyxy[:, :2], prompt.boxes_xyxy[:, 2:]
             boxes[row, :count] = np.concatenate(((start + stop) / 2, stop - start), 1)
             labels[row, :count], valid[row, :count] = prompt.positive, True
-        device = self._compute.device
-        return tuple(torch.from_numpy(value).to(device) for value in (boxes, labels, valid))  # type: ignore[return-value]
+        return self._compute.send(boxes), self._compute.send(labels), self._compute.send(valid)

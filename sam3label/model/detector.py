@@ -13,12 +13,11 @@ model was trained with.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from sam3label.core.records import BoxPrompt, Candidate, Frame, MediaItem, Prompt
 from sam3label.errors import ConfigError
-from sam3label.model.ask import Asker, Exemplar, Pair, Scored, pairs_of
+from sam3label.model.ask import Asker, Exemplar, Scored, pairs_of
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clock import StageClock
 from sam3label.model.device import NAMES, Compute, pick_device, pick_dtype
@@ -38,11 +37,13 @@ from sam3label.model.head import Head, ImageState, PairScores
 from sam3label.model.image_size import EncoderShape
 from sam3label.model.mask_runs import Upsampling
 from sam3label.model.memory import Batches, batch_sizes, footprint
-from sam3label.model.read_off import MaskReader, Skips, by_image, candidates
+from sam3label.model.read_off import MaskReader, Skips, candidate
+from sam3label.model.vit import join_products
 from sam3label.model.weights import fix_rotary_tables, load_model, load_tokenizer, reuse_buffers
 
 PromptStyle = Literal["official", "transformers"]
 LOOK_GRID = 4  # cells a side in which near-copies are compared
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +82,21 @@ class Detector:
         compute: Compute,
         prompt_style: PromptStyle = "official",
         vram_gb: float | None = None,
+        single: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.identity = model, tokenizer, identity
         self.compute, self.prompt_style = compute, prompt_style
         self.head = Head(model)
+        if compute.mixed:
+            self.head.keep_cast(compute.dtype)
         self.clock = StageClock(compute.device)  # of `detect`: encode, heads, post
-        self.batches = Batches(compute.device, batch_sizes(model.config, compute.device, compute.dtype, vram_gb))
+        sizes = batch_sizes(model.config, compute.device, compute.dtype, vram_gb) | ({"images": 1} if single else {})
+        self.batches = Batches(compute.device, sizes, fixed=compute.device.type == "cuda", release=self._let_go)
         self.images = ImageEncoder(model, self.head, compute, with_summary=prompt_style == "official")
-        self.phrases = PhraseEncoder(model, tokenizer, compute.device)
-        self.asker = Asker(self.head, compute)
+        self.phrases = PhraseEncoder(model, tokenizer, compute.device, self.batches)
+        self.asker = Asker(self.head, compute, self.batches)
         self.upsampling = Upsampling()
-        self._reader = MaskReader(self.head, compute, self.batches, self.upsampling)
+        self.reader = MaskReader(self.head, compute, self.batches, self.upsampling)
         self._ahead = Ahead(compute.device, self._encoded)
         self.size_note = ""  # on the cost of an input side that is not the checkpoint's own
         self._looked: list[tuple[Frame, ImageState]] = []  # what `looks` has encoded, image by image
@@ -105,40 +110,59 @@ class Detector:
         prompt_style: PromptStyle = "official",
         vram_gb: float | None = None,
         compiled: bool = False,
+        single: bool = False,
     ) -> Detector:
         """Load the detector's weights, all of them or none.
 
         `dtype`: "fp32", "bf16" or "fp16" (the image encoder's; then the head computes in mixed precision on CUDA), or
         "auto" (bf16 on CUDA, fp16 where the card has none). `vram_gb` is the most memory of a CUDA device to take.
-        `compiled`: see `compile`. Raises CheckpointError, ConfigError.
+        `compiled`: see `compile`. `single`: for one image at a time. Raises CheckpointError, ConfigError.
         """
         where = pick_device(device)
         compute = Compute(where, pick_dtype(dtype, where))
-        model = load_model(checkpoint)
-        model.vision_encoder.to(compute.dtype)  # before the move: float32 would take twice the memory there
-        for name, part in model.named_children():
-            part.to("cpu" if name == "text_encoder" else where)
-        fix_rotary_tables(model)
-        reuse_buffers(model)
-        detector = cls(model, load_tokenizer(checkpoint), checkpoint.identity, compute, prompt_style, vram_gb)
+        model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+        detector = cls.of_model(model, tokenizer, checkpoint.identity, compute, prompt_style, vram_gb, single)
         if checkpoint.image_size is not None:
             detector.size_note = detector.cost_of_size(checkpoint)
         if compiled:
             detector.compile()
         return detector
 
+    @classmethod
+    def of_model(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        identity: str,
+        compute: Compute,
+        prompt_style: PromptStyle = "official",
+        vram_gb: float | None = None,
+        single: bool = False,
+    ) -> Detector:
+        """Make a detector of the library's model, which becomes its own: cast, moved and rearranged."""
+        model.vision_encoder.to(compute.dtype)  # before the move: float32 would take twice the memory there
+        for name, part in model.named_children():
+            part.to("cpu" if name == "text_encoder" else compute.device)
+        fix_rotary_tables(model)
+        join_products(model.vision_encoder.backbone)
+        reuse_buffers(model)
+        return cls(model, tokenizer, identity, compute, prompt_style, vram_gb, single)
+
     @torch.inference_mode()
-    def compile(self, backend: str = "inductor") -> None:
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Have torch compile the image encoder and the scoring of pairs, and try both. Same answers, to rounding.
 
-        Takes minutes; worth it for thousands of images. Raises ConfigError where torch cannot compile.
+        Takes minutes; worth it for thousands of images. Shapes are fixed from then on, so that nothing is compiled in
+        the middle of a run. Raises ConfigError where torch cannot compile.
         """
-        self.images.backbone = torch.compile(self.images.backbone, backend=backend)
-        self.asker.scorer = torch.compile(self.head.score, backend=backend, fullgraph=True)
-        grey = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
-        frames = [Frame(MediaItem(id="", path=""), 0, grey)] * self.image_batch
+        self.images.backbone = torch.compile(self.images.backbone, backend=backend, dynamic=False)
+        self.asker.scorer = torch.compile(self.head.score, backend=backend, fullgraph=True, dynamic=False)
+        self.batches.fixed = True
+        gray = np.full((self.image_size, self.image_size, 3), 128, np.uint8)
+        frames = [Frame(MediaItem(id="", path=""), 0, gray)] * self.image_batch
+        prompts = -(-(self.batches["pairs"] + 1) // len(frames))  # pairs for a whole chunk, and some that are left
         try:
-            self.detect(frames, [Prompt(VISUAL, VISUAL)], floor=1.0)
+            self.detect(frames, [Prompt(VISUAL, VISUAL)] * prompts, floor=1.0)
         except ConfigError:
             raise
         except Exception as error:  # the compilers it calls fail in their own ways
@@ -227,7 +251,10 @@ class Detector:
 
     def _encoded(self, frames: Sequence[Frame]) -> ImageState:
         with self.clock("encode"):
-            return self.encode_images(self.preprocess(frames))
+            return self.encode_images(self.images.preprocess(frames, self.batches.filled("images", len(frames))))
+
+    def _let_go(self) -> None:
+        self._ahead.forget()
 
     @torch.inference_mode()
     def looks(self, frames: Sequence[Frame]) -> list[npt.NDArray[np.float16]]:
@@ -257,8 +284,7 @@ class Detector:
         """Return tokens [N, D] of N boxes on each image, for `ReferenceTokens`: any other image can be shown them."""
 
         def encode(part: slice) -> list[Tensor]:
-            coarse = self.encode_images(self.preprocess(frames[part])).coarse
-            return self.asker.encode_references(coarse, boxes[part])
+            return self.asker.encode_references(self._encoded(frames[part]).coarse[: len(boxes[part])], boxes[part])
 
         return [tokens for part in self.batches.each(len(frames), "images", encode) for tokens in part]
 
@@ -305,17 +331,17 @@ class Detector:
         presence = np.full((len(frames), len(prompts)), np.nan, np.float32)
         found: list[list[Candidate]] = [[] for _ in frames]
 
-        def score(part: slice) -> tuple[Sequence[Pair], Scored]:
+        def score(part: slice) -> Scored:
             with self.clock("heads"):
-                return pairs[part], self.asker.score(state, pairs[part], texts)
+                return self.asker.score(state, pairs[part], texts)
 
-        skips = Skips(self.head, self.compute, state)
-        for chunk, scored in self.batches.each(len(pairs), "pairs", score):
-            presence[[p.image for p in chunk], [p.prompt for p in chunk]] = scored.presence
-            for image, rows in by_image(chunk, scored.scores.max(1) >= floor):
-                size_hw = frames[image].size_hw
-                kept = self._reader.kept(scored, rows, floor, size_hw, partial(skips.of, image), self.clock)
-                found[image] += candidates(frames[image], prompts, chunk, scored, kept)
+        reading = self.reader.reading(state, [frame.size_hw for frame in frames], self.clock)
+        for scored in _one_ahead(self.batches.each(len(pairs), "pairs", score)):
+            presence[[p.image for p in scored.pairs], [p.prompt for p in scored.pairs]] = scored.presence
+            reading.take(scored, floor)
+        for query, instance in reading.found():
+            image, prompt = query.pair.image, prompts[query.pair.prompt]
+            found[image].append(candidate(frames[image], prompt, query, instance))
         return [Detection(row, tuple(own)) for row, own in zip(presence, found, strict=True)]
 
     @torch.inference_mode()
@@ -332,7 +358,7 @@ class Detector:
         pairs = pairs_of(prompts, exemplars if exemplars is not None else [{}] * len(frames))
         texts, state = self.phrases.texts(prompts), self.encode_images(self.preprocess(frames))
         chunks = self.batches.each(len(pairs), "pairs", lambda part: self.asker.score(state, pairs[part], texts))
-        return PairScores.joined([scored.answer for scored in chunks])
+        return PairScores.joined([scored.answer.first(len(scored.scores)) for scored in chunks])
 
     @torch.inference_mode()
     def look(
@@ -352,18 +378,19 @@ class Detector:
         pairs = pairs_of(prompts, [exemplars])
         seen = {number: Seen(math.nan, *self._nothing()) for number in range(len(prompts))}
 
-        def score(part: slice) -> tuple[Sequence[Pair], Scored]:
-            return pairs[part], self.asker.score(state, pairs[part], texts)
+        def score(part: slice) -> Scored:
+            return self.asker.score(state, pairs[part], texts)
 
-        for chunk, scored in self.batches.each(len(pairs), "pairs", score):
+        for scored in self.batches.each(len(pairs), "pairs", score):
             row, query = np.nonzero(scored.scores > threshold)
             scores, masks, boxes = self._nothing()
             if len(row):
-                masks = self._reader.logits(scored, row, query, skips.of(0))
-                at = torch.from_numpy(row), torch.from_numpy(query)
+                masks = self.reader.logits(scored, row, query, skips.of(0))
+                at = self.compute.send(row), self.compute.send(query)
                 scores, boxes = scored.answer.scores[at], scored.answer.boxes_xyxy[at]
-            for place, (pair, presence) in enumerate(zip(chunk, scored.presence, strict=True)):
-                own = torch.from_numpy(row == place).to(self.device)
+            ends = np.searchsorted(row, np.arange(len(scored.pairs) + 1)).tolist()
+            for pair, presence, start, stop in zip(scored.pairs, scored.presence, ends, ends[1:], strict=False):
+                own = slice(start, stop)
                 seen[pair.prompt] = Seen(float(presence), scores[own], masks[own], boxes[own])
         return list(seen.values())
 
@@ -372,3 +399,14 @@ class Detector:
         sides = (0,), (0, 4 * self.head.grid, 4 * self.head.grid), (0, 4)
         scores, masks, boxes = (torch.empty(side, device=self.device) for side in sides)
         return scores, masks, boxes
+
+
+def _one_ahead(chunks: Iterator[T]) -> Iterator[T]:
+    """Yield each once the one after it is begun: a device has work while the host reads what came before."""
+    last = next(chunks, None)
+    for chunk in chunks:
+        assert last is not None
+        yield last
+        last = chunk
+    if last is not None:
+        yield last

@@ -9,10 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from sam3label.core.records import Processor
 from sam3label.errors import ConfigError
+
+
+class Coming:
+    """Holds values on their way to the host."""
+
+    def __init__(self, buffer: torch.Tensor, arrival: Any) -> None:
+        self._buffer, self._arrival = buffer, arrival
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """Return the values; wait for them the first time."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+            self._arrival = None
+        return self._buffer.numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +42,21 @@ class Compute:
     def mixed(self) -> bool:
         """Return whether the head computes in mixed precision."""
         return self.dtype != torch.float32 and self.device.type == "cuda"
+
+    def send(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
+        """Return the values on the device. To CUDA they go by way of page-locked memory: nobody waits for them."""
+        here = torch.from_numpy(values)
+        if self.device.type != "cuda":
+            return here.to(self.device)
+        return here.pin_memory().to(self.device, non_blocking=True)
+
+    def bring(self, values: torch.Tensor) -> Coming:
+        """Return values that are brought to the host, which goes on meanwhile."""
+        if self.device.type != "cuda":
+            return Coming(values.to("cpu"), None)
+        buffer = torch.empty(values.shape, dtype=values.dtype).pin_memory()
+        buffer.copy_(values, non_blocking=True)
+        return Coming(buffer, torch.cuda.current_stream(self.device).record_event())
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -119,6 +150,12 @@ def nvidia_driver() -> str | None:
 
 def _why_not() -> str:
     return "" if torch.version.cuda is None else f", which needs one for CUDA {torch.version.cuda}"
+
+
+def cpu_computes_bf16() -> bool:
+    """Return whether this CPU has instructions for products of bf16 (AMX, AVX-512): without them it is slower."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

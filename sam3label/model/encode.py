@@ -18,12 +18,14 @@ from sam3label.core.records import Frame, Prompt
 from sam3label.errors import ConfigError
 from sam3label.model.device import Compute
 from sam3label.model.head import Head, ImageState
+from sam3label.model.memory import Batches
 from sam3label.model.phrases import as_read
 
 PREPROCESSING = "bilinear antialiased, rounded to 8 bits, mean 0.5, std 0.5"
 VISUAL = "visual"  # what the model was trained to read when boxes come without words
 _PHRASES_AT_ONCE = 64
 AT_ONCE = 64 << 20  # pixels of a photo that are resized as a whole
+_TEXTS_KEPT = 64  # lists of prompts: a run has one, or one for each class that has canvases
 
 
 class ImageEncoder:
@@ -35,10 +37,16 @@ class ImageEncoder:
         self._neck = model.vision_encoder.neck.fpn_layers[:3]
         self._head, self._compute, self._with_summary = head, compute, with_summary
 
-    def preprocess(self, frames: Sequence[Frame]) -> Tensor:
-        """Return pictures as the model takes them, float32 [B, 3, X, X] on the device, resized without their aspect."""
+    def preprocess(self, frames: Sequence[Frame], filled_to: int = 0) -> Tensor:
+        """float32 [B, 3, X, X] on the device: resized without keeping the aspect, as the model was trained.
+
+        Fewer frames than `filled_to` are followed by gray ones.
+        """
         arrays = (np.require(frame.pixels, requirements=["C", "W"]) for frame in frames)  # what torch can share
-        return torch.cat([self._resize(torch.from_numpy(array)) for array in arrays])
+        images = [self._resize(torch.from_numpy(array)) for array in arrays]
+        if (missing := filled_to - len(images)) > 0:
+            images.append(images[0].new_zeros((missing, *images[0].shape[1:])))
+        return torch.cat(images)
 
     def _resize(self, pixels: Tensor) -> Tensor:
         return shrink(pixels, self.side, self._compute.device).round_().sub_(127.5).mul_(1 / 127.5)
@@ -90,7 +98,7 @@ def shrink(pixels: Tensor, side: int, device: torch.device, at_once: int = AT_ON
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Holds the words of N prompts, padded to the longest: features [N, T, D] and validity [N, T]."""
+    """Holds the words of N prompts, padded: features [N, T, D] and validity [N, T]."""
 
     features: Tensor
     valid: Tensor
@@ -99,10 +107,11 @@ class Texts:
 class PhraseEncoder:
     """Encodes each phrase once. `features` holds what it has encoded: phrase -> [T, D], its valid tokens only."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
-        self._model, self._tokenizer, self._device = model, tokenizer, device
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device, batches: Batches) -> None:
+        self._model, self._tokenizer, self._device, self._batches = model, tokenizer, device, batches
         self._context: int = model.config.text_config.max_position_embeddings
         self.features: dict[str, Tensor] = {}
+        self._texts: dict[tuple[tuple[str, ...], int], Texts] = {}
 
     def encode(self, phrases: Sequence[str]) -> None:
         """Encode the phrases not seen before. Raises ConfigError naming every phrase the model cannot take whole."""
@@ -141,11 +150,20 @@ class PhraseEncoder:
         return tokens
 
     def texts(self, prompts: Sequence[Prompt]) -> Texts:
-        """Return the words of the prompts, encoded where they were not yet. Raises ConfigError as `encode`."""
-        phrases = [prompt.text or VISUAL for prompt in prompts]
+        """The words of the prompts, encoded where they were not yet. Raises ConfigError as `encode`.
+
+        Padded to the longest; where shapes are fixed, to the longest that the model can read.
+        """
+        phrases = tuple(prompt.text or VISUAL for prompt in prompts)
         self.encode(phrases)
-        rows = [self.features[phrase] for phrase in phrases]
-        longest = max(len(row) for row in rows)
-        features = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
+        length = self._context if self._batches.fixed else max(len(self.features[phrase]) for phrase in phrases)
+        if (phrases, length) not in self._texts:
+            if len(self._texts) == _TEXTS_KEPT:
+                self._texts.clear()
+            self._texts[phrases, length] = self._padded([self.features[phrase] for phrase in phrases], length)
+        return self._texts[phrases, length]
+
+    def _padded(self, rows: Sequence[Tensor], length: int) -> Texts:
+        features = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=self._device)
-        return Texts(features, torch.arange(longest, device=self._device) < lengths[:, None])
+        return Texts(features, torch.arange(length, device=self._device) < lengths[:, None])

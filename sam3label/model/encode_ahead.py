@@ -45,6 +45,10 @@ class Ahead:
         if self._cuda:
             self._cuda.empty_cache()
 
+    def forget(self) -> None:
+        """Let go of what was begun: it is encoded when it is asked for."""
+        self._begun.clear()
+
     def _encoded(self, frames: Sequence[Frame]) -> tuple[ImageState, Any]:
         if self._side is None:
             return self._encode(frames), None

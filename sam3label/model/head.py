@@ -74,6 +74,10 @@ class PairScores:
         """Return [P, Q]: the query's score times the presence, both in [0, 1]."""
         return self.logits.sigmoid() * self.presence_logits.sigmoid()[:, None]
 
+    def first(self, count: int) -> PairScores:
+        """Return the answers to the first so many pairs."""
+        return PairScores(*(getattr(self, field.name)[:count] for field in fields(PairScores)))
+
     @staticmethod
     def joined(chunks: Sequence[PairScores]) -> PairScores:
         """Return the answers for several chunks of pairs, end to end."""
@@ -102,6 +106,20 @@ class Head:
             self.placed = self._place(self.boxes)
             unplaced = self.geometry.final_proj(self.geometry.cls_embed.weight)
             self.no_boxes = self.geometry.prompt_layer_norm(unplaced)[None]  # [1, 1, D], before it sees an image
+
+    def keep_cast(self, dtype: torch.dtype) -> None:
+        """Keep the weights that mixed precision would cast at every call as it casts them: to the same numbers.
+
+        What it computes in float32 stays: scores, boxes, presence, and the last product of the masks.
+        """
+        decoder, masker = self.decoder, self.masker
+        exact = {*masker.mask_embedder.modules(), masker.instance_projection}
+        roots = [self.encoder, *decoder.layers, decoder.ref_point_head, self.geometry, masker]
+        roots += [decoder.box_rpb_embed_x, decoder.box_rpb_embed_y]
+        for part in (part for root in roots for part in root.modules()):
+            if isinstance(part, torch.nn.Linear | torch.nn.Conv2d) and part not in exact:
+                part.to(dtype)
+        self.upsample = [weight.to(dtype) for weight in self.upsample]
 
     def _position(self, encoding: Any, like: Tensor) -> Tensor:
         shape = torch.Size((1, like.shape[0], self.grid, self.grid))

@@ -1,9 +1,14 @@
-"""Mask logits of one image -> instances: boxes, areas and run-length code at the image's size, taken on the device.
+"""Mask logits -> instances: boxes, areas and run-length code at each image's size, taken on the device.
 
 The mask of an instance is its low-resolution logits upsampled bilinearly (`F.interpolate`, align_corners=False) to
 the image and cut at 0, pixel for pixel; but no pixel is computed. Logits are upsampled across only. Down each column
 they are then straight lines between knots, so a run begins or ends where two neighbouring knots differ in sign: those
 few leave the device, and on the host the row follows by division.
+
+    instances = mask_runs.instances(logits, size_hw, upsampling)   # at once, or in two steps:
+    for cuts in mask_runs.cut(logits, sizes_hw, upsampling):       # on the device: what it is waited for is in `cuts`
+        found = cuts.instances()                                   # on the host, in any thread; then, in the first,
+        found |= cuts.settled()                                    # what rounding decides
 
 Shape legend: K masks, h x w their logits, H x W the image. Runs are column-major: pixel (y, x) is number x * H + y.
 R knots of a column, C columns, N edges: where runs begin and end, in turn.
@@ -11,8 +16,8 @@ R knots of a column, C columns, N edges: where runs begin and end, in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +34,7 @@ CHUNK_KNOTS = 1 << 22  # held, with their sizes, until their edges are read off 
 # (the rest is for the rounding of the bound): a value below this share of its terms' sizes may be of either sign.
 ROUNDING = 6.5 * 2.0**-24
 
+Size = tuple[int, int]
 _Runs = npt.NDArray[np.int64]  # [N, 2]: where runs start and stop in the image
 
 
@@ -51,9 +57,15 @@ class Axis:
     weight_high: torch.Tensor
     low_host: npt.NDArray[np.int64]
     high_host: npt.NDArray[np.int64]
-    share: npt.NDArray[np.float64]  # [n_out]: weight_high
+    weights_host: npt.NDArray[np.float32]  # [2, n_out]
 
-    def reach(self, first: int, last: int) -> tuple[int, int]:
+    @property
+    def share(self) -> npt.NDArray[np.float64]:
+        """Return weight_high [n_out] in double precision."""
+        share: npt.NDArray[np.float64] = self.weights_host[1].astype(np.float64)
+        return share
+
+    def reach(self, first: int, last: int) -> Size:
         """Return the outputs [start, stop) that read any of the inputs first..last."""
         start = int(np.searchsorted(self.high_host, first, side="left"))
         stop = int(np.searchsorted(self.low_host, last, side="right"))
@@ -68,11 +80,11 @@ class Axis:
 class Upsampling:
     """Keeps what upsampling to a size needs, of the sizes that were asked for last: a run's images have few sizes."""
 
-    def __init__(self, kept: int = 64) -> None:
+    def __init__(self, kept: int = 512) -> None:
         self._kept = kept
-        self._axes: dict[tuple[int, tuple[int, int], int, torch.device], Axis] = {}
+        self._axes: dict[tuple[int, Size, int, torch.device], Axis] = {}
 
-    def axis(self, n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> Axis:
+    def axis(self, n_in: int, size_hw: Size, axis: int, device: torch.device) -> Axis:
         """Return how `n_in` rows (axis 0) or columns (axis 1) become those of an image of this size."""
         asked = n_in, size_hw, axis, device
         found = self._axes.pop(asked, None) or _measured(*asked)
@@ -87,6 +99,9 @@ class _Region:
     """What of mask number `mask` can be inside: columns x0:x1 of the image, between the logits' rows top..bottom."""
 
     mask: int
+    size_hw: Size
+    down: Axis
+    across: Axis
     top: int
     bottom: int
     x0: int
@@ -102,26 +117,47 @@ class _Region:
         return self.tall * (self.x1 - self.x0)
 
 
-def instances(mask_logits: torch.Tensor, size_hw: tuple[int, int], upsampling: Upsampling) -> list[Instance | None]:
+def instances(mask_logits: torch.Tensor, size_hw: Size, upsampling: Upsampling) -> list[Instance | None]:
     """Return one instance per mask of float32 `mask_logits` [K, h, w]; None where no pixel of the image is inside.
 
     Equal, pixel for pixel, to `F.interpolate(mask[None, None], size_hw, mode="bilinear") > 0` of each mask. (Several
     masks in one such call can differ from that, and from it, where a value is 0 but for rounding.)
     """
-    rows, columns = (upsampling.axis(mask_logits.shape[1 + axis], size_hw, axis, mask_logits.device) for axis in (0, 1))
-    found: list[Instance | None] = [None] * len(mask_logits)
-    for chunk in _chunks(_regions(mask_logits, columns)):
-        for region, runs in zip(chunk, _chunk_runs(mask_logits, chunk, rows, columns, size_hw), strict=True):
-            found[region.mask] = _instance(runs, size_hw)
-    return found
+    found: dict[int, Instance | None] = {}
+    for cuts in cut(mask_logits, [size_hw] * len(mask_logits), upsampling):
+        found |= cuts.instances()
+        found |= cuts.settled()
+    return [found.get(mask) for mask in range(len(mask_logits))]
 
 
-def _regions(mask_logits: torch.Tensor, columns: Axis) -> Iterator[_Region]:
-    """Yield the reach of each mask's support. Above and below it is a row that is outside, or the image's edge."""
+def cut(
+    mask_logits: torch.Tensor, sizes_hw: Sequence[Size], upsampling: Upsampling, together: bool | None = None
+) -> Iterator[Cuts]:
+    """Yield what leaves the device of float32 `mask_logits` [K, h, w], each of an image of its own size.
+
+    `together`: the columns of many masks as one, in a few launches, as suits a GPU (the default there); else mask by
+    mask, only the rows that each reaches, as suits a CPU.
+    """
+    together = mask_logits.device.type != "cpu" if together is None else together
+    for chunk in _chunks(_regions(mask_logits, sizes_hw, upsampling, whole=together)):
+        value, size = (_knots_together if together else _knots_apart)(mask_logits, chunk)
+        yield _cut(mask_logits, chunk, value, size)
+
+
+def _regions(
+    mask_logits: torch.Tensor, sizes_hw: Sequence[Size], upsampling: Upsampling, whole: bool
+) -> Iterator[_Region]:
+    """Yield the reach of each mask's support: `whole` columns, or what is between the rows above and below it.
+
+    Those are outside, or at the image's edge.
+    """
     last = mask_logits.shape[1] - 1
     for mask, (top, bottom, left, right) in enumerate(_supports(mask_logits)):
         if top <= bottom:
-            yield _Region(mask, max(top - 1, 0), min(bottom + 1, last), *columns.reach(left, right))
+            size_hw, sides, device = sizes_hw[mask], mask_logits.shape[1:], mask_logits.device
+            down, across = (upsampling.axis(sides[axis], size_hw, axis, device) for axis in (0, 1))
+            rows = (0, last) if whole else (max(top - 1, 0), min(bottom + 1, last))
+            yield _Region(mask, size_hw, down, across, *rows, *across.reach(left, right))
 
 
 def _supports(mask_logits: torch.Tensor) -> list[list[int]]:
@@ -150,38 +186,111 @@ def _chunks(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
         yield chunk
 
 
-def _chunk_runs(
-    mask_logits: torch.Tensor, chunk: list[_Region], rows: Axis, columns: Axis, size_hw: tuple[int, int]
-) -> list[_Runs]:
-    """Return the runs of each region, computed together: the device is waited for a few times a chunk."""
+def _knots_apart(mask_logits: torch.Tensor, chunk: Sequence[_Region]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the values at the knots of the regions, column by column, and the sizes of their terms."""
     import torch
     import torch.nn.functional as F
 
     values, sizes = [], []
     for region in chunk:
         logits = F.pad(mask_logits[region.mask, region.top : region.bottom + 1].T, (0, 1))  # [w, R + 1]
-        values.append(columns.mix(logits, region.x0, region.x1).flatten())
-        sizes.append(columns.mix(logits.abs(), region.x0, region.x1).flatten())
-    value, size = torch.cat(values), torch.cat(sizes)
+        values.append(region.across.mix(logits, region.x0, region.x1).flatten())
+        sizes.append(region.across.mix(logits.abs(), region.x0, region.x1).flatten())
+    return torch.cat(values), torch.cat(sizes)
+
+
+def _knots_together(mask_logits: torch.Tensor, chunk: Sequence[_Region]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same of whole columns, computed at once: the numbers that `mix` gives, in its order of operations."""
+    import torch.nn.functional as F
+
+    width = mask_logits.shape[2]
+    places, weights = [], []
+    for region in chunk:
+        across, own = region.across, slice(region.x0, region.x1)
+        places.append(np.stack((across.low_host[own], across.high_host[own])) + region.mask * width)
+        weights.append(across.weights_host[:, own])
+    low, high = _sent(np.concatenate(places, 1), mask_logits)
+    weight_low, weight_high = _sent(np.concatenate(weights, 1)[..., None], mask_logits)
+    columns = F.pad(mask_logits.transpose(1, 2), (0, 1)).flatten(0, 1)  # [K * w, R + 1]
+    value, size = (
+        source.index_select(0, low).mul_(weight_low).add_(source.index_select(0, high).mul_(weight_high)).flatten()
+        for source in (columns, columns.abs())
+    )
+    return value, size
+
+
+def _sent(values: npt.NDArray[np.generic], beside: torch.Tensor) -> torch.Tensor:
+    """Return the values on the device of another tensor. Nobody waits until they are there."""
+    import torch
+
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(beside.device, non_blocking=True) if beside.is_cuda else here.to(beside.device)
+
+
+def _cut(mask_logits: torch.Tensor, chunk: list[_Region], value: torch.Tensor, size: torch.Tensor) -> Cuts:
+    """Bring to the host what is at the knots that differ in sign from the one above, or are of doubtful sign."""
+    import torch
+    import torch.nn.functional as F
+
     positive = F.pad(value > 0, (1, 0))
-    edges = (positive[1:] != positive[:-1]).nonzero().flatten()
-    around = torch.stack((value[edges - 1], value[edges], size[edges - 1], size[edges]))
-    doubtful = (value.abs_() < size.mul_(ROUNDING)).nonzero().flatten().cpu().numpy()
-    place = _Places(chunk, edges.cpu().numpy())
-    row, unsure = _rows(place, around.cpu().double().numpy(), rows)
-    runs = (place.x * size_hw[0] + row).reshape(-1, 2)
-    found = np.split(runs, np.searchsorted(place.region[::2], np.arange(1, len(chunk))))
-    again = _Places(chunk, np.concatenate((doubtful, place.knot_number[unsure])))
-    for number in np.unique(again.region).tolist():
-        own = np.unique(again.x[again.region == number])
-        found[number] = _settled(found[number], mask_logits[chunk[number].mask], own, size_hw)
-    return found
+    marked = (positive[1:] != positive[:-1]) | (value.abs() < size * ROUNDING)
+    knots = marked.nonzero().flatten()
+    above = knots - 1
+    around = torch.stack((value[above], value[knots], size[above], size[knots])).double()
+    return Cuts(mask_logits, chunk, torch.cat((knots.double()[None], around)).cpu().numpy())
+
+
+@dataclass
+class Cuts:
+    """Holds masks cut down to their edges: on the host, but for the few whose sign rounding decides."""
+
+    _mask_logits: torch.Tensor
+    _chunk: list[_Region]
+    _around: npt.NDArray[np.float64]  # [5, N]: the knot's number, values of the one above and of it, sizes of both
+    _doubts: list[tuple[_Region, _Runs, npt.NDArray[np.int64]]] = field(default_factory=list)
+
+    def instances(self) -> dict[int, Instance | None]:
+        """Return the instances by number of the mask, those left out that `settled` must decide."""
+        knots, values = self._around[0].astype(np.int64), self._around[1:]
+        before, after, _, size = values
+        edge = (after > 0) != (before > 0)
+        place = _Places(self._chunk, knots[edge])
+        x, row, unsure = place.x, np.empty_like(place.x), np.zeros(len(place.x), np.bool_)
+        sizes = [region.size_hw for region in self._chunk]
+        down = {region.size_hw: region.down for region in self._chunk}
+        numbers = {size_hw: number for number, size_hw in enumerate(down)}
+        which = np.array([numbers[size_hw] for size_hw in sizes])[place.region]
+        for size_hw, number in numbers.items():
+            own = which == number
+            row[own], unsure[own] = _rows(place.of(own), values[:, edge][:, own], down[size_hw])
+        heights = np.array([height for height, _ in sizes])[place.region]
+        runs = (x * heights + row).reshape(-1, 2)
+        found = np.split(runs, np.searchsorted(place.region[::2], np.arange(1, len(self._chunk))))
+        doubtful = np.abs(after) < size * ROUNDING
+        again = _Places(self._chunk, np.concatenate((knots[doubtful], place.knot_number[unsure])))
+        doubts = set(again.region.tolist())
+        for number in sorted(doubts):
+            self._doubts.append((self._chunk[number], found[number], np.unique(again.x[again.region == number])))
+        return {
+            region.mask: _instance(own, region.size_hw)
+            for number, (region, own) in enumerate(zip(self._chunk, found, strict=True))
+            if number not in doubts
+        }
+
+    def settled(self) -> dict[int, Instance | None]:
+        """Return, after `instances`, those that rounding decides, by upsampling their columns whole on the device."""
+        return {
+            region.mask: _instance(
+                _settled(runs, self._mask_logits[region.mask], columns, region.size_hw), region.size_hw
+            )
+            for region, runs, columns in self._doubts
+        }
 
 
 class _Places:
     """Where knots [N] of a chunk are, by their numbers."""
 
-    def __init__(self, chunk: list[_Region], knot_number: npt.NDArray[np.int64]) -> None:
+    def __init__(self, chunk: Sequence[_Region], knot_number: npt.NDArray[np.int64]) -> None:
         tall, top, x0 = np.array([(region.tall, region.top, region.x0) for region in chunk]).T
         ends = np.cumsum([region.knots for region in chunk])
         self.knot_number = knot_number
@@ -191,9 +300,20 @@ class _Places:
         self.logits_row = top[self.region] + knot
         self.at_head, self.at_foot = knot == 0, knot == tall[self.region] - 1
 
+    def of(self, own: npt.NDArray[np.bool_]) -> _Edges:
+        """Return those of them that are edges in images of one size."""
+        return _Edges(self.logits_row[own], self.at_head[own], self.at_foot[own])
+
+
+@dataclass(frozen=True, slots=True)
+class _Edges:
+    logits_row: npt.NDArray[np.int64]
+    at_head: npt.NDArray[np.bool_]
+    at_foot: npt.NDArray[np.bool_]
+
 
 def _rows(
-    edge: _Places, around: npt.NDArray[np.float64], rows: Axis
+    edge: _Edges, around: npt.NDArray[np.float64], rows: Axis
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the image's row [N] of each edge, and where rounding decides it.
 
@@ -220,7 +340,7 @@ def _rows(
     return row, unsure
 
 
-def _settled(runs: _Runs, mask: torch.Tensor, x: npt.NDArray[np.int64], size_hw: tuple[int, int]) -> _Runs:
+def _settled(runs: _Runs, mask: torch.Tensor, x: npt.NDArray[np.int64], size_hw: Size) -> _Runs:
     """Return the runs, those of the columns `x`, where rounding decides, replaced by what F.interpolate finds."""
     import torch
     import torch.nn.functional as F
@@ -235,7 +355,7 @@ def _settled(runs: _Runs, mask: torch.Tensor, x: npt.NDArray[np.int64], size_hw:
     return runs[np.argsort(runs[:, 0])]
 
 
-def _instance(runs: _Runs, size_hw: tuple[int, int]) -> Instance | None:
+def _instance(runs: _Runs, size_hw: Size) -> Instance | None:
     """Runs that each stay within a column, in order, some of them empty -> box, area and code."""
     runs = runs[runs[:, 0] < runs[:, 1]]
     if len(runs) == 0:
@@ -252,7 +372,7 @@ def _instance(runs: _Runs, size_hw: tuple[int, int]) -> Instance | None:
     return Instance(masks.from_runs(counts.astype(np.uint32), size_hw), box, int((stop - start).sum()))
 
 
-def _measured(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.device) -> Axis:
+def _measured(n_in: int, size_hw: Size, axis: int, device: torch.device) -> Axis:
     """Return indices and weights as F.interpolate has them for this size and device, by upsampling indicator signals.
 
     Of three neighbouring inputs each has another remainder by 3, so the two that an output mixes are told apart. They
@@ -283,12 +403,13 @@ def _measured(n_in: int, size_hw: tuple[int, int], axis: int, device: torch.devi
     high = np.where(use_left, nearest, right)
     weight_low = np.where(use_left, left_weight, weights[nearest % 3, column])
     weight_high = np.where(use_left, weights[nearest % 3, column], right_weight)
+    both = np.stack((weight_low, weight_high)).astype(np.float32)
     return Axis(
         low=torch.from_numpy(low).to(device),
         high=torch.from_numpy(high).to(device),
-        weight_low=torch.from_numpy(weight_low.astype(np.float32)[:, None]).to(device),
-        weight_high=torch.from_numpy(weight_high.astype(np.float32)[:, None]).to(device),
+        weight_low=torch.from_numpy(both[0, :, None]).to(device),
+        weight_high=torch.from_numpy(both[1, :, None]).to(device),
         low_host=low,
         high_host=high,
-        share=weight_high.astype(np.float64),
+        weights_host=both,
     )

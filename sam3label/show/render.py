@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sam3label.core.records import LabeledImage
 from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.media import video as media_video
+from sam3label.media.ahead import ahead
 from sam3label.media.video_writer import SUFFIXES, VideoWriter
 from sam3label.show.draw import Pixels, draw_labels
 from sam3label.show.lettering import notice
@@ -92,7 +93,7 @@ def _write(target: Path, first: LabeledImage, rest: Iterator[LabeledImage], name
 
 def _drawn(first: LabeledImage, rest: Iterator[LabeledImage], names: Sequence[str]) -> Iterator[tuple[float, Pixels]]:
     """Yield (seconds, picture) of the labelled frames."""
-    source = media_video.ahead(_chosen(first, rest), media_video.AHEAD)
+    source = ahead(_chosen(first, rest), media_video.AHEAD)
     rate = media_video.frame_rate(first.item)
     for picture, pixels, image in source:
         seconds = picture.seconds if picture.seconds is not None else picture.index / rate

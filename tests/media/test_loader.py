@@ -211,10 +211,32 @@ def test_little_shared_memory_is_no_obstacle(
     monkeypatch.setattr(loader, "ROOM", 1 << 60)
     items = photos(9)
     stream = batches(items, 3, 2)
-    got = next(stream)
-    assert list(folder.glob("sam3label-*"))
+    with pytest.warns(RuntimeWarning, match=r"little shared memory here \(/dev/shm\).+: docker run --ipc=host") as said:
+        got = next(stream)
+    assert len(said) == 1 and list(folder.glob("sam3label-*"))
     check(got + entries(stream), items, {})
-    assert list(folder.iterdir()) == []
+    assert not list(folder.glob("sam3label-*"))
+
+
+def test_page_locked_photos_wait_for_the_model_by_their_bytes(
+    photos: Callable[..., list[MediaItem]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: list[int] = []
+    monkeypatch.setattr(loader, "PINNED", 3 * 40 * 60 * 3)
+
+    def lock(tensor: torch.Tensor) -> torch.Tensor:
+        if len(locked) == 6:
+            raise RuntimeError("CUDA error: no memory can be locked")
+        locked.append(tensor.nbytes)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lock)
+    made = (Frame(MediaItem(str(n), str(n)), n, np.full((40, 60, 3), n, np.uint8)) for n in range(9))
+    given = loader.pinned(made)
+    assert next(given).index == 0
+    time.sleep(0.2)
+    assert len(locked) <= 5  # one was taken, three wait, and one more is in hand
+    assert [frame.index for frame in given] == list(range(1, 9)) and len(locked) == 6
 
 
 def test_workers_use_one_thread_and_leave_ctrl_c_to_the_parent(photos: Callable[..., list[MediaItem]]) -> None:

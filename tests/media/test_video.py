@@ -14,6 +14,7 @@ from support.videofiles import clip_pixels, turn, write_frames, write_video
 from sam3label.core.records import MediaItem
 from sam3label.errors import InputError, UndecodableError
 from sam3label.media import video as media_video
+from sam3label.media.ahead import ahead
 from sam3label.media.discovery import find_media
 
 
@@ -215,7 +216,7 @@ def test_values_come_in_order_ahead_of_their_use_and_errors_in_their_place() -> 
             yield i
         raise ValueError("the end")
 
-    values = media_video.ahead(source(), 3)
+    values = ahead(source(), 3)
     assert next(values) == 0
     seen = [0]
     with pytest.raises(ValueError, match="the end"):
@@ -226,7 +227,7 @@ def test_values_come_in_order_ahead_of_their_use_and_errors_in_their_place() -> 
 
 
 def test_giving_up_early_ends_the_thread() -> None:
-    values = media_video.ahead(iter(range(1000)), 2)
+    values = ahead(iter(range(1000)), 2)
     next(values)
     before = {thread for thread in threading.enumerate() if thread.name == "decoder"}
     assert before

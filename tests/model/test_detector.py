@@ -19,7 +19,9 @@ from sam3label.errors import ConfigError
 from sam3label.model.checkpoint import Checkpoint, resolve
 from sam3label.model.detector import BoxPrompt, Detection, Detector
 from sam3label.model.device import pick_device, pick_dtype
-from sam3label.model.memory import footprint, sizes_for
+from sam3label.model.memory import TOGETHER, footprint, sizes_for
+from sam3label.model.vit import Layer
+from sam3label.model.weights import load_model
 
 PHRASES = ("red hat", "safety helmet", "a person on the road", "xq")
 PROMPTS = tuple(Prompt(key=phrase, text=phrase) for phrase in PHRASES)
@@ -278,6 +280,17 @@ def test_scoring_is_one_graph_without_waiting_for_the_device(official: Detector,
     assert torch.allclose(answer.scores, expected.scores, atol=1e-6)
 
 
+def test_joined_products_are_those_of_the_library(checkpoint: Checkpoint, frames: list[Frame]) -> None:
+    """Of the image encoder, whose windows divide its grid, and some of whose layers see the whole of it."""
+    own, theirs = Detector.load(checkpoint, device="cpu"), load_model(checkpoint)
+    layers = own.model.vision_encoder.backbone.layers
+    assert all(isinstance(layer, Layer) for layer in layers) and len({layer.side for layer in layers}) == 2
+    with torch.inference_mode():
+        pixels = own.preprocess(frames[:2])
+        expected = theirs.vision_encoder.backbone(pixels).last_hidden_state
+        assert torch.allclose(own.images.backbone(pixels).last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+
+
 # ---- batches and memory
 
 
@@ -343,7 +356,7 @@ def test_batch_sizes_follow_free_memory(checkpoint: Checkpoint) -> None:
     assert all(each[stage] > 50e6 for stage in each)
     sizes = [sizes_for(each, int(free * 1e9)) for free in (0, 2, 8, 16, 80)]
     assert sizes[0] == {"images": 1, "pairs": 1, "masks": 1}
-    assert min(sizes[-1].values()) >= 16
+    assert sizes[2] == sizes[-1] == TOGETHER
     for smaller, larger in pairwise(sizes):
         assert all(smaller[stage] <= larger[stage] for stage in smaller)
     for free, chosen in zip((2, 8, 16, 80), sizes[1:], strict=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,9 +30,19 @@ def truth(logits: torch.Tensor, size_hw: tuple[int, int]) -> np.ndarray:
     return (torch.stack(full) > 0).numpy()
 
 
+def together(logits: torch.Tensor, sizes_hw: Sequence[tuple[int, int]]) -> list[Instance | None]:
+    """As on a GPU: the columns of all masks at once, their code in a thread."""
+    found: dict[int, Instance | None] = {}
+    with ThreadPoolExecutor(1) as thread:
+        for cuts in mask_runs.cut(logits, sizes_hw, Upsampling(), together=True):
+            found |= thread.submit(cuts.instances).result() | cuts.settled()
+    return [found.get(number) for number in range(len(logits))]
+
+
 def check(logits: torch.Tensor, size_hw: tuple[int, int]) -> list[Instance | None]:
     found = instances(logits, size_hw, Upsampling())
     assert len(found) == len(logits)
+    assert together(logits, [size_hw] * len(logits)) == found
     for instance, inside in zip(found, truth(logits, size_hw), strict=True):
         if instance is None:
             assert not inside.any()
@@ -87,6 +98,14 @@ def test_equals_full_size_upsampling_of_anything(
     check(values * 0.1, size_hw)
 
 
+def test_masks_of_several_images_are_read_off_together() -> None:
+    logits = torch.cat((smooth(32), corners(32), integers(32), noise(32)))
+    sizes = [SIZES[4 + number % 5] for number in range(len(logits))]
+    expected = [instances(one[None], size, Upsampling())[0] for one, size in zip(logits, sizes, strict=True)]
+    assert together(logits, sizes) == expected
+    assert sum(one is not None for one in expected) > 10
+
+
 def test_empty_input() -> None:
     assert instances(torch.empty(0, 8, 8), (30, 40), Upsampling()) == []
 
@@ -116,7 +135,7 @@ def test_rounding_never_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def taken(logits: torch.Tensor, size_hw: tuple[int, int]) -> int:
         upsampling = Upsampling()
-        instances(logits[:0], size_hw, upsampling)  # from here on masks alone are interpolated
+        instances(logits, size_hw, upsampling)  # from here on masks alone are interpolated
         whole.clear()
         with monkeypatch.context() as patched:
             patched.setattr(F, "interpolate", counted)

@@ -19,7 +19,8 @@ from sam3label.model.checkpoint import Checkpoint, resolve
 from sam3label.model.clock import StageClock
 from sam3label.model.detector import Detection, Detector, PromptStyle
 from sam3label.model.encode_ahead import Ahead
-from sam3label.model.head import ImageState
+from sam3label.model.head import Head, ImageState
+from sam3label.model.memory import TOGETHER
 
 PROMPTS = tuple(Prompt(phrase, phrase) for phrase in ("red hat", "safety helmet", "dog"))
 FLOOR = 0.1
@@ -43,7 +44,9 @@ def on_cpu(checkpoint: Checkpoint, frames: list[Frame]) -> list[Detection]:
 
 
 @pytest.fixture
-def device() -> Iterator[Device]:
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """A card that encodes two images together."""
+    monkeypatch.setitem(TOGETHER, "images", 2)
     with pretend_cuda() as device:
         yield device
 
@@ -157,14 +160,30 @@ def test_batches_overlap_without_a_race_and_find_what_a_cpu_finds(
     assert len(shared) > 0.8 * len(by_id(expected)) > 10
 
 
-# waits of the host in one batch of `detect`, at most: for each chunk of pairs, and for each group of masks
-CHUNK = {"model/ask.py:score": 3}
-MASKS = {
-    "model/read_off.py:logits": 5,
-    "model/mask_runs.py:_supports": 1,
-    "model/mask_runs.py:_chunk_runs": 5,
-}
-ONCE = {"model/encode.py:texts": 1, "model/mask_runs.py:_measured": 20}
+def test_weights_kept_as_they_are_cast_change_nothing_but_launches(
+    checkpoint: Checkpoint, frames: list[Frame], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = BoxPrompt(np.array([[0.1, 0.1, 0.5, 0.6]], np.float32), (True,))
+    found, casts = [], []
+    for keeps in (True, False):
+        with monkeypatch.context() as patch:
+            if not keeps:
+                patch.setattr(Head, "keep_cast", lambda *_: None)
+            detector = Detector.load(checkpoint, device="cuda", dtype="bf16")
+        detector.encode_phrases([str(prompt.text) for prompt in PROMPTS])
+        device.forget()
+        found.append(detector.detect(pinned(frames[:2]), PROMPTS, FLOOR, [{"dog": box}, {}]))
+        casts.append(device.operations["_to_copy"])
+    assert by_id(found[0]) == by_id(found[1]) and len(by_id(found[0])) > 10
+    assert found[0][0].presence.tobytes() == found[1][0].presence.tobytes()
+    assert casts[0] < 0.7 * casts[1]
+
+
+# waits of the host in one batch of `detect`, at most: for each chunk of pairs, and for all masks of the batch
+CHUNK = {"model/device.py:numpy": 1}
+MASKS = {"model/mask_runs.py:_supports": 1, "model/mask_runs.py:_cut": 2}
+# for each list of prompts, for each size of a photo, and for each mask where rounding decides
+ONCE = {"model/encode.py:_padded": 1, "model/mask_runs.py:_measured": 20, "model/mask_runs.py:_settled": 3}
 
 
 def test_the_host_waits_where_it_may_and_nowhere_else(
@@ -176,10 +195,62 @@ def test_the_host_waits_where_it_may_and_nowhere_else(
     device.forget()
     detector.detect(photos, PROMPTS, FLOOR)
     waits = device.waits_by_place()
-    allowed = CHUNK | {place: count * len(photos) for place, count in MASKS.items()} | ONCE
+    chunks = 2  # six pairs, by four
+    allowed = {place: count * chunks for place, count in CHUNK.items()} | MASKS | ONCE
     assert not waits.keys() - allowed.keys(), device.lines
     for place, count in waits.items():
         assert count <= allowed[place], (place, device.lines)
+
+
+# ---- shapes are fixed: an answer depends on its image and its prompt alone, to the last bit
+
+
+def test_neither_company_nor_place_changes_a_bit_of_a_score(
+    checkpoint: Checkpoint, frames: list[Frame], device: Device
+) -> None:
+    detector = Detector.load(checkpoint, device="cuda")
+
+    def scores(photos: Sequence[Frame], prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
+        found = by_id(detector.detect(pinned(photos), prompts, FLOOR))
+        return {name: (one.score, one.presence) for name, one in found.items() if one.prompt != longer.key}
+
+    longer = Prompt("a large white dog on the road", "a large white dog on the road")
+    together = scores(frames, PROMPTS)
+    assert len(together) > 20
+    alone = {name: one for frame in frames for name, one in scores([frame], PROMPTS).items()}
+    assert alone == together
+    assert scores(frames[::-1], (longer, *PROMPTS[::-1])) == together
+
+
+def test_pairs_are_computed_by_sixteen_and_by_four(
+    checkpoint: Checkpoint, frames: list[Frame], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector.load(checkpoint, device="cuda")
+    shapes: list[tuple[int, ...]] = []
+    score = detector.asker.scorer
+
+    def seen(tokens: Any, prompt: Any, valid: Any) -> Any:
+        shapes.append((*prompt.shape[:2], *valid.shape))
+        return score(tokens, prompt, valid)
+
+    monkeypatch.setattr(detector.asker, "scorer", seen)
+    detector.detect(frames[:2], [Prompt(str(n), "red hat") for n in range(9)], 1.0)
+    assert shapes == [(16, 40, 16, 40), (4, 40, 4, 40)]  # 18 pairs; words of 32 tokens, the image's own, and a few more
+
+
+@pytest.mark.parametrize("number", [900, 1700])
+def test_memory_that_is_short_once_changes_no_bit(
+    checkpoint: Checkpoint, frames: list[Frame], device: Device, number: int
+) -> None:
+    detector = Detector.load(checkpoint, device="cuda")
+    photos = pinned(frames)
+    expected = in_batches(detector, photos)
+    device.forget()
+    device.refuse = lambda at: at == number
+    found = in_batches(detector, photos)
+    assert device.emptied > 0 and device.operations.total() > number
+    assert found[0].presence.tobytes() == expected[0].presence.tobytes() and by_id(found) == by_id(expected)
+    assert detector.image_batch == 2
 
 
 # ---- mutations: the detector of mistakes detects

@@ -129,10 +129,28 @@ def test_a_run_begins_each_batch_before_it_hands_on_the_one_before(checkpoint: C
 def test_a_compiled_model_finds_the_same(checkpoint: Checkpoint, detector: Detector, frames: list[Frame]) -> None:
     """Both parts captured whole. The code that torch then generates is left out: minutes of a C++ compiler."""
     compiled = Detector.load(checkpoint, device="cpu")
-    compiled.compile(backend="eager")
+    compiled.compile("eager")
     expected = detector.detect(frames, PROMPTS, FLOOR)
     assert sum(len(detection.candidates) for detection in expected) > 20
     assert_same(compiled.detect(frames, PROMPTS, FLOOR), expected, 1e-4)
+
+
+def test_nothing_is_compiled_in_the_middle_of_a_run(checkpoint: Checkpoint, frames: list[Frame]) -> None:
+    """Two batches and a half, of other photos than were compiled for, and phrases of other lengths."""
+    compiled = Detector.load(checkpoint, device="cpu")
+    shapes: list[list[tuple[int, ...]]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[object]) -> object:
+        shapes.append([tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)])
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled.compile(backend=backend)
+    before = len(shapes)
+    for count in (4, 1, 3):
+        compiled.detect(frames[:count], PROMPTS[: count - 1] or PROMPTS[:1], FLOOR)
+    compiled.detect(frames[:2], [Prompt("x", "a large white dog on the road")], FLOOR)
+    assert before == 2 and len(shapes) == before  # the image encoder and the scoring of pairs
 
 
 def test_no_compiler_is_said_in_one_sentence(

@@ -132,8 +132,8 @@ class _Block:
 class Device:
     """The pretend device: what it did, and what went wrong."""
 
-    def __init__(self, memory: float) -> None:
-        self.memory = int(memory)
+    def __init__(self, memory: float, shapes_only: bool) -> None:
+        self.memory, self.home = int(memory), torch.device("meta") if shapes_only else CPU
         self.waits: Counter[Wait] = Counter()
         self.lines: dict[Wait, set[str]] = defaultdict(set)  # file:line of each wait, for whoever has to find it
         self.operations: Counter[str] = Counter()
@@ -296,7 +296,7 @@ class _EveryCall(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
-_VIEWS = {
+VIEWS = {
     *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "as_strided", "expand", "alias", "detach"),
     *("t", "transpose", "permute", "select", "slice", "narrow", "unsqueeze", "squeeze"),
     *("unbind", "split", "split_with_sizes"),
@@ -321,7 +321,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     _refuse_mixture(name, args, ours, plain)
     device.operations[name] += 1
     device.current.tick()
-    if (ours or target == "cuda") and name not in _VIEWS and device.refuse(device.operations.total()):
+    if (ours or target == "cuda") and name not in VIEWS and device.refuse(device.operations.total()):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     _note_waits(device, name, args, ours)
     _note_accesses(device, func, args, name)
@@ -338,7 +338,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     if outward or not (ours or target == "cuda"):
         return result
     wrapped = tree_map(lambda value: Pretend(value) if isinstance(value, Tensor) else value, result)
-    if name not in _VIEWS:
+    if name not in VIEWS:
         for value in tree_leaves(wrapped):
             if isinstance(value, Pretend):
                 device.access(value.held, write=True)
@@ -347,7 +347,7 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 def _held(value: Any) -> Any:
     if isinstance(value, torch.device) and value.type == "cuda":
-        return CPU
+        return _here().home
     return value.held if isinstance(value, Pretend) else value
 
 
@@ -396,7 +396,7 @@ def _note_waits(device: Device, name: str, args: Sequence[Any], ours: Sequence[T
 
 
 def _note_accesses(device: Device, func: Any, args: Sequence[Any], name: str) -> None:
-    if name in _VIEWS:
+    if name in VIEWS:
         return
     for place, parameter in enumerate(func._schema.arguments[: len(args)]):
         written = parameter.alias_info is not None and parameter.alias_info.is_write
@@ -497,6 +497,7 @@ def _patches(device: Device) -> dict[Any, dict[str, Any]]:
             "device_count": lambda: 1,
             "current_device": lambda: 0,
             "set_device": lambda _: None,
+            "set_sync_debug_mode": lambda _: None,
             "set_per_process_memory_fraction": lambda *_: None,
             "mem_get_info": lambda *_: (device.memory, device.memory),
             **dict.fromkeys(
@@ -521,12 +522,15 @@ def _patches(device: Device) -> dict[Any, dict[str, Any]]:
 
 
 @contextmanager
-def pretend_cuda(memory: float = 80e9) -> Iterator[Device]:
-    """Give this process one CUDA device with so many bytes of free memory, and say what happened on it."""
+def pretend_cuda(memory: float = 80e9, shapes_only: bool = False) -> Iterator[Device]:
+    """Give this process one CUDA device with so many bytes of free memory, and say what happened on it.
+
+    `shapes_only`: nothing is computed, and nothing can be read: for a model that is too large for that.
+    """
     global _device
     assert _device is None, "one at a time"
     torch._C._ensureCUDADeviceGuardSet()
-    _device = Device(memory)
+    _device = Device(memory, shapes_only)
     _device.start()
     with ExitStack() as stack:
         for owner, replaced in _patches(_device).items():
