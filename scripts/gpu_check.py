@@ -52,7 +52,7 @@ from sam3label.model.tracker import Tracker
 GOALS = {1: 60, 20: 30}  # images a second on an H100, by concepts
 CONCEPTS = (1, 5, 20, 80)
 BATCHES, LEFT_OUT = 14, 2  # of images that are timed at each number of concepts; the first ones are not counted
-FRAMES, FILM = 8, 12  # photos and frames of a film that are compared with the CPU
+FRAMES, CLIP = 8, 12  # photos and frames of a video that are compared with the CPU
 ROUNDS = 40  # batches after which memory must be what it was
 PROMPTS = tuple(Prompt(phrase, phrase) for phrase in ("circle", "red square", "triangle"))
 FLOOR = 0.1
@@ -170,13 +170,13 @@ def masks_to_the_pixel(check: Check, megapixels: float) -> str:
     return f"{len(found)} masks of {size_hw[1]} x {size_hw[0]} equal F.interpolate's"
 
 
-def films(check: Check) -> str:
-    shown = [scene.image for scene in make_clip(7, FILM, (180, 240))]
+def videos(check: Check) -> str:
+    shown = [scene.image for scene in make_clip(7, CLIP, (180, 240))]
     numbers = []
     for device in ("cpu", check.device):
         detector = Detector.load(check.checkpoints["demo"], device=device, dtype="fp32")
         tracker = Tracker.load(check.checkpoints["demo"], detector)
-        reel = [Frame(MediaItem("film", "film", "video"), number, one) for number, one in enumerate(shown)]
+        reel = [Frame(MediaItem("video", "video", "video"), number, one) for number, one in enumerate(shown)]
         numbers.append([[o.number for o in one.objects] for one in tracker.track(reel, PROMPTS)])
     assert numbers[0] == numbers[1], "other tracks than on the CPU"
     return f"{sum(map(len, numbers[0]))} objects in {len(shown)} frames, the same tracks as on the CPU"
@@ -384,7 +384,7 @@ def main(words: Sequence[str] | None = None) -> int:
         check.line("company", partial(whatever_the_company, check))
         for megapixels in (2.0, 12.0):
             check.line(f"masks, {megapixels:g} megapixels", partial(masks_to_the_pixel, check, megapixels))
-        check.line("films", partial(films, check))
+        check.line("videos", partial(videos, check))
         check.line("encoding ahead", partial(encodes_without_waiting, check))
         check.line("little memory", partial(little_memory, check))
         check.line("nothing is kept", partial(nothing_is_kept, check))

@@ -13,7 +13,7 @@ from sam3label.errors import ConfigError
 
 
 def test_every_line_passes_on_a_pretend_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, few in (("FRAMES", 4), ("FILM", 3), ("ROUNDS", 7)):
+    for name, few in (("FRAMES", 4), ("CLIP", 3), ("ROUNDS", 7)):
         monkeypatch.setattr(gpu_check, name, few)
     with pretend_cuda():
         code = gpu_check.main(["--json", str(tmp_path / "gpu.json"), "--without-speed"])
@@ -29,7 +29,7 @@ def test_a_line_that_fails_is_said_and_is_the_exit_code(tmp_path: Path, monkeypa
         raise RuntimeError("CUDA error: no kernel image is available\nmore of it")
 
     monkeypatch.setattr(gpu_check, "machine", broken)
-    for name in ("as_on_the_cpu", "whatever_the_company", "masks_to_the_pixel", "films", "encodes_without_waiting"):
+    for name in ("as_on_the_cpu", "whatever_the_company", "masks_to_the_pixel", "videos", "encodes_without_waiting"):
         monkeypatch.setattr(gpu_check, name, lambda *_: "")
     for name in ("little_memory", "nothing_is_kept"):
         monkeypatch.setattr(gpu_check, name, lambda *_: "")

@@ -208,7 +208,7 @@ def test_the_host_waits_where_it_may_and_nowhere_else(
 def test_neither_company_nor_place_changes_a_bit_of_a_score(
     checkpoint: Checkpoint, frames: list[Frame], device: Device
 ) -> None:
-    detector = Detector.load(checkpoint, device="cuda")
+    detector = Detector.load(checkpoint, device="cuda", dtype="fp32")
 
     def scores(photos: Sequence[Frame], prompts: Sequence[Prompt]) -> dict[str, tuple[float, float]]:
         found = by_id(detector.detect(pinned(photos), prompts, FLOOR))
@@ -225,7 +225,7 @@ def test_neither_company_nor_place_changes_a_bit_of_a_score(
 def test_pairs_are_computed_by_sixteen_and_by_four(
     checkpoint: Checkpoint, frames: list[Frame], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detector = Detector.load(checkpoint, device="cuda")
+    detector = Detector.load(checkpoint, device="cuda", dtype="fp32")
     shapes: list[tuple[int, ...]] = []
     score = detector.asker.scorer
 
@@ -242,7 +242,7 @@ def test_pairs_are_computed_by_sixteen_and_by_four(
 def test_memory_that_is_short_once_changes_no_bit(
     checkpoint: Checkpoint, frames: list[Frame], device: Device, number: int
 ) -> None:
-    detector = Detector.load(checkpoint, device="cuda")
+    detector = Detector.load(checkpoint, device="cuda", dtype="fp32")
     photos = pinned(frames)
     expected = in_batches(detector, photos)
     device.forget()
