@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sam3label.core.colors import class_color
+from sam3label.core import masks
+from sam3label.core.colors import Rgb
 from sam3label.core.records import Label
 from sam3label.show.draw import paint_mask
 from sam3label.show.lettering import chip
 
 SIDE = 1008  # pixels: what SAM 3 itself saw
 CROP_SIDE = 448
+MASK_COLORS: tuple[Rgb, ...] = ((255, 0, 255), (0, 255, 255), (255, 255, 0))
 MARGIN = 0.5  # of the object's longer side, around it
 
 Pixels = npt.NDArray[np.uint8]
@@ -31,11 +33,11 @@ def whole(pixels: Pixels) -> bytes:
 
 
 def numbered(pixels: Pixels, labels: Sequence[Label]) -> bytes:
-    """Return the photo with each label's mask in a color of its own and its number, from 1, at its center."""
+    """Return the photo with each label's mask painted over and its number, from 1, at its center."""
     picture = _fitted(pixels, SIDE)
     scale = picture.shape[1] / pixels.shape[1]
-    for number, label in enumerate(labels):
-        paint_mask(picture, label.rle, class_color(number))
+    for label, color in zip(labels, [contrasting(pixels, label) for label in labels], strict=True):
+        paint_mask(picture, label.rle, color)
     for number, label in enumerate(labels):
         x, y, w, h = (value * scale for value in label.box_xywh)
         _write(picture, str(number + 1), x + w / 2, y + h / 2)
@@ -49,9 +51,18 @@ def enlarged(pixels: Pixels, label: Label) -> tuple[bytes, bytes]:
     left, top = max(0, round(x - margin)), max(0, round(y - margin))
     right, bottom = min(pixels.shape[1], round(x + w + margin)), min(pixels.shape[0], round(y + h + margin))
     marked = pixels.copy()
-    paint_mask(marked, label.rle, class_color(0))
+    paint_mask(marked, label.rle, contrasting(pixels, label))
     plain, over = (_fitted(p[top:bottom, left:right], CROP_SIDE, enlarge=True) for p in (pixels, marked))
     return _jpeg(plain), _jpeg(over)
+
+
+def contrasting(pixels: Pixels, label: Label) -> Rgb:
+    """Return the mask color that differs most from what is under the mask: one that is hard to miss."""
+    x, y, mask = masks.crop(label.rle)
+    if not mask.size:
+        return MASK_COLORS[0]
+    under = pixels[y : y + mask.shape[0], x : x + mask.shape[1]][mask].mean(axis=0)
+    return max(MASK_COLORS, key=lambda color: float(np.abs(np.array(color) - under).max()))
 
 
 def _fitted(pixels: Pixels, side: int, enlarge: bool = False) -> Pixels:
