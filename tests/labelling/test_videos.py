@@ -202,8 +202,10 @@ def test_a_damaged_video_is_labelled_as_far_as_it_goes(checkpoint: Path, tmp_pat
     assert summary.failures == (("a.mp4", reason),)
     with open_run(tmp_path / "run") as labelled:
         assert [image.frame for image in labelled.images()] == list(range(good))
-    again, _ = label([tmp_path / "clips"], tmp_path / "run", checkpoint)  # tried again, with the same end
-    assert (again.progress.failed, again.failures) == (1, summary.failures)
+    again, _ = label([tmp_path / "clips"], tmp_path / "run", checkpoint)  # the file is as it was: left alone, and named
+    assert (again.progress.failed, again.failures) == (0, summary.failures)
+    insisted, _ = label([tmp_path / "clips"], tmp_path / "run", checkpoint, retry_failed=True)
+    assert (insisted.progress.failed, insisted.failures) == (1, summary.failures)
     (tmp_path / "clips/none.avi").write_bytes(b"no video at all")
     worst, _ = label([tmp_path / "clips"], tmp_path / "run", checkpoint)
     assert [name for name, _ in worst.failures] == ["a.mp4", "none.avi"]
