@@ -343,10 +343,8 @@ def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
         yield f"Left out, by --video off: {count(summary.skipped_videos, 'video')}."
     if summary.failures:
         known = summary.not_tried
-        again = (
-            f" ({f'{known:,} of them' if known < len(summary.failures) else 'as before, and they'} have not changed "
-            "and were not tried again: --retry-failed does)"
-        )
+        which = "" if known == len(summary.failures) else f"{known:,} of them "
+        again = f" ({which}unchanged since it was tried, and left alone: --retry-failed tries again)"
         yield f"{count(len(summary.failures), 'file')} could not be labelled{again if known else ''}:"
         yield from (
             f"  {one_line(item_id)}: {one_line(reason)}" for item_id, reason in summary.failures[:SHOWN_FAILURES]

@@ -21,7 +21,7 @@ from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
 from sam3label.labelling.questions import Guide
 from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
-from sam3label.media import loader, video
+from sam3label.media import video
 from sam3label.media.stamps import stamp_of
 from sam3label.run.asked import Wanted
 from sam3label.run.store import Store, Unit
@@ -210,6 +210,8 @@ def _sampled_on(
     """Label samples of a video from the first that the store has not, or has not all answers of."""
     frames = video.sampled(work.item, options.every, options.fps, work.start)
     if guide.detector.device.type == "cuda":
+        from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
+
         frames = loader.pinned(frames)
     batch_size = options.batch_size or guide.detector.image_batch
     everything = frozenset(prompt.key for prompt in guide.prompts)

@@ -71,8 +71,8 @@ def test_a_finished_run_answers_without_the_model_though_a_file_is_broken(place:
     assert again.stdout.splitlines()[-1] == "LOADED [] 3", again.stderr
     assert "Nothing to do: everything that can be read was labelled before." in again.stdout
     assert (
-        "1 file could not be labelled (as before, and they have not changed and were not tried again: "
-        "--retry-failed does):\n  broken.jpg: not an image"
+        "1 file could not be labelled (unchanged since it was tried, and left alone: --retry-failed tries again):"
+        "\n  broken.jpg: not an image"
     ) in again.stdout
     with open_run(place / "run") as run:
         objects = sum(n for n, _ in ((len(image.labels), 0) for image in run.images()))
