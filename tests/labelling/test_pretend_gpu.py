@@ -95,7 +95,7 @@ def test_a_run_waits_where_it_may_and_nowhere_else(
         assert allowed is None or waits_beyond(device, allowed, batches) == {}, device.lines
     here = found(kind, media, tmp_path / "cpu", device="cpu", prompt_style=style)
     shared = there.keys() & here.keys()
-    assert len(here) > 5
+    assert len(here) > 3
     if dtype == "fp32":
         assert there.keys() == here.keys()
         assert all(there[name][0] == pytest.approx(here[name][0], abs=1e-4) for name in shared)

@@ -222,6 +222,17 @@ def test_neither_company_nor_place_changes_a_bit_of_a_score(
     assert scores(frames[::-1], (longer, *PROMPTS[::-1])) == together
 
 
+def test_a_batch_that_was_filled_up_has_as_many_looks_as_photos(
+    checkpoint: Checkpoint, frames: list[Frame], device: Device
+) -> None:
+    detector = Detector.load(checkpoint, device="cuda", dtype="fp32")
+    photos = pinned(frames[:3])
+    looks = detector.looks(photos)
+    expected = Detector.load(checkpoint, device="cpu").looks(frames[:3])
+    assert len(looks) == 3 and all(np.allclose(*pair, atol=1e-3) for pair in zip(looks, expected, strict=True))
+    assert_same(detector.detect(photos[1:], PROMPTS, FLOOR), detector.detect(pinned(frames[1:3]), PROMPTS, FLOOR), 1e-5)
+
+
 def test_pairs_are_computed_by_sixteen_and_by_four(
     checkpoint: Checkpoint, frames: list[Frame], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
