@@ -220,7 +220,7 @@ def little_memory(check: Check) -> str:
 
 
 def nothing_is_kept(check: Check) -> str:
-    detector, device = check.load("tiny"), pick_device(check.device)
+    detector, device = check.load("tiny", "fp32"), pick_device(check.device)
     held = []
     for _ in range(ROUNDS):
         detector.encode_ahead(check.frames[:4])

@@ -269,7 +269,8 @@ class Detector:
             return part, self._ahead.take(frames[part]) or self._encoded(frames[part])
 
         for part, state in self.batches.each(len(frames), "images", encode):
-            cells = F.normalize(F.adaptive_avg_pool2d(state.coarse, LOOK_GRID).flatten(2), dim=1).transpose(1, 2)
+            coarse = state.coarse[: len(frames[part])]  # without what fills up the batch
+            cells = F.normalize(F.adaptive_avg_pool2d(coarse, LOOK_GRID).flatten(2), dim=1).transpose(1, 2)
             looks += list(cells.to(torch.float16).cpu().numpy())
             self._looked += [(frame, state.of(number)) for number, frame in enumerate(frames[part])]
         return looks
