@@ -50,7 +50,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _explained(folder: Path, text: str) -> StoreError:
-    if "full" in text or "No space" in text:
+    if "disk is full" in text or "No space" in text:
         return StoreError(
             f"the disk that holds {folder} is full. What was committed is safe: "
             "free some space and give the same command again."

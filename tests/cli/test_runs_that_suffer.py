@@ -195,9 +195,14 @@ def zeroed_page(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    chance, data = random.Random(1), bytearray(path.read_bytes())
-    for _ in range(20):
-        data[chance.randrange(100, len(data))] ^= 1 << chance.randrange(8)
+    """Bits here and there in that page."""
+    whole = path.read_bytes()
+    zeroed_page(path)
+    zeroed = path.read_bytes()
+    places = [i for i, (before, after) in enumerate(zip(whole, zeroed, strict=True)) if before != after]
+    chance, data = random.Random(1), bytearray(whole)
+    for place in chance.sample(places, 20):
+        data[place] ^= 1 << chance.randrange(8)
     path.write_bytes(data)
 
 

@@ -497,7 +497,7 @@ def test_an_ontology_gives_phrases_to_classes(tmp_path: Path) -> None:
         ('{"a": "b", "a": "b"}', "--ontology: given more than once: a; each phrase may be there once"),
         ('{"a": "b", "a": "c"}', "--ontology: given more than once: a; each phrase may be there once"),
         ('{" a": "b"}', "--ontology: concepts.b.prompts.0: got ' a'; allowed: text with no space at its ends"),
-        ("nowhere.json", "nowhere.json: no such file"),
+        ("nowhere.json", """nowhere.json: no such file; or give it here, as '{"hard hat": "helmet"}'"""),
     ],
 )
 def test_ontologies_that_are_none(text: str, problem: str) -> None:

@@ -72,7 +72,7 @@ def test_no_object_is_hidden_by_more_than_35_percent() -> None:
 
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        placed = shapes.place(rng, [Thing("red", "square")] * 8, SIZE)
+        placed = shapes.place(rng, [Thing("red", "square")] * 8, SIZE, shapes.RADIUS)
         index = np.zeros(SIZE, np.uint8)
         for number, pose in enumerate(placed, start=1):
             index[alpha_of(pose, SIZE) >= 128] = number

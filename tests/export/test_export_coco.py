@@ -179,7 +179,7 @@ def test_append_needs_a_readable_dataset(tmp_path: Path) -> None:
     (tmp_path / "set/annotations/instances_train.json").write_text("{")
     with pytest.raises(OutputError, match="is not COCO JSON .*; nothing was changed"):
         write_dataset(concept_list(), [], "coco", tmp_path / "set", Options(append=True))
-    for kind in ("voc", "cvat", "labelstudio", "masks"):
+    for kind in ("voc", "labelstudio", "masks"):
         with pytest.raises(ConfigError, match=f"--append is not possible for {kind} .only for coco,"):
             write_dataset(concept_list(), [], kind, tmp_path / "set", Options(append=True))
 

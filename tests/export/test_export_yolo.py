@@ -189,7 +189,7 @@ def test_append_keeps_class_ids_and_refuses_what_is_there(tmp_path: Path) -> Non
     assert (out / "labels/train/a.txt").read_bytes() == before[1]
     data = yaml.safe_load((out / "data.yaml").read_text())
     assert (data["train"], data["val"]) == ("images/train", "images/val")
-    with pytest.raises(OutputError, match=r"already holds b.jpg \(image b.jpg\).*leave out --append"):
+    with pytest.raises(OutputError, match=r"already holds b.jpg\. .*leave out --append"):
         write_dataset(concept_list(), [new], "yolo", out, options)
     assert len(list((out / "labels").rglob("*.txt"))) == 2
 

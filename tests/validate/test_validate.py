@@ -261,7 +261,7 @@ def test_rows_that_cost_the_whole_photo_are_found_and_ultralytics_agrees(tmp_pat
     assert not report.clean and found(report, text) == 1
     if "dataset" not in text:
         assert found(report, "its verifier ignores photos") == 1
-        assert any("1 of 2 photos and 1 of 1 instances" in c.result for c in report.consumers)
+        assert any("1 of 2 photos and 1 of 1 instance" in c.result for c in report.consumers)
     else:
         assert found(report, "its dataset class fails") == 1
 
