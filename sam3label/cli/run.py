@@ -270,7 +270,7 @@ def finish(labelled: LabeledRun, *, stopped: bool, formats: list[str], split: st
     assert summary is not None  # of the session that just ended
     stopped = stopped and summary.interrupted
     if not quiet:
-        print_summary(labelled, summary, next_step=not stopped)
+        print_summary(labelled, summary, next_step=not stopped and not formats)
     if stopped:
         typer.echo(
             f"Stopped. Everything labelled so far is in {labelled.folder}: the same command continues.", err=True
