@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads_as_commands() -> Iterator[None]:
+    """Torch is left with as many threads as the commands that tests start have: scores are compared bit by bit."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the hub's layout with a random SAM 3 that runs an image in some tens of milliseconds."""
-    import torch
     from random_checkpoint import make_checkpoint
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as many as the commands that tests start
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "tiny", seed=0)
 
 
