@@ -1,4 +1,4 @@
-"""What every test shares: no network, two threads, and one tiny random checkpoint a session."""
+"""What every test shares: no network, one thread, and one tiny random checkpoint a session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
