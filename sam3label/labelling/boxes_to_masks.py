@@ -49,7 +49,8 @@ from sam3label.labelling.run_folder import refuse_unfit
 from sam3label.labelling.writer import Writer
 from sam3label.media.discovery import Found
 from sam3label.run.asked import Wanted
-from sam3label.run.store import DATABASE, Store
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 if TYPE_CHECKING:
     from sam3label.model.checkpoint import Checkpoint

@@ -11,7 +11,8 @@ from sam3label.core.text import one_line
 from sam3label.errors import InputError
 from sam3label.media.image import TOO_LARGE, is_too_large
 from sam3label.media.stamps import looks_unchanged, stamp_of
-from sam3label.run.store import REPLACED, Store
+from sam3label.run.store import Store
+from sam3label.run.unit_writer import REPLACED
 
 _READERS = 8  # files hashed at a time
 _SHOWN = 10

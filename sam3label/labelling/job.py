@@ -42,7 +42,8 @@ from sam3label.media.memory import megapixels_that_fit
 from sam3label.run.asked import Wanted
 from sam3label.run.database import network_of
 from sam3label.run.reader import refuse_below_floor
-from sam3label.run.store import DATABASE, Store
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 
 def label(

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from sam3label.core.records import Frame, Likeness, MediaItem
 from sam3label.media.stamps import looks_unchanged
-from sam3label.run.store import LOOKS, Store
+from sam3label.run.store import Store
+from sam3label.run.unit_writer import LOOKS
 
 Look = npt.NDArray[np.float16]  # [cells, D], each cell of length 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from sam3label.core.whole_folder import read_marker
 from sam3label.errors import OutputError
 from sam3label.media.discovery import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from sam3label.run.store import DATABASE
+from sam3label.run.store_errors import DATABASE
 
 _ADVICE = "Give the run a folder of its own: -o runs/NAME."
 

@@ -24,7 +24,7 @@ from sam3label.core.text import count, one_line
 from sam3label.labelling.growing import duration
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import Progress, RunSummary
-from sam3label.run.store import DATABASE
+from sam3label.run.store_errors import DATABASE
 
 LOG = "run.log"
 PACE_SECONDS = 600.0  # between two lines about the pace

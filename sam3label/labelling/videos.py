@@ -24,7 +24,8 @@ from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_track
 from sam3label.media import video
 from sam3label.media.stamps import stamp_of
 from sam3label.run.asked import Wanted
-from sam3label.run.store import Store, Unit
+from sam3label.run.rows import Unit
+from sam3label.run.store import Store
 
 if TYPE_CHECKING:
     from sam3label.model.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ from sam3label.core.text import count
 from sam3label.errors import InputError
 from sam3label.quality.metrics import cgf1
 from sam3label.run.reader import Run
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 
 
 @dataclass(frozen=True, slots=True)

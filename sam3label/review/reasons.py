@@ -24,8 +24,8 @@ from sam3label.core.text import count
 from sam3label.review.survey import NEIGHBORS, SeenImage, Survey, UsualSize, look
 from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
 from sam3label.run.reader import Run, tiled_phrases
+from sam3label.run.rows import Unit
 from sam3label.run.saturation import is_full
-from sam3label.run.store import Unit
 
 Kind = Literal[
     "kept as box",

@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from sam3label.core.records import Correction, Label, Verdict
 from sam3label.run.decide import Decision
 from sam3label.run.reader import Run
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 
 NEIGHBORS = 5  # images an empty image is compared with
 SIZED = 20  # labels a class needs before one of them can be called unusual

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,13 +178,22 @@ def refuse_foreign(folder: Path) -> None:
 
 
 class Database(sqlite3.Connection):
-    """A connection that gives up on a statement that damage has made endless. `begin` starts the count anew."""
+    """A connection that gives up on a statement that damage has made endless. Each reading starts the count anew."""
 
     path: Path
     steps = 0
 
-    def begin(self) -> None:
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Yield a query's rows as they are read."""
         self.steps = 0
+        for row in self.execute(sql, values):  # noqa: UP028  # a half-read cursor must not be closed after its database
+            yield row
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """Return a query's first row, or None."""
+        self.steps = 0
+        row: tuple[Any, ...] | None = self.execute(sql, values).fetchone()
+        return row
 
     def lost(self) -> bool:
         """Return whether a statement has run too long; True interrupts it."""

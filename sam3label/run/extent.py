@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 
 from sam3label.core.text import count
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 
 
 @dataclass(frozen=True, slots=True)

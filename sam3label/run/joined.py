@@ -19,7 +19,7 @@ from sam3label.core.text import one_line
 from sam3label.errors import StoreError
 from sam3label.run.extent import Extent
 from sam3label.run.reader import Coverage, Run
-from sam3label.run.store import Totals, Unit
+from sam3label.run.rows import Totals, Unit
 
 _SHOWN = 10  # ids in one message
 SHARD = "shard"  # the field of a fingerprint in which runs that are read as one may differ

@@ -34,8 +34,9 @@ from sam3label.run.database import is_in_use
 from sam3label.run.decide import Decision, decide
 from sam3label.run.extent import Extent
 from sam3label.run.places import moved, relocated
+from sam3label.run.rows import Totals, Unit
 from sam3label.run.saturation import QUERIES, enough
-from sam3label.run.store import Store, Totals, Unit
+from sam3label.run.store import Store
 from sam3label.run.store_errors import DamagedStoreError
 
 TRUSTED_VERIFIER, LAST_VERIFIER = "trusted verifier", "last verifier"  # the notes that name them

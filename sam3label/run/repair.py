@@ -13,9 +13,11 @@ from sam3label.core import masks
 from sam3label.core.problems import Problem
 from sam3label.core.records import Candidate, Correction, UnitResult
 from sam3label.errors import Sam3LabelError, StoreError
+from sam3label.run import row_by_row
 from sam3label.run.reader import open_run
-from sam3label.run.store import DATABASE, Store, Unit
-from sam3label.run.store_errors import DamagedStoreError
+from sam3label.run.rows import Unit
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE, DamagedStoreError
 
 _TOGETHER = 64  # units that are written in one transaction
 _NOTES = ("concepts", "info", "exemplars", "trust", "settings", "pace", "review", "review_conflicts", "review_pending")
@@ -49,7 +51,7 @@ def examine(folder: str | Path, photos: str | Path | None = None) -> StoreFindin
         found.problems.append(Problem("the database", f"it cannot be opened: {error.what}"))
         return found
     with store:
-        found.problems += [Problem("the database", text) for text in store.integrity()]
+        found.problems += [Problem("the database", text) for text in row_by_row.integrity(store)]
         found.problems += _notes_problems(store)
         for name, unit in _units(store, found):
             found.lost += [name] if unit is None else []
@@ -73,7 +75,7 @@ def repair(folder: str | Path, out: str | Path) -> StoreFindings:
         notes = {key: value for key in _NOTES if (value := _note(old, key)) is not None}
         with Store.writer(out, old.prompts, old.meta("fingerprint") or {}, notes=notes) as new:
             kept = list(_corrections(old, found))
-            new.carry_corrections(kept)
+            row_by_row.carry_corrections(new, kept)
             found.corrections = len(kept)
             batch: list[UnitResult] = []
             for name, unit in _units(old, found):
@@ -110,13 +112,13 @@ def _note(store: Store, key: str) -> object:
 
 def _units(store: Store, found: StoreFindings) -> Iterator[tuple[str, UnitResult | None]]:
     """Yield (item id or row, its unit if it is whole) of every unit that can be reached."""
-    numbers, complete = store.numbers("units")
+    numbers, complete = row_by_row.numbers(store, "units")
     if not complete:
         found.problems.append(Problem("the table of units", "a part of it cannot be read"))
     for number in numbers:
         name = f"unit {number}"
         try:
-            unit = store.unit_numbered(number)
+            unit = row_by_row.unit_numbered(store, number)
             name = unit.item.id
             yield name, _whole(store, unit)
         except StoreError:
@@ -146,11 +148,11 @@ def _fits(candidate: Candidate) -> bool:
 
 
 def _corrections(store: Store, found: StoreFindings) -> Iterator[tuple[Correction, str | None]]:
-    numbers, complete = store.numbers("corrections")
+    numbers, complete = row_by_row.numbers(store, "corrections")
     if not complete:
         found.problems.append(Problem("the table of corrections", "a part of it cannot be read"))
     for number in numbers:
         try:
-            yield store.correction_numbered(number)
+            yield row_by_row.correction_numbered(store, number)
         except StoreError:
             found.problems.append(Problem(f"correction {number}", "it cannot be read"))

@@ -27,7 +27,7 @@ from sam3label.media import storage
 from sam3label.media.image import decode_image, megapixels
 from sam3label.media.loader import default_workers
 from sam3label.run.reader import open_run
-from sam3label.run.store import DATABASE
+from sam3label.run.store_errors import DATABASE
 from sam3label.show import lettering
 from sam3label.show.contact_sheet import contact_sheet
 from sam3label.show.draw import Pixels, outline

@@ -19,7 +19,7 @@ from sam3label.media.image import decode_image
 from sam3label.review.reasons import reasons
 from sam3label.review.survey import SeenImage, Survey, look, survey_run
 from sam3label.run.reader import Run
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 from sam3label.verify import pictures
 from sam3label.verify.server import Answer, Inquiry, Server
 

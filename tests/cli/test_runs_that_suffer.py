@@ -25,7 +25,8 @@ from sam3label.core.records import Correction, MediaItem, UnitResult
 from sam3label.media.stamps import stamp_of
 from sam3label.run import database
 from sam3label.run.reader import open_run
-from sam3label.run.store import DATABASE, Store
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 LIST = "names: [cat]\ndefaults: {conf: 0.2}\n"
 

@@ -18,7 +18,7 @@ from sam3label.export.card import FILE as CARD
 from sam3label.export.options import Options
 from sam3label.export.write import write_dataset
 from sam3label.labelling.run_folder import refuse_unfit
-from sam3label.run.store import DATABASE
+from sam3label.run.store_errors import DATABASE
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from sam3label.model.ask import Asker
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
 from sam3label.run.reader import open_run
-from sam3label.run.store import LOOKS, Store
+from sam3label.run.store import Store
+from sam3label.run.unit_writer import LOOKS
 
 CONCEPTS = parse_concepts("names: [star, circle]")
 GROWN = parse_concepts("names: [star, circle, ring]")

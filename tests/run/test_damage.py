@@ -14,7 +14,8 @@ from sam3label.core.records import Correction
 from sam3label.errors import StoreError
 from sam3label.run.reader import open_run
 from sam3label.run.repair import examine, repair
-from sam3label.run.store import DATABASE, Store
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from sam3label.core.records import MediaItem
 from sam3label.run.extent import Extent
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 
 
 def unit(name: str, start: int = 0, stop: int = 1, **more: Any) -> Unit:

@@ -18,7 +18,8 @@ from sam3label.core.records import Prompt
 from sam3label.errors import StoreError
 from sam3label.run import migrate
 from sam3label.run.reader import open_run
-from sam3label.run.store import DATABASE, Store
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 OLD = gzip.decompress((Path(__file__).parents[1] / "data" / "run_format1.sqlite.gz").read_bytes())
 

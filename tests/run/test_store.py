@@ -17,8 +17,9 @@ from support.builders import candidate, phrase_prompts, rectangle, unit
 
 from sam3label.core.records import Correction, Processor
 from sam3label.errors import StoreError
-from sam3label.run import database
-from sam3label.run.store import DATABASE, Store
+from sam3label.run import database, row_by_row
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 PROMPTS = phrase_prompts("helmet", "person")
 FINGERPRINT = {"phrases": ["helmet", "person"], "checkpoint": "sha256:1", "dtype": "fp32"}
@@ -155,7 +156,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypat
     with open_writer(tmp_path) as store:
         assert {"a.jpg"} <= store.done_ids()
         assert store.totals().candidates == 2 * store.totals().done
-        assert store.integrity() == []
+        assert row_by_row.integrity(store) == []
         store.write([unit("after.jpg", prompts=2)])
         assert "after.jpg" in store.done_ids()
 

@@ -23,7 +23,7 @@ from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.media.image import decode_image
 from sam3label.run.reader import open_run
-from sam3label.run.store import DATABASE
+from sam3label.run.store_errors import DATABASE
 from sam3label.show.draw import Pixels
 from sam3label.show.preview import preview, spread
 

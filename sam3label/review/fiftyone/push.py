@@ -29,7 +29,7 @@ from sam3label.review.fiftyone.samples import (
 )
 from sam3label.review.survey import Survey, survey_run
 from sam3label.run.reader import Run
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 
 BATCH = 50  # samples inserted at a time: bounds memory
 AUDIT = 50  # images in the random sample unless told otherwise

@@ -11,7 +11,7 @@ from sam3label.core.records import Label, LabeledImage, MediaItem
 from sam3label.review import labels, reasons, survey
 from sam3label.review.fiftyone.playable import frame_rate, playable
 from sam3label.run.reader import Run
-from sam3label.run.store import Unit
+from sam3label.run.rows import Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""The prompts that a run ever asked, and the questions made of them: which prompts a unit was asked, by number.
+
+A prompt's number is its row in the store and never changes. A question is a set of these numbers with the exemplars
+that counted when it was asked; few questions are shared by many units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import cast, get_args
+
+from sam3label.core.records import Prompt, Source
+from sam3label.run.asked import Asked, guide_of
+from sam3label.run.database import Database
+from sam3label.run.rows import one_of
+
+
+class PromptRows:
+    """A store's prompts. `listed` are those that count now; `place` says by number where each of them stands."""
+
+    def __init__(self, db: Database, guides: Mapping[str, str]) -> None:
+        self._db = db
+        self.guides = guides  # class -> digest of its exemplars
+        self.numbers: dict[str, int] = {}  # by the prompt's identity
+        self._questions: dict[tuple[int, ...], int] = {}  # by the prompts' numbers, with the guides that count now
+        self._asked: dict[int, tuple[Asked, tuple[int, ...]]] = {}  # by question: what, and the prompts' numbers
+        known = self._read()
+        self._list(tuple(p for p in known if p.digest == guides.get(guide_of(p), "")))
+
+    def _read(self) -> tuple[Prompt, ...]:
+        known = {}
+        for number, key, text, source, name, digest in self._db.rows(
+            "SELECT id, key, text, source, class_name, digest FROM prompts ORDER BY id"
+        ):
+            prompt = Prompt(key, text, cast(Source, one_of(source, get_args(Source))), name, digest)
+            known[prompt.identity] = prompt
+            self.numbers[prompt.identity] = number
+        return tuple(known.values())
+
+    def _list(self, prompts: tuple[Prompt, ...]) -> None:
+        self.listed = prompts
+        self.place = {self.numbers[p.identity]: i for i, p in enumerate(prompts)}
+        self.by_key = {p.key: self.numbers[p.identity] for p in prompts}
+
+    def add(self, prompts: Sequence[Prompt]) -> None:
+        """Write the prompts that were never asked. Part of the caller's transaction."""
+        for prompt in prompts:
+            if prompt.identity not in self.numbers:
+                self.numbers[prompt.identity] = len(self.numbers)
+                self._db.execute(
+                    "INSERT INTO prompts VALUES (?, ?, ?, ?, ?, ?)",
+                    (self.numbers[prompt.identity], prompt.key, prompt.text, prompt.source, prompt.class_name,
+                     prompt.digest),
+                )  # fmt: skip
+
+    def ask(self, prompts: Sequence[Prompt], guides: Mapping[str, str]) -> None:
+        """Let these prompts, which were added, and these exemplars count from now on."""
+        self.guides = guides
+        self._questions.clear()
+        self._list(tuple(prompts))
+
+    def question(self, numbers: tuple[int, ...]) -> int:
+        """Return the number of the question that asks these prompts; it is written if it is new."""
+        if numbers not in self._questions:
+            values = json.dumps(numbers), json.dumps(self.guides, sort_keys=True)
+            self._db.execute("INSERT OR IGNORE INTO questions (prompts, guides) VALUES (?, ?)", values)
+            row = self._db.execute("SELECT id FROM questions WHERE prompts = ? AND guides = ?", values).fetchone()
+            self._questions[numbers] = int(row[0])
+        return self._questions[numbers]
+
+    def undo(self) -> None:
+        """Forget which questions were written: their rows went with a transaction."""
+        self._questions.clear()
+
+    def asked(self, question: int | None) -> tuple[Asked, tuple[int, ...]]:
+        """Return what a question asked, and the numbers of its prompts, rising. None asked nothing."""
+        if question is None:
+            return Asked(frozenset(), {}), ()
+        if question not in self._asked:
+            row = self._db.one("SELECT prompts, guides FROM questions WHERE id = ?", (question,))
+            if row is None:
+                raise ValueError(f"question {question} is missing")
+            numbers = tuple(int(number) for number in json.loads(row[0]))
+            names = {number: identity for identity, number in self.numbers.items()}
+            known = Asked(frozenset(names[number] for number in numbers), dict(json.loads(row[1])))
+            self._asked[question] = known, numbers
+        return self._asked[question]
