@@ -37,9 +37,19 @@ def command_line() -> str:
         [
             "# Command line",
             "",
-            "Exit codes: 0 all labelled; 1 an error, with what to do next; 2 wrong command line; 3 finished, but some",
-            "files could not be labelled (or, for `validate`, a trainer would drop something); 130 interrupted,",
-            "resumable. `--debug` shows tracebacks.",
+            "`--debug`, anywhere on the line, shows tracebacks.",
+            "",
+            "## Exit codes",
+            "",
+            "| code | |",
+            "| --- | --- |",
+            "| 0 | all is well |",
+            "| 1 | an error, with what to do next |",
+            "| 2 | wrong command line |",
+            "| 3 | finished, but not all is well: files could not be labelled (`run`, `masks`, `preview`; `export`, "
+            "which leaves them out), questions were not answered (`verify`), a trainer would drop something "
+            "(`validate`), a run or its photos are not what they were (`check`) |",
+            "| 130 | interrupted; the same command goes on |",
             *_commands(typer.main.get_command(app), "sam3label"),
             "",
         ]

@@ -3,7 +3,7 @@
     0   all labelled
     1   a clear error about input, config, checkpoint or output: one message, what to do next
     2   wrong command line
-    3   finished, but some files could not be labelled (or, for `validate`, a trainer would drop something): listed
+    3   finished, but not all is well, and what is not is listed (docs/reference/cli.md says it for each verb)
     130 interrupted, resumable
 
 `boundary` turns errors into these. Verbs import what they need inside the function, so that --help is instant.

@@ -10,10 +10,8 @@ from typing import Annotated
 import typer
 
 from sam3label.cli.progress import progress_display
-from sam3label.cli.tables import program
+from sam3label.cli.tables import SPLIT, program
 from sam3label.core.text import count
-
-SPLIT = ("--split", "train=0.8,val=0.2")
 
 
 def demo(
@@ -50,6 +48,7 @@ def _photos(out: Path, number: int | None, seed: int) -> None:
     places = {
         "look at this": result.contact_sheet,
         "photos": result.photos,
+        "their truth": result.truth,
         "concept list": result.concepts,
         "run": result.runs,
         **{f"{name} dataset": path for name, path in result.exports.items()},
@@ -61,7 +60,7 @@ def _photos(out: Path, number: int | None, seed: int) -> None:
         f"  {_typed('run', result.photos, '-p', 'yellow shape', '--model', 'demo', '-o', out / 'yellow')}\n"
         "and, with access to the real weights, your own photos:\n"
         f"  {_typed('init')}\n"
-        f"  {_typed('run', 'PHOTOS', '-c', 'concepts.yaml', '-o', 'runs/first', '--export', 'yolo', *SPLIT)}"
+        f"  {_typed('run', 'PHOTOS', '-c', 'concepts.yaml', '-o', 'runs/first', '--export', 'yolo', '--split', SPLIT)}"
     )
 
 

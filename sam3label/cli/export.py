@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from sam3label.cli.options import (
     format_names,
 )
 from sam3label.cli.progress import Display, progress_display
-from sam3label.cli.tables import console
+from sam3label.cli.tables import console, program
 from sam3label.core.text import count, one_line
 from sam3label.export.options import Placement, Segmentation
 
@@ -156,13 +157,15 @@ def export(
         "flat": flat, "segmentation": segmentation, "simplify": simplify, "append": append, "overwrite": overwrite,
     }  # fmt: skip
     with open_run(run, concepts, photos=photos, settings=settings or ()) as opened:
-        export_shown(opened, formats, out, quiet=quiet, **options)
+        made = export_shown(opened, formats, out, quiet=quiet, **options)
+    if any(summary.failed for summary in made):
+        raise typer.Exit(3)
 
 
 def export_shown(
     opened: LabeledRun, formats: Sequence[str], out: Path | None = None, *, quiet: bool, **options: Any
-) -> None:
-    """Export in one format after the other, show how far each is, and print what it came to.
+) -> list[Summary]:
+    """Export in one format after the other, show how far each is, print what it came to and what comes next.
 
     One format goes into OUT, several into OUT/FORMAT; without OUT, all into RUN/exports/FORMAT.
     """
@@ -172,6 +175,7 @@ def export_shown(
     def tell(name: str, done: int) -> None:
         displays[-1].step(f"exporting {name}", done, total, "images")
 
+    made: list[Summary] = []
     summaries: Iterator[Summary]
     if out is not None and len(wanted) == 1:
         summaries = (opened.export(name, out, on_progress=partial(tell, name), **options) for name in wanted)
@@ -180,9 +184,25 @@ def export_shown(
     for name in wanted:
         with progress_display(quiet, f"exporting {name} ...") as display:
             displays.append(display)
-            summary = next(summaries)
+            made.append(next(summaries))
         if not quiet:
-            print_export(summary)
+            print_export(made[-1])
+    if made and not quiet:
+        for line in _next_steps(made):
+            console().print(line, soft_wrap=True)
+    return made
+
+
+def _next_steps(made: Sequence[Summary]) -> Iterator[str]:
+    """Say what to type next: read each dataset back, and train on it where one command does."""
+    from sam3label.export.registry import FORMATS
+
+    yield "Next, read back as a trainer does, then train (other trainers: docs/howto/formats.md):"
+    for summary in made:
+        folder = str(summary.folder)
+        yield f"  {program()} validate {shlex.quote(folder)}"
+        if train := FORMATS[summary.format].train:
+            yield f"  {shlex.join(word.format(folder) for word in train)}"
 
 
 def print_export(summary: Summary) -> None:
@@ -224,7 +244,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield f"Polygons against their masks: IoU {mean:.4f} on average, {lowest:.4f} at worst."
     for split in summary.splits:
         if missing := _missing(summary, split):
-            yield f"{split} has no {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}."
+            named = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+            yield f"{split} has no {named}: another --seed splits otherwise, or label more photos with it."
     yield from summary.notes
     if summary.failed:
         yield f"Not in the dataset, because they could not be labelled: {count(len(summary.failed), 'file')}."
@@ -235,5 +256,7 @@ def _remarks(summary: Summary) -> Iterator[str]:
 
 def _missing(summary: Summary, split: str) -> list[str]:
     """Return the classes that the dataset has and this split has not."""
+    if not summary.splits[split].images:
+        return []  # an empty one is named as such
     present = {i for s in summary.splits.values() for i, n in s.instances.items() if n}
     return [summary.classes[i] for i in sorted(present) if not summary.splits[split].instances[i]]

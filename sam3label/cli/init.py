@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sam3label.cli.tables import SPLIT, program
 from sam3label.core.text import count
 
 
@@ -23,4 +24,7 @@ def init(
 
     names = face.init(out, source=source, force=force)
     classes = count(len(names), "class", "classes")
-    typer.echo(f"Wrote {out}: {classes}. Edit it, then: sam3label run PHOTOS -c {shlex.quote(str(out))}")
+    listed = f"PHOTOS -c {shlex.quote(str(out))}"
+    typer.echo(f"Wrote {out}: {classes}. Edit it, then look at a sample, and label:")
+    typer.echo(f"  {program()} preview {listed}")
+    typer.echo(f"  {program()} run {listed} -o runs/first --export yolo --split {SPLIT}")

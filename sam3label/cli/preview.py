@@ -29,7 +29,7 @@ from sam3label.cli.options import (
     read_concepts,
 )
 from sam3label.cli.progress import progress_display
-from sam3label.cli.tables import console, program
+from sam3label.cli.tables import SPLIT, console, program
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
@@ -73,10 +73,9 @@ def preview(
         given = [*photos, *(["-c", str(concepts)] if concepts else []), *(f"-p={phrase}" for phrase in phrases or [])]
         named = [] if model == "facebook/sam3" else ["--model", model]
         named += [] if image_size is None else ["--image-size", str(image_size)]
-        typer.echo(
-            f"Next, going on from these labels: {program()} run {shlex.join([*given, *named, '-o', str(out / 'run')])}"
-        )
-    if made.failures and not made.labelled:
+        command = shlex.join([*given, *named, "-o", str(out / "run"), "--export", "yolo", "--split", SPLIT])
+        typer.echo(f"Next, going on from these labels: {program()} run {command}")
+    if made.failures:
         raise typer.Exit(3)
 
 

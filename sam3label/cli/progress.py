@@ -50,9 +50,11 @@ class _Silent:
 class _Plain:
     """Prints a line at once and every few seconds; of a labelling job a last one too."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str) -> None:
         self.due = 0.0
         self.begun: dict[str, float] = {}
+        if first:
+            self.say(first)
 
     def say(self, text: str) -> None:
         typer.echo(visible(text), err=True)
@@ -95,7 +97,7 @@ class LiveDisplay:
 
 @contextmanager
 def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
-    """Open a display for a verb; a terminal shows `first` at once, before there is anything to count."""
+    """Open a display for a verb, which shows `first` at once, before there is anything to count."""
     if quiet:
         yield _Silent()
     elif sys.stderr.isatty():
@@ -107,7 +109,7 @@ def progress_display(quiet: bool, first: str = "") -> Iterator[Display]:
         with Live(Text(first), console=console(stderr=True), refresh_per_second=4, transient=True) as live:
             yield LiveDisplay(live)
     else:
-        yield _Plain()
+        yield _Plain(first)
 
 
 def stepper(display: Display, what: str, total: int, unit: str = "images") -> Callable[[int], None]:

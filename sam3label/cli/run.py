@@ -40,7 +40,7 @@ from sam3label.cli.options import (
     workers_asked,
 )
 from sam3label.cli.progress import Display, done_line, progress_display
-from sam3label.cli.tables import console, full_answers, near_copies, program
+from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
 from sam3label.core.text import count, one_line
 from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
@@ -326,7 +326,8 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
         screen.print(line, soft_wrap=True)
     screen.print(f"Run: {out}", soft_wrap=True)
     if next_step and progress.done + summary.already_done:
-        screen.print(f"Next: {program()} export {shlex.quote(str(out))} --format yolo -o DATASET", soft_wrap=True)
+        command = f"{program()} export {shlex.quote(str(out))} --format yolo -o DATASET --split {SPLIT}"
+        screen.print(f"Next: {command}", soft_wrap=True)
 
 
 def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sam3label.cli.options import OUTPUT, RunFolders
-from sam3label.cli.tables import console, full_answers, near_copies
+from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
@@ -83,13 +84,24 @@ def show(run: Sequence[Path], screen: Console) -> bool:
         for trust in labelled.trust().values():
             screen.print(trust.sentence())
         failures = labelled.failures()
+        next_step = _next_step(labelled, running)
     for item_id, reason in failures[:SHOWN_FAILURES]:
         screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
     if len(failures) > SHOWN_FAILURES:
         named = " ".join(map(str, run))
         more = f"{len(failures) - SHOWN_FAILURES:,} more: sam3label report {named} lists them"
         screen.print(f"... and {more}, and so does --json OUT", soft_wrap=True)
+    if next_step:
+        screen.print(f"Next: {next_step}", soft_wrap=True)
     return bool(running)
+
+
+def _next_step(labelled: Run, running: bool | None) -> str | None:
+    """Return what to type when all is labelled; before, the line about who is at it says what to do."""
+    if running or not labelled.extent().is_complete or labelled.coverage().waiting or not len(labelled):
+        return None
+    folders = shlex.join(map(str, labelled.folders))
+    return f"{program()} export {folders} --format yolo -o DATASET --split {SPLIT}"
 
 
 def _made_by(labelled: Run, running: bool | None) -> Iterator[str]:

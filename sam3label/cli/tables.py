@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sam3label.run.reader import Run
 
 
+SPLIT = "train=0.8,val=0.2"  # in commands that are shown to be typed
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console without markup, so that `[review]` and `star [big]` stay as they are; controls are made visible.
 

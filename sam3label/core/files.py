@@ -1,8 +1,9 @@
-"""Result files that appear whole or not at all."""
+"""Result files that appear whole or not at all, and what a path that leads nowhere may have meant."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 from pathlib import Path
 
 from sam3label.errors import OutputError
@@ -23,3 +24,16 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written: {error.strerror or error}. Give another place.") from error
+
+
+def close_match(path: str | Path) -> str:
+    """Return a hint, " (did you mean NAME?)", for the part of a path that leads nowhere; empty if none is like it."""
+    missing = Path(path)
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        names = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -77,6 +77,7 @@ class DemoResult:
     metrics: DemoMetrics
     summary: RunSummary
     photos: Path
+    truth: Path
     concepts: Path
     runs: Path
     exports: Mapping[str, Path]
@@ -117,7 +118,7 @@ def demo(
         _draw(labelled, sheet)
     metrics_file = folder / "metrics.json"
     metrics_file.write_text(json.dumps(asdict(metrics), indent=2) + "\n", encoding="utf-8")
-    return DemoResult(metrics, summary, photos, concepts_file, runs, exports, sheet, metrics_file)
+    return DemoResult(metrics, summary, photos, truth, concepts_file, runs, exports, sheet, metrics_file)
 
 
 def quoted(**paths: Path) -> dict[str, str]:

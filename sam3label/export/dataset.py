@@ -103,17 +103,23 @@ class Summary:
         return sum(s.instances.total() for s in self.splits.values())
 
 
+MANY_GROUPS = 10_000  # shares are met well enough from then on for nobody to ask how many there were
+
+
 class Tally:
     """Counts what streams past, so that no second pass over a run is needed."""
 
     def __init__(self, splits: Iterable[str]) -> None:
         self.splits = {name: SplitCount() for name in splits}
+        self.groups = Counter[str]()  # images by what keeps them in one split, as far as there are few
         self.photos_left_out = 0  # of formats that hold videos
         self.frames_left_out = 0  # by --every or --fps
         self.hollow = 0  # labels without a single pixel, left out
         self.twice = 0  # labels of classes that became one, of an object that has one already
 
-    def count(self, sample: Sample) -> None:
+    def count(self, sample: Sample, group: str) -> None:
+        if len(self.groups) < MANY_GROUPS or group in self.groups:
+            self.groups[group] += 1
         split = self.splits[sample.split]
         split.images += 1
         split.empty += not sample.image.labels
@@ -147,8 +153,9 @@ class Selection:
                 continue
             labels = tuple(self._labels(image.labels, tally))
             if labels or self.options.empty or self.whole_videos:
-                sample = Sample(replace(self._named(image), labels=labels), self.options.splits.of(image.item.id))
-                tally.count(sample)
+                splits = self.options.splits
+                sample = Sample(replace(self._named(image), labels=labels), splits.of(image.item.id))
+                tally.count(sample, splits.group(image.item.id))
                 yield sample
 
     def _named(self, image: LabeledImage) -> LabeledImage:

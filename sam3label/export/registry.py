@@ -21,6 +21,7 @@ class Format:
     `classes` reads an existing dataset's, where `--append` is possible. `segmentations` are the ways in which it can
     hold masks, its own first; none where there is only one. `outlined`: masks become polygons whatever is chosen.
     `images` is how photos get there: upright copies of those that EXIF turns where its readers ignore EXIF.
+    `train` is the command that trains on it, {} in it being the dataset's folder, where one command does.
     """
 
     write: Callable[[Target, Iterable[Sample]], None]
@@ -31,6 +32,7 @@ class Format:
     outlined: bool = False
     images: Placement = "hardlink"
     videos: bool = False  # holds whole videos, not images
+    train: tuple[str, ...] = ()
 
     def draws_polygons(self, chosen: Segmentation | None) -> bool:
         return self.outlined or (chosen or next(iter(self.segmentations), None)) == "polygon"
@@ -47,12 +49,13 @@ def _coco(profile: coco.Profile, what: str, *segmentations: Segmentation) -> For
     )
 
 
-def _yolo(task: yolo.Task, what: str) -> Format:
+def _yolo(task: yolo.Task, suffix: str, what: str) -> Format:
     return Format(
         partial(yolo.write_yolo, task=task),
         what,
         classes=partial(yolo.read_classes, task=task),
         outlined=task == "segment",
+        train=("yolo", task, "train", f"model=yolo11n{suffix}.pt", "data={}/data.yaml"),
     )
 
 
@@ -62,9 +65,9 @@ FORMATS: Mapping[str, Format] = {
     "coco": _coco(coco.COCO, "COCO JSON, classes from 1: pycocotools, Detectron2, MMDetection", "rle", "polygon"),
     "coco-zero": _coco(coco.COCO_ZERO, _COCO_ZERO, "polygon", "rle"),
     "coco-roboflow": _coco(coco.COCO_ROBOFLOW, "COCO JSON beside the photos of each split: RF-DETR", "rle", "polygon"),
-    "yolo": _yolo("segment", "Ultralytics segment"),
-    "yolo-detect": _yolo("detect", "Ultralytics detect"),
-    "yolo-obb": _yolo("obb", "Ultralytics oriented boxes"),
+    "yolo": _yolo("segment", "-seg", "Ultralytics segment"),
+    "yolo-detect": _yolo("detect", "", "Ultralytics detect"),
+    "yolo-obb": _yolo("obb", "-obb", "Ultralytics oriented boxes"),
     "voc": Format(voc.write_voc, "Pascal VOC XML, boxes", images="upright"),
     "cvat": Format(
         cvat.write_cvat,

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 
+from sam3label.core.text import count
 from sam3label.errors import ConfigError
 
 SPLIT_NAMES = ("train", "val", "test")
 EVERYTHING = (("train", 1.0),)
+FAR_OFF = 0.05  # of all images, more or less than was asked
+SEEDS_TRIED = 50
 _FORM = "write it as train=0.8,val=0.1,test=0.1 or 0.8,0.1,0.1"
 
 
@@ -46,12 +50,46 @@ class Splits:
         """Return the split of an image by its path relative to the source root."""
         if len(self.shares) == 1:
             return self.shares[0][0]
-        point, bound = _unit_interval(f"{self.seed}\0{self.group(item_id)}"), 0.0
+        return self._part(self.group(item_id), self.seed)
+
+    def _part(self, group: str, seed: int) -> str:
+        point, bound = _unit_interval(f"{seed}\0{group}"), 0.0
         for name, share in self.shares:
             bound += share
             if point < bound:
                 return name
         return self.shares[-1][0]
+
+    def far_off(self, images: Mapping[str, int], groups: Mapping[str, int]) -> str | None:
+        """Return a sentence where the parts are far from what was asked, with a seed that is nearer, or None.
+
+        `images` counts them by split, `groups` by what stays together, as far as there are few groups.
+        """
+        total, kept = sum(images.values()), len(groups)
+        if not total or self._distance(images) <= FAR_OFF + min(FAR_OFF, 0.5 / kept):
+            return None
+        has = ", ".join(f"{name} {images[name] / total:.0%} for {share:.0%}" for name, share in self.shares)
+        few = count(kept, "photo") if kept == total else count(kept, "group of photos", "groups of photos")
+        return (
+            f"The shares are met roughly ({has}): a hash of its name decides where a photo goes, so that it never "
+            f"moves when others come, and {few} cannot do better than by chance. {self._nearer_seed(groups, images)}"
+        )
+
+    def _distance(self, images: Mapping[str, int]) -> float:
+        total = sum(images.values())
+        return max(abs(images[name] / total - share) for name, share in self.shares)
+
+    def _nearer_seed(self, groups: Mapping[str, int], images: Mapping[str, int]) -> str:
+        if sum(groups.values()) < sum(images.values()):
+            return "Another --seed splits otherwise."
+        found = {}
+        for seed in range(self.seed + 1, self.seed + 1 + SEEDS_TRIED):
+            held = Counter[str]()
+            for group, size in groups.items():
+                held[self._part(group, seed)] += size
+            found[seed] = self._distance(held)
+        best = min(found, key=lambda seed: (found[seed], seed))
+        return f"--seed {best} comes nearer." if found[best] < self._distance(images) else "No --seed comes nearer."
 
     def group(self, item_id: str) -> str:
         """Return the key of an image's group: images of one group go to one split."""

@@ -201,7 +201,13 @@ def _info(run_info: Mapping[str, Any]) -> dict[str, Any]:
 def _notes(format: str, tally: Tally, target: Target, frames: FrameChoice, options: Options) -> Iterator[str]:
     if len(options.splits.names) == 1 and (format.startswith("yolo") or format == "coco-roboflow"):
         where = "val: in data.yaml points to the training photos" if format.startswith("yolo") else "valid/ is missing"
-        yield f"No --split was given, so everything is in train ({where}). Trainers need a validation split."
+        yield (
+            f"No --split was given, so everything is in train ({where}). Trainers need a validation split: "
+            "--split train=0.8,val=0.2"
+        )
+    images = {name: held.images for name, held in tally.splits.items()}
+    if off := options.splits.far_off(images, tally.groups):
+        yield off
     if target.placer.copied_instead:
         copied = count(target.placer.copied_instead, "photo was", "photos were")
         yield f"{copied} copied: the file system did not allow hard links."
@@ -220,7 +226,7 @@ def _notes(format: str, tally: Tally, target: Target, frames: FrameChoice, optio
         yield f"The frame rate of {shown} could not be read and is taken for {UNKNOWN_RATE:g}."
     yield from target.notes
     for name in [s for s, held in tally.splits.items() if not held.images]:
-        yield f"The split {name} is empty."
+        yield f"The split {name} is empty: another --seed splits otherwise."
     if not any(held.instances for held in tally.splits.values()):
         yield "There is not one label in it: every image is background."
 

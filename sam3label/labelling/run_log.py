@@ -112,14 +112,21 @@ class RunLog:
             self.say(f"failed: {item_id}: {reason}")
         if len(summary.failures) > _SHOWN:
             self.say(f"... and {len(summary.failures) - _SHOWN:,} more failures")
+        total = f"the run has {count(summary.already_done + progress.done, 'image')} labelled"
+        total += f", {len(summary.failures):,} failed"
+        if not progress.finished and not summary.interrupted:
+            self.say(f"done, nothing was left to do: {total}")
+            return
         objects = _some([f"{name} {n}" for name, n in progress.objects.items()])
-        how = "stopped" if summary.interrupted else "done" if progress.finished else "done, nothing was left to do"
-        self.say(f"{how}: {_counts(progress)}, {_rate(progress)}; objects: {objects or 'none'}")
+        how = "stopped" if summary.interrupted else "done"
+        self.say(f"{how}: {_counts(progress)}, {_rate(progress)}; objects: {objects or 'none'}; {total}")
 
 
 def command_line() -> str:
-    """Return how this process was started, as it would be typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return how this process was started, as it would be typed: `python -m sam3label` is the program itself."""
+    started = Path(sys.argv[0])
+    name = "sam3label" if started.name == "__main__.py" else started.name.removesuffix(".exe")
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _counts(progress: Progress) -> str:

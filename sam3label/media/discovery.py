@@ -4,11 +4,10 @@ Discovery gives each file an id: its POSIX path relative to the source it was fo
 """
 
 # Paths are strings here: a Path object for each of a million files costs more than finding them.
-# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH119, PTH120, PTH122, PTH206, PTH207, PTH208
+# ruff: noqa: PTH100, PTH112, PTH116, PTH118, PTH119, PTH120, PTH122, PTH206, PTH207
 
 from __future__ import annotations
 
-import difflib
 import errno
 import glob
 import os
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
 
+from sam3label.core.files import close_match
 from sam3label.core.records import MediaItem
 from sam3label.errors import InputError, os_reason
 from sam3label.media import storage
@@ -161,7 +161,7 @@ class _Scan:
         elif glob.has_magic(source):
             self.add_glob(source)
         else:
-            self.problems.append(f"{source}: no such file or folder{_close_match(path)}")
+            self.problems.append(f"{source}: no such file or folder{close_match(path)}")
 
     def add_path(self, path: str, root: str, shown: str) -> None:
         """Add a file or folder the user named: unlike a file met in a folder, a suffix we cannot read is an error."""
@@ -235,7 +235,7 @@ class _Scan:
             if os.path.lexists(path):
                 self.add_path(path, root, shown)
             else:
-                self.problems.append(f"{name}, line {number}: no such file or folder: {line}{_close_match(path)}")
+                self.problems.append(f"{name}, line {number}: no such file or folder: {line}{close_match(path)}")
         self.add_listed_objects(objects, f"{folder}/")
 
     def add_listed_objects(self, objects: Mapping[str, str], folder: str) -> None:
@@ -258,7 +258,7 @@ class _Scan:
             self.problems.append(f"@{name}: not a text file in UTF-8; a list has one path per line")
             return []
         except OSError as error:
-            near = "" if storage.is_remote(name) else _close_match(os.path.abspath(name))
+            near = "" if storage.is_remote(name) else close_match(os.path.abspath(name))
             self.problems.append(f"@{name}: {os_reason(error)}{near}")
             return []
         lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
@@ -376,17 +376,6 @@ def _fixed_part(pattern: str) -> str:
     while glob.has_magic(folder):
         folder = os.path.dirname(folder)
     return folder
-
-
-def _close_match(path: str) -> str:
-    """Return a hint, " (did you mean ...?)", from the names beside a missing path."""
-    folder, name = os.path.split(path)
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _not_wanted(suffix: str, wanted: Iterable[str]) -> str:

@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sam3label.core.files import close_match
 from sam3label.errors import CheckpointError
 from sam3label.model.config_check import refuse_bad_config
 from sam3label.model.identity import identity
@@ -268,8 +270,9 @@ def check_access(model: str, revision: str | None = None) -> str:
 
 def _require_hub_id(model: str) -> None:
     if not _HUB_ID.fullmatch(model):
+        near = close_match(model) or (" (did you mean demo?)" if get_close_matches(model, [DEMO]) else "")
         raise CheckpointError(
-            f"model {model!r}: no such folder, and not a hub id. "
+            f"model {model!r}: no such folder, and not a hub id{near}. "
             "Give a folder, a hub id such as facebook/sam3, or 'demo'."
         )
 
@@ -317,11 +320,12 @@ def _hub_message(error: Exception, repo: str, revision: str | None) -> str:
         return f"the hub answered HTTP {status} for {repo}: try again later, or name a local folder."
     if constants.HF_HUB_OFFLINE:
         return (
-            f"{repo} is not in the local cache and HF_HUB_OFFLINE is set: unset it to download, or name a local folder."
+            f"{repo} is not in the local cache and HF_HUB_OFFLINE is set: unset it to download, name a local folder, "
+            "or try --model demo."
         )
     return (
         f"{repo} is not in the local cache and {constants.ENDPOINT} cannot be reached: check the network, "
-        "or name a local folder."
+        "name a local folder, or try --model demo."
     )
 
 

@@ -21,7 +21,9 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from sam3label.core.files import close_match
 from sam3label.core.text import count
+from sam3label.core.whole_folder import read_marker
 from sam3label.errors import StoreError
 from sam3label.run import migrate
 from sam3label.run.store_errors import DATABASE, LOCK, DamagedStoreError, in_words
@@ -123,14 +125,21 @@ def open_existing(folder: Path) -> Opened:
     """Open a run for reading, and for corrections where it may be written. An older format is brought up to date."""
     path = folder / DATABASE
     if not path.is_file():
-        raise StoreError(
-            f"{folder} is not a run folder (no {DATABASE} in it). Runs are made by: sam3label run ... -o {folder}"
-        )
+        raise StoreError(_no_run(folder))
     with in_words(folder):
         refuse_foreign(folder)
         if os.access(path, os.W_OK) and os.access(folder, os.W_OK):
             return _open_writable(folder)
         return _open_read_only(folder)
+
+
+def _no_run(folder: Path) -> str:
+    """Say why this is no run, and what it is or may have meant."""
+    if not folder.exists():
+        return f"{folder}: no such folder{close_match(folder)}. Runs are made by: sam3label run PHOTOS -o RUN"
+    if read_marker(folder):
+        return f"{folder} is a dataset, not the run it came from. To check it: sam3label validate {folder}"
+    return f"{folder} is not a run folder (no {DATABASE} in it). Runs are made by: sam3label run PHOTOS -o RUN"
 
 
 def _open_writable(folder: Path) -> Opened:

@@ -25,7 +25,8 @@ def test_the_starter_loads_with_the_programs_own_defaults(tmp_path: Path) -> Non
     path = tmp_path / "my list.yaml"
     code, output = run(path)
     assert code == 0
-    assert output == f"Wrote {path}: 2 classes. Edit it, then: sam3label run PHOTOS -c '{path}'\n"
+    assert output.startswith(f"Wrote {path}: 2 classes. Edit it, then look at a sample, and label:\n")
+    assert f"preview PHOTOS -c '{path}'\n" in output and f"run PHOTOS -c '{path}' -o runs/first" in output
     assert load_concepts(path).concepts == (
         Concept(0, "person", ("person",)),
         Concept(1, "helmet", ("helmet",)),

@@ -126,5 +126,5 @@ def test_what_the_demo_tells_to_type_works_as_typed_where_it_was_run(made: tuple
     commands = [following.removeprefix("Next: "), *(line.strip() for line in after if line.startswith("  "))]
     for command in commands:
         program, verb = shlex.split(command)[:2]
-        assert Path(program).is_file() and verb in ("export", "run", "init"), command
+        assert Path(program).is_file() and verb in ("export", "run", "init", "preview"), command
     assert "--split train=0.8,val=0.2" in commands[-1]

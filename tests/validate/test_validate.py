@@ -392,7 +392,7 @@ def test_splits_are_shown_in_the_order_of_a_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "nowhere does not exist"),
+        (None, "nowhere: no such file or folder"),
         ({}, "is no dataset that can be checked. Give a COCO .json"),
         ({"annotations/instances_train.json": "{"}, "is not a COCO instances file"),
         ({"annotations/instances_train.json": '{"images": []}'}, "is not a COCO instances file: 'annotations'"),
