@@ -77,7 +77,8 @@ def _videos(out: Path, number: int | None, seed: int) -> None:
     typer.echo(
         f"Against the truth: HOTA {metrics.hota:.3f} (detection {metrics.det_a:.3f}, association {metrics.ass_a:.3f}), "
         f"{count(metrics.id_switches, 'identity switch', 'identity switches')},\n"
-        f"{metrics.borders_broken} of {metrics.borders_passed} identities lost from one clip to the next\n"
+        f"{metrics.borders_broken} of {count(metrics.borders_passed, 'identity', 'identities')} lost from one clip to "
+        "the next\n"
     )
     places = {
         "look at this": result.contact_sheet,

@@ -118,7 +118,7 @@ def _on_all(made: Preview) -> str:
 def _tiles_line(tiles: WithTiles) -> str:
     (plain, tiled), (before, after) = tiles.objects, tiles.seconds
     return (
-        f"With tiles {tiled} objects instead of {plain}, in {after:.2g} s an image instead of {before:.2g} s "
+        f"With tiles {count(tiled, 'object')} instead of {plain}, in {after:.2g} s an image instead of {before:.2g} s "
         f"({after / max(before, 1e-9):.1f} times). Side by side: {tiles.sheet}"
     )
 

@@ -128,8 +128,8 @@ def job_line(progress: Progress) -> str:
     done, total = progress.finished + progress.before, progress.total + progress.before
     frames = ""
     if progress.videos:
-        known = f" of {progress.frames_total:,}" if progress.frames_total >= progress.frames else ""
-        frames = f", {progress.frames:,}{known} frames of videos"
+        frames = f", {progress.frames:,} of" if progress.frames_total >= progress.frames else ","
+        frames += f" {count(max(progress.frames_total, progress.frames), 'frame')} of videos"
     return f"{done:,} of {count(total, 'image')}{frames}{failed}, {count(objects, 'object')}"
 
 

@@ -13,7 +13,7 @@ import typer
 from sam3label.cli.options import Device, PhotosNow, RunFolders
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import program
-from sam3label.core.text import one_line
+from sam3label.core.text import count, one_line
 from sam3label.export.options import Placement
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def pull(
         chosen = {"model": model} if model else {}
         accept = partial(_accepted, opened, yes=yes)
         for pulled in opened.review_pull(dataset, who=who, masks=masks, accept=accept, device=device, **chosen):
-            counts = ", ".join(f"{count} {action}" for action, count in sorted(pulled.actions.items()))
+            counts = ", ".join(f"{number} {action}" for action, number in sorted(pulled.actions.items()))
             typer.echo(f"{pulled.dataset}: {counts or 'nothing new'}")
             for note in pulled.notes:
                 typer.echo(f"  note: {one_line(note)}")
@@ -117,7 +117,8 @@ def _accepted(run: LabeledRun, drawn: Sequence[DrawnBox], *, yes: bool) -> bool:
     """Show what became of boxes, and ask whether it is to be recorded."""
     sheet, shown = run.draw_boxes(drawn)
     believed = sum(one.believed for one in drawn)
-    typer.echo(f"{believed} of {len(drawn)} boxes got a mask to be believed; {shown} images of them: {sheet}")
+    boxes = count(len(drawn), "box", "boxes")
+    typer.echo(f"{believed} of {boxes} got a mask to be believed; {count(shown, 'image')} of them: {sheet}")
     return yes or typer.confirm("Record them?")
 
 

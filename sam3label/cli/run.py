@@ -41,7 +41,7 @@ from sam3label.cli.options import (
 )
 from sam3label.cli.progress import Display, done_line, progress_display
 from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
-from sam3label.core.text import count, one_line
+from sam3label.core.text import count, one_line, verb
 from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
 
@@ -332,10 +332,10 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
 
 def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
     if summary.already_done:
-        were = "was" if summary.already_done == 1 else "were"
+        were = verb(summary.already_done, "was", "were")
         yield f"{count(summary.already_done, 'image')} {were} labelled before and left alone."
     if summary.missing:
-        are = "is" if len(summary.missing) == 1 else "are"
+        are = verb(len(summary.missing), "is", "are")
         yield (
             f"{count(len(summary.missing), 'image')} of this run {are} no longer in the sources (the labels stay): "
             f"{_some(summary.missing)}"

@@ -139,7 +139,7 @@ def _computed_on(processors: Sequence[tuple[Processor, int]]) -> Iterator[str]:
     kinds: dict[str, list[int]] = {}
     for processor, units in processors:
         kinds.setdefault(processor.kind, []).append(units)
-    listed = (f"{len(units)} x {one_line(kind)} ({sum(units):,} units)" for kind, units in kinds.items())
+    listed = (f"{len(units)} x {one_line(kind)} ({count(sum(units), 'unit')})" for kind, units in kinds.items())
     yield f"computed on {', '.join(listed)}"
 
 

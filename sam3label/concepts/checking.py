@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 from sam3label.core.problems import Problem
 from sam3label.core.records import Concept, ConceptList, Condition, Exemplars, Part, Relation, Tiles, Verify
+from sam3label.core.text import count
 from sam3label.core.yamlnodes import Node, short
 from sam3label.media import storage
 
@@ -104,24 +105,24 @@ def _numbered(node: Node, problems: list[Problem]) -> dict[int, Node]:
         else:
             swapped = f"; write {child.value}: {key}" if isinstance(child.value, int) else ""
             problems.append(Problem(child.where, f"names: got the id {key!r}; allowed: a whole number from 0{swapped}"))
-    count = len(node.value)
-    missing = [str(i) for i in range(count) if i not in ids]
-    beyond = [str(i) for i in ids if not 0 <= i < count]
+    number = len(node.value)
+    missing = [str(i) for i in range(number) if i not in ids]
+    beyond = [str(i) for i in ids if not 0 <= i < number]
     if beyond:
         problems.append(
             Problem(
                 node.where,
                 f"names: got {some(beyond)} and no {some(missing)}; "
-                f"allowed: the ids 0 to {count - 1} for {count} classes, none left out",
+                f"allowed: the ids 0 to {number - 1} for {count(number, 'class', 'classes')}, none left out",
             )
         )
     return {i: ids[i] for i in sorted(ids)}
 
 
-def _check_nc(node: Node | None, count: int, problems: list[Problem]) -> None:
-    if node is not None and node.value != count:
+def _check_nc(node: Node | None, names: int, problems: list[Problem]) -> None:
+    if node is not None and node.value != names:
         problems.append(
-            Problem(node.where, f"nc: got {_shown(node)}; allowed: {count}, the number of names, or leave it out")
+            Problem(node.where, f"nc: got {_shown(node)}; allowed: {names}, the number of names, or leave it out")
         )
 
 

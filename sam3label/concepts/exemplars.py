@@ -184,8 +184,9 @@ def _photos(
     without = len(set(images) - photos.keys())
     if without and not concept.prompts:
         notes.append(
-            f"{concept.name} has boxes on {len(images) - without} of {len(images)} photos and no phrases: on the other "
-            f"{without} it is not looked for. Give it a phrase or references, or label only the photos with boxes."
+            f"{concept.name} has boxes on {len(images) - without} of {count(len(images), 'photo')} and no phrases: on "
+            f"the other {without} it is not looked for. "
+            "Give it a phrase or references, or label only the photos with boxes."
         )
     return Examples(concept, (), photos, _digest(used, concept), tuple(notes))
 

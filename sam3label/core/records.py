@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from sam3label.core.text import count
+
 Box = tuple[float, float, float, float]
 Source = Literal["phrase", "exemplar", "both", "human", "given"]
 
@@ -407,7 +409,8 @@ class LabeledImage:
 
     def __repr__(self) -> str:
         at = f", frame {self.frame}" if self.item.kind == "video" else ""
-        return f"LabeledImage({self.item.id!r}{at}, {len(self.labels)} labels{', reviewed' if self.reviewed else ''})"
+        labels = count(len(self.labels), "label")
+        return f"LabeledImage({self.item.id!r}{at}, {labels}{', reviewed' if self.reviewed else ''})"
 
     @property
     def path(self) -> str:

@@ -10,6 +10,11 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def verb(number: int, one: str, many: str) -> str:
+    """Return the word that goes with a number of things: verb(1, "was", "were") is "was"."""
+    return one if number == 1 else many
+
+
 def visible(text: str) -> str:
     r"""Return a text whose control characters are shown instead of obeyed, so that no file's name can move the cursor.
 

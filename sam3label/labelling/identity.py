@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sam3label.core.records import MediaItem, Stamp
-from sam3label.core.text import one_line
+from sam3label.core.text import count, one_line, verb
 from sam3label.errors import InputError
 from sam3label.media.image import TOO_LARGE, is_too_large
 from sam3label.media.stamps import looks_unchanged, stamp_of
@@ -34,12 +34,13 @@ class Comparison:
         said = []
         if self.replaced:
             said.append(
-                f"{_files(len(self.replaced))} replaced since the last time, and will be labelled again (corrections "
-                f"of the old content are kept, and do not count for the new): {_some(i.id for i in self.replaced)}"
+                f"{_files_were(len(self.replaced))} replaced since the last time, and will be labelled again "
+                "(corrections of the old content are kept, and do not count for the new): "
+                f"{_some(i.id for i in self.replaced)}"
             )
         if self.unknown:
             said.append(
-                f"{_files(self.unknown)} labelled by an earlier version, which kept no hash, and found in another "
+                f"{_files_were(self.unknown)} labelled by an earlier version, which kept no hash, and found in another "
                 "place: taken to be the same by the name alone."
             )
         return said
@@ -125,14 +126,15 @@ def _refusal(foreign: Sequence[tuple[MediaItem, MediaItem]]) -> str:
     )
     more = f"\n  ... and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
     root = foreign[0][1].root
+    have = verb(len(foreign), "has the name", "have the names")
     return (
-        f"{len(foreign)} of the files found have the names of others that this run holds, and other content:"
+        f"{len(foreign):,} of the files found {have} of others that this run holds, and other content:"
         f"{lines}{more}\nTo label them too, give their folder a name: new={root}. Or label them into another run: -o."
     )
 
 
-def _files(count: int) -> str:
-    return "1 file was" if count == 1 else f"{count:,} files were"
+def _files_were(number: int) -> str:
+    return f"{count(number, 'file')} {verb(number, 'was', 'were')}"
 
 
 def _some(names: Iterable[str], n: int = 5) -> str:

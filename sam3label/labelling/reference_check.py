@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sam3label.concepts.exemplars import Examples, Reference
 from sam3label.core.matching import greedy
 from sam3label.core.records import Label
-from sam3label.core.text import count
+from sam3label.core.text import count, verb
 from sam3label.errors import ConfigError
 from sam3label.labelling.questions import Guide, pictures
 from sam3label.run.decide import select_labels
@@ -131,7 +131,7 @@ def plan(guide: Guide, n_images: int, known: Mapping[str, Any]) -> str:
         parts["to measure the references first"] = measuring
     each = " + ".join(f"{n:,} {name}" for name, n in parts.items())
     photos, all_of_them = count(n_images, "photo"), count(sum(parts.values()), "image encode")
-    return f"{photos} take{'s' if n_images == 1 else ''} {all_of_them}{f': {each}' if len(parts) > 1 else ''}"
+    return f"{photos} {verb(n_images, 'takes', 'take')} {all_of_them}{f': {each}' if len(parts) > 1 else ''}"
 
 
 def _holds(known: Mapping[str, Any], examples: Examples) -> bool:

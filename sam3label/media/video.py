@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core.records import Frame, MediaItem
+from sam3label.core.text import count
 from sam3label.errors import UndecodableError, os_reason
 from sam3label.media import discovery, storage
 from sam3label.media.ahead import ahead
@@ -201,9 +202,9 @@ def _decoded(container: Any, stream: Any, flaws: list[str]) -> Iterator[Any]:
 
 def _refuse_damaged(found: int, promised: int, flaws: list[str]) -> None:
     if flaws or found < promised * (1 - _MISSING) or not found:
-        of = f" of {promised}" if promised else ""
+        of = f"{found} of {count(promised, 'frame')}" if promised else count(found, "frame")
         why = f" ({flaws[0]})" if flaws else ""
-        raise UndecodableError(f"the video is damaged: {found}{of} frames could be decoded{why}")
+        raise UndecodableError(f"the video is damaged: {of} could be decoded{why}")
 
 
 def _seconds(picture: Any, stream: Any, index: int) -> float:

@@ -376,7 +376,8 @@ def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator
         for phrase in dict.fromkeys(label.prompt for label in own if label.prompt not in tiled):
             if is_full(own, phrase, queries):
                 answers = sum(label.prompt == phrase for label in own)
-                words = f"'{phrase}' has {answers} answers of {queries} that the model can give: there may be more"
+                held = f"{count(answers, 'answer')} of {queries} that the model can give"
+                words = f"'{phrase}' has {held}: there may be more"
                 yield Reason("saturated", words, min(1.0, answers / queries))
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.core.matching import optimal
 from sam3label.core.records import Correction, Label
-from sam3label.core.text import count
+from sam3label.core.text import count, verb
 from sam3label.review import survey
 from sam3label.review.fiftyone import connect
 from sam3label.review.fiftyone.pull import CONFLICTS
@@ -213,12 +213,12 @@ def minutes_per_image(corrections: Iterable[Correction]) -> float | None:
 def _audit_lines(summary: ReviewSummary) -> list[str]:
     done, total = summary.audit_reviewed, summary.audit_images
     if not done:
-        return [
-            f"None of the {total} images of the random audit sample is reviewed: no unbiased figure ('review: audit')."
-        ]
+        whole = count(total, "image")
+        return [f"None of the {whole} of the random audit sample is reviewed: no unbiased figure ('review: audit')."]
     title = f"Random audit sample ({done:,} of {count(total, 'image')}): unbiased, with 95% intervals"
     if done < total:
-        title += f"\n  as long as the {total - done} images left were not passed over for what they show"
+        left = f"{count(total - done, 'image')} left {verb(total - done, 'was', 'were')}"
+        title += f"\n  as long as the {left} not passed over for what they show"
     return [title, *_table(summary.audit)]
 
 

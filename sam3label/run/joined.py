@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core.records import Candidate, ConceptList, Correction, Likeness, Processor, Stamp, Verdict
-from sam3label.core.text import one_line
+from sam3label.core.text import count, one_line
 from sam3label.errors import StoreError
 from sam3label.run.extent import Extent
 from sam3label.run.reader import Coverage, Run
@@ -56,7 +56,8 @@ class JoinedRun(Run):
         return tuple(part.folder for part in self._parts)
 
     def __repr__(self) -> str:
-        return f"JoinedRun({len(self._parts)} folders, {len(self)} images, {len(self.concepts.concepts)} classes)"
+        held = count(len(self), "image"), count(len(self.concepts.concepts), "class", "classes")
+        return f"JoinedRun({count(len(self._parts), 'folder')}, {', '.join(held)})"
 
     def __exit__(self, *_: object) -> None:
         for part in self._parts:

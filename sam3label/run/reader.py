@@ -24,7 +24,7 @@ from sam3label.core.records import (
     Verdict,
     Verify,
 )
-from sam3label.core.text import count
+from sam3label.core.text import count, verb
 from sam3label.errors import ConfigError
 from sam3label.media import storage
 from sam3label.media.stamps import is_unchanged, looked_up
@@ -73,7 +73,7 @@ class Coverage:
         """A sentence on the items that wait, or None: what is made of the run has not their labels."""
         if not self.waiting:
             return None
-        them = "it" if len(self.waiting) == 1 else "them"
+        them = verb(len(self.waiting), "it", "them")
         return (
             f"{count(len(self.waiting), 'image')} not asked everything yet, and without labels until then: "
             f"the same sam3label run asks {them}"

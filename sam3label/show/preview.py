@@ -16,7 +16,7 @@ from sam3label.concepts.exemplars import Examples, pixel_digest, read_examples
 from sam3label.core import masks
 from sam3label.core.files import write_whole
 from sam3label.core.records import BoxPrompt, ConceptList, Frame, Label, MediaItem
-from sam3label.core.text import count
+from sam3label.core.text import count, verb
 from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.labelling import canvas
 from sam3label.labelling.job import find_media, label
@@ -195,7 +195,7 @@ def _photos(sources: Sequence[str | Path], options: LabelOptions, out: Path) -> 
     videos = sum(item.kind == "video" for item in found)
     if not photos and videos:
         raise InputError(
-            f"there {'is' if videos == 1 else 'are'} {count(videos, 'video')} (or folders of numbered frames) and no "
+            f"there {verb(videos, 'is', 'are')} {count(videos, 'video')} (or folders of numbered frames) and no "
             "photos. A preview shows photos: "
             "label one short video with sam3label run, or take numbered frames as photos with --video off."
         )

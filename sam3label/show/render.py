@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sam3label.core.records import LabeledImage
+from sam3label.core.text import count
 from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.media import video as media_video
 from sam3label.media.ahead import ahead
@@ -75,8 +76,8 @@ def _targets(out: Path, wanted: Sequence[str]) -> dict[str, Path]:
 def _refuse_several(wanted: Sequence[str], out: Path) -> None:
     if len(wanted) > 1:
         raise OutputError(
-            f"the run has {len(wanted)} videos, and {out} is one file. Choose one with --video {wanted[0]}, or give a "
-            "folder with -o."
+            f"the run has {count(len(wanted), 'video')}, and {out} is one file. Choose one with --video {wanted[0]}, "
+            "or give a folder with -o."
         )
 
 

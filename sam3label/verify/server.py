@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from sam3label.core.checks import above_zero, refuse, whole
+from sam3label.core.text import count
 from sam3label.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
@@ -276,12 +277,13 @@ class Server:
                 delay = self._delay(attempt, response.headers.get("retry-after"))
             if attempt < self.options.retries:
                 time.sleep(delay)
+        times = count(self.options.retries + 1, "time")
         if reason.startswith("not reachable"):
             raise ServerError(
-                f"the verifier's server {self.options.address} is {reason}, tried {self.options.retries + 1} times. "
+                f"the verifier's server {self.options.address} is {reason}, tried {times}. "
                 "Verdicts so far are kept: start it and repeat the command."
             )
-        return f"the server gave no answer, tried {self.options.retries + 1} times: {reason}"
+        return f"the server gave no answer, tried {times}: {reason}"
 
     def _counted(self, response: httpx.Response) -> dict[str, Any] | str:
         try:

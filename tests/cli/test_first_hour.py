@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from support.builders import candidate, phrase_prompts, rectangle
 from support.labelled import photo
 from typer.testing import CliRunner
 
+import sam3label
 from sam3label.cli import app
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
 from sam3label.core.records import MediaItem, UnitResult
@@ -19,6 +22,8 @@ from sam3label.core.text import count
 from sam3label.labelling.run_log import command_line
 from sam3label.media.stamps import stamp_of
 from sam3label.run.store import Store
+
+PACKAGE = Path(sam3label.__file__).parent
 
 
 def invoke(*arguments: object) -> tuple[int, str]:
@@ -211,3 +216,58 @@ def test_what_was_started_as_a_module_is_shown_as_the_program(monkeypatch: pytes
 
 def test_a_verb_says_at_once_what_it_does_without_a_terminal_too(labelled: Path) -> None:
     assert invoke("validate", labelled / "none")[1].startswith("reading the dataset as trainers do ...\n")
+
+
+# ---- one and several
+
+
+THINGS = (
+    "images|photos|files|objects|labels|frames|videos|classes|instances|corrections|units|candidates|phrases|prompts|"
+    "questions|answers|tracks|workers|folders|copies|boxes|misses|records|annotations|identities"
+)
+
+
+def strings_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Every text that may be printed, with `{}` for what is put into it unless `count` or a constant made it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    prose = {node.body[0] for node in ast.walk(tree) if isinstance(node, DOCUMENTED) and ast.get_docstring(node)}
+    inside = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(map(shown, node.values))
+        elif isinstance(node, ast.Expr) and node in prose:
+            continue
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+            yield node.lineno, node.value
+
+
+KEPT = ("track, clips of {} frames",)  # a setting, as runs hold it
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+
+
+def shown(part: ast.expr) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    assert isinstance(part, ast.FormattedValue)
+    value = part.value
+    return "many" if isinstance(value, ast.Name) and value.id.isupper() else "{}"
+
+
+def are_words(choice: ast.IfExp) -> bool:
+    branches = [part.value for part in (choice.body, choice.orelse) if isinstance(part, ast.Constant)]
+    return len(branches) == 2 and all(isinstance(branch, str) for branch in branches)
+
+
+def test_nobody_makes_a_plural_by_hand() -> None:
+    """One way to say how many of what: `count` and `verb` in core/text.py, whose number may be one."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.parts[-2:] == ("core", "text.py"):
+            continue
+        for line, text in strings_of(path):
+            if re.search(rf"\w\((s|es)\)|\{{\}} ({THINGS})\b(?!/s)", text) and text not in KEPT:
+                found.append(f"{path.relative_to(PACKAGE)}:{line}: {text[:80]}")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.IfExp) and ast.unparse(node.test).endswith("== 1") and are_words(node):
+                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+    assert not found, "\n".join(found)

@@ -285,7 +285,7 @@ def test_unreviewing_is_noted_and_takes_nothing_back(pushed: Any, run: Path) -> 
         s.save()
         with open_run(run) as opened:
             (pulled,) = pull(opened)
-    assert pulled.notes == ("1 image(s) are 'unreviewed' again in FiftyOne; the run keeps them as reviewed",)
+    assert pulled.notes == ("1 image 'unreviewed' again in FiftyOne, in the run still reviewed",)
     assert image(run, "sub/0.png").reviewed
 
 
@@ -314,8 +314,8 @@ def test_boxes_erased_masks_and_labels_without_a_class(fo: Any, pushed: Any, run
         (pulled,) = pull(opened)
     assert pulled.actions == {"deleted": 1}
     assert pulled.notes == (
-        "1 label(s) have no class yet and wait for one",
-        "2 label(s) are boxes without a mask, and wait: --masks makes one of each, or draw it",
+        "1 label without a class yet, waiting for one",
+        "2 labels drawn as a box without a mask, waiting: --masks makes the mask, or draw it",
     )
     asked: list[Hint] = []
     shown: list[DrawnBox] = []
@@ -337,7 +337,7 @@ def test_boxes_erased_masks_and_labels_without_a_class(fo: Any, pushed: Any, run
     with open_run(run) as opened:
         (pulled,) = pull(opened, mask_of=half)
     assert pulled.actions == {"added": 2}
-    assert "1 box(es) got no mask to be believed, and count as drawn" in pulled.notes
+    assert "1 label whose box got no mask to be believed, counted as drawn" in pulled.notes
     assert Hint((64.0, 48.0, 96.0, 72.0)) in asked
     boxes = {x.box_xywh for x in image(run, "sub/0.png").labels if x.source == "human"}
     assert boxes == {(64.0, 48.0, 32.0, 12.0)}

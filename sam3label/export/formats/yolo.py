@@ -109,7 +109,7 @@ def _refuse_other_task(folder: Path, task: Task) -> None:
             if numbers > 0 and task not in kinds:
                 found = " or ".join(sorted(kinds))
                 raise OutputError(
-                    f"{folder} holds {found} labels ({path.relative_to(folder)}: {numbers + 1} numbers a row), and "
+                    f"{folder} holds labels for {found} ({path.relative_to(folder)}: {numbers + 1} numbers a row), and "
                     f"{task} rows among them would spoil it. Export with the format of its task, or to another folder."
                 )
 

@@ -245,7 +245,8 @@ class RayWorkers:
                 self._say("waiting for the first worker to start; has the cluster room for one? ...")
                 told = True
         if waiting:
-            self._say(f"{len(waiting)} of {len(self._workers)} workers have no place yet: they join when there is room")
+            workers = count(len(self._workers), "worker")
+            self._say(f"no place yet for {len(waiting)} of {workers}, which join when there is room")
         self.facts = next(worker.facts for worker in loaded if worker.facts is not None)
         hosts = sorted({worker.host for worker in loaded})
         self._say(f"{count(len(loaded), 'worker')} on {', '.join(hosts[:5])}{', ...' if len(hosts) > 5 else ''}")

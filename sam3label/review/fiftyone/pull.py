@@ -17,6 +17,7 @@ import numpy as np
 
 from sam3label.core import masks
 from sam3label.core.records import Correction, CorrectionAction, Hint, Label, Rle
+from sam3label.core.text import count
 from sam3label.review import labels, survey
 from sam3label.review.fiftyone import connect, schema
 from sam3label.review.fiftyone.push import VIDEO_SUFFIX
@@ -26,7 +27,6 @@ from sam3label.run.reader import Run
 
 CONFLICTS = "review_conflicts"  # where the store keeps them, in words
 PENDING = "review_pending"  # agreed and committed, the dataset not yet told: dataset -> sample -> frame -> packed
-COUNT = "{n}"  # stands for the number in a note that is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class _Found:
     who: str
     corrections: list[Correction] = field(default_factory=list)
     conflicts: list[str] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)  # of what, and what about it
     agreed: dict[str, dict[int, Sync]] = field(default_factory=dict)  # sample id -> frame -> what is agreed on now
     mask_of: MaskOf | None = None
     drawn: list[DrawnBox] = field(default_factory=list)
@@ -154,7 +154,7 @@ def _pull_one(
         run.record(found.corrections, {PENDING: {**(run.note(PENDING) or {}), dataset.name: agreed}})
     _finish(run, dataset)
     actions = Counter[str](correction.action for correction in found.corrections)
-    notes = tuple(sorted(text.replace(COUNT, str(n)) for text, n in found.notes.items()))
+    notes = tuple(sorted(f"{count(n, what)} {how}" for (what, how), n in found.notes.items()))
     return Pulled(dataset.name, dict(actions), tuple(found.conflicts), notes)
 
 
@@ -264,7 +264,7 @@ def _known(seen: survey.SeenImage, names: Sequence[str], own: Sequence[Correctio
 def _read(book: _Book, view: _View, found: _Found) -> None:
     """Gather the decisions of one image. Reads the run only where the dataset says something new."""
     if view.sync.reviewed and not view.reviewed:
-        found.notes[f"{COUNT} image(s) are 'unreviewed' again in FiftyOne; the run keeps them as reviewed"] += 1
+        found.notes["image", "'unreviewed' again in FiftyOne, in the run still reviewed"] += 1
     held = {id_: labels.held_digest(d.bounding_box, d.get_mask()) for id_, d in view.truth.items()}
     vouches = view.reviewed and not view.sync.reviewed
     taken = {id_ for id_, d in view.maybe.items() if labels.APPROVED in d.tags} - view.sync.taken
@@ -272,7 +272,7 @@ def _read(book: _Book, view: _View, found: _Found) -> None:
         return
     known = book.known(view.item_id, view.frame)
     if known is None:
-        found.notes[f"{COUNT} image(s) are not in the run any more; their corrections stay in FiftyOne alone"] += 1
+        found.notes["image", "not in the run any more: the corrections stay in FiftyOne alone"] += 1
         return
     reader = _Reader(view, known, found, held, book.run.concepts.names)
     marks = {id_: reader.label(id_, vouches) for id_ in sorted(view.sync.marks.keys() | view.truth.keys())}
@@ -309,12 +309,12 @@ class _Reader:
             self.decide(id_, then, None)
             return None
         if not detection.label:
-            self.found.notes[f"{COUNT} label(s) have no class yet and wait for one"] += 1
+            self.found.notes["label", "without a class yet, waiting for one"] += 1
             return old
         same = old is not None and old.held == self.held[id_]
         if not detection.has_mask and not same and self.found.mask_of is None:
-            waits = f"{COUNT} label(s) are boxes without a mask, and wait: --masks makes one of each, or draw it"
-            self.found.notes[waits] += 1
+            waits = "drawn as a box without a mask, waiting: --masks makes the mask, or draw it"
+            self.found.notes["label", waits] += 1
             return old
         rle = labels.rle_of(detection.bounding_box, detection.get_mask(), self.known.size_hw)
         if masks.area(rle) == 0:  # erased altogether
@@ -346,7 +346,7 @@ class _Reader:
         made = mask_of(self.view.item_id, self.view.frame, Hint((x1, y1, x2, y2)))
         rle = made if made is not None else labels.rle_of((x, y, w, h), None, self.known.size_hw)
         if made is None:
-            self.found.notes[f"{COUNT} box(es) got no mask to be believed, and count as drawn"] += 1
+            self.found.notes["label", "whose box got no mask to be believed, counted as drawn"] += 1
         number = self.names.index(detection.label) if detection.label in self.names else len(self.names)
         label = Label(id_, number, 1.0, 1.0, masks.box_xywh(rle), masks.area(rle), rle, "", "human", self.view.frame)
         self.found.drawn.append(DrawnBox(self.view.item_id, self.view.frame, label, made is not None))
@@ -357,7 +357,7 @@ class _Reader:
         detection = self.view.maybe[id_]
         base = self.known.base.get(self.known.ids.get(id_, id_))
         if base is None or not detection.label:
-            self.found.notes[f"{COUNT} approved candidate(s) are not in the run any more; draw them instead"] += 1
+            self.found.notes["approved candidate", "not in the run any more, to be drawn instead"] += 1
             return
         self.decide(id_, base, State(detection.label, base.shape), vouched=True)
 
@@ -391,8 +391,8 @@ class _Reader:
     ) -> None:
         name = result.class_name if result and action in ("added", "relabelled") else None
         if name is not None and name not in self.names:
-            unknown = f"class '{name}' is not in the concept list: {COUNT} label(s) of it are kept, but not exported"
-            self.found.notes[unknown] += 1
+            unknown = f"of class '{name}', which is not in the concept list: kept, but not exported"
+            self.found.notes["label", unknown] += 1
         view, found = self.view, self.found
         mask = rle if action in ("added", "reshaped") else None
         track = track if action == "added" else None
