@@ -114,6 +114,7 @@ def test_where_there_is_no_terminal_lines_come_every_few_seconds(
         display.job(progress(total=0, done=0, failed=0))
         display.job(progress(total=1, done=1, failed=0, seconds=2.0, objects={"a": 1}))
     assert capsys.readouterr().err.splitlines() == [
+        "starting ...",
         "exporting yolo: 0 of 1,000 images, starting",
         *(
             f"exporting yolo: {n} of 1,000 images, 32.0 images/s, {round((1000 - n) / 32)}s left"

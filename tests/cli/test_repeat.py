@@ -166,7 +166,7 @@ def test_a_job_file_may_hold_the_concept_list_itself(place: Path, tiny_checkpoin
 def test_a_wrong_job_file_is_a_sentence_with_its_line(place: Path, text: str, said: str) -> None:
     code, output = invoke("run", job(place, text))
     assert code == 1, output
-    assert output.startswith("Error: ") and "Traceback" not in output
+    assert re.search(r"^Error: ", output, re.MULTILINE) and "Traceback" not in output
     assert said in output
 
 

@@ -276,7 +276,8 @@ def test_damage_inside_is_a_sentence_or_an_answer_from_every_verb(
 
 def test_check_and_repair_say_what_is_lost_and_save_the_rest(run: Path, tmp_path: Path) -> None:
     code, output = invoke("check", run)
-    assert (code, output) == (0, "Sound: 6 units, 1 correction, all photos as they were labelled.\n")
+    said = "going through the run ...\nSound: 6 units, 1 correction, all photos as they were labelled.\n"
+    assert (code, output) == (0, said)
     with sqlite3.connect(run / DATABASE) as db:
         db.execute("UPDATE candidates SET counts = x'' WHERE unit_id = 2")
     db.close()
