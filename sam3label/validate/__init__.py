@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sam3label.core.files import close_match
 from sam3label.core.whole_folder import MARKER
 from sam3label.errors import InputError
-from sam3label.run.database import DATABASE
+from sam3label.run.store_errors import DATABASE
 from sam3label.validate import cvat, labelstudio, maps, mot, pictures, voc, ytvis
 from sam3label.validate.coco_dataset import validate_coco
 from sam3label.validate.report import Consumer, Finding, Findings, Match, Report, RoundTrip, Split
