@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.problems import Problem
-from sam3label.core.records import Candidate, Correction, UnitResult
+from sam3label.core.records import Candidate, Correction, UnitResult, Verdict
 from sam3label.errors import Sam3LabelError, StoreError
 from sam3label.run import row_by_row
-from sam3label.run.reader import open_run
+from sam3label.run.reader import LAST_VERIFIER, TRUSTED_VERIFIER, open_run
 from sam3label.run.rows import Unit
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DATABASE, DamagedStoreError
 
+T = TypeVar("T")
 _TOGETHER = 64  # units that are written in one transaction
-_NOTES = ("concepts", "info", "exemplars", "trust", "settings", "pace", "review", "review_conflicts", "review_pending")
+_NOTES = ("concepts", "info", "exemplars", "trust", "settings", "extent", "pace", "review", "review_conflicts",
+          "review_pending", "verifiers", TRUSTED_VERIFIER, LAST_VERIFIER)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -56,6 +59,8 @@ def examine(folder: str | Path, photos: str | Path | None = None) -> StoreFindin
         for name, unit in _units(store, found):
             found.lost += [name] if unit is None else []
             found.units += unit is not None
+        _look_at(lambda: list(_near_copies(store)), "the near-copies", found)
+        _look_at(lambda: _verdicts(store), "the verdicts", found)
         found.corrections = sum(1 for _ in _corrections(store, found))
     if found.is_sound:
         with open_run(folder, photos=photos) as run:
@@ -64,7 +69,9 @@ def examine(folder: str | Path, photos: str | Path | None = None) -> StoreFindin
 
 
 def repair(folder: str | Path, out: str | Path) -> StoreFindings:
-    """Write a new run with what is whole of a damaged one: first what people did, then what the model saw.
+    """Write a new run with what is whole of a damaged one: first what people did, then what models saw and said.
+
+    Near-copies stay left out, and what a verifier said is kept where all of it can be read.
 
     Raises `StoreError` when there is a run in `out`, or when not even the old one's notes can be read.
     """
@@ -77,17 +84,21 @@ def repair(folder: str | Path, out: str | Path) -> StoreFindings:
             kept = list(_corrections(old, found))
             row_by_row.carry_corrections(new, kept)
             found.corrections = len(kept)
+            new.write(_look_at(lambda: list(_near_copies(old)), "the near-copies", found))
+            looks = {(i, frame): look for i, frame, look in _look_at(lambda: list(old.looks()), "image features", found)}
             batch: list[UnitResult] = []
             for name, unit in _units(old, found):
                 if unit is None:
                     found.lost.append(name)
                     continue
                 found.units += 1
-                batch.append(unit)
+                batch.append(replace(unit, look=looks.get((name, unit.frame_start), b"")))
                 if len(batch) == _TOGETHER:
                     new.write(batch)
                     batch.clear()
             new.write(batch)
+            if verdicts := _look_at(lambda: _verdicts(old), "the verdicts", found):
+                new.add_verdicts(verdicts)
     return found
 
 
@@ -108,6 +119,29 @@ def _note(store: Store, key: str) -> object:
         return store.meta(key)
     except StoreError:
         return None
+
+
+def _look_at(read: Callable[[], list[T]], what: str, found: StoreFindings) -> list[T]:
+    """Return what is read, or nothing and a problem where it cannot be."""
+    try:
+        return read()
+    except StoreError:
+        found.problems.append(Problem(what, "they cannot be read"))
+        return []
+
+
+def _verdicts(store: Store) -> list[Verdict]:
+    return [verdict for name in row_by_row.verifiers(store) for verdict in store.verdicts(name)]
+
+
+def _near_copies(store: Store) -> Iterator[UnitResult]:
+    """Yield what was left out as a near-copy, as it was written. Raises `StoreError`."""
+    skipped = list(store.skipped())
+    wanted = {item_id for item_id, _, _ in skipped}
+    items = {item.id: (item, stamp) for item, stamp in store.items() if item.id in wanted} if wanted else {}
+    for item_id, frame, like in (row for row in skipped if row[0] in items):
+        item, stamp = items[item_id]
+        yield UnitResult(item, frame, frame + 1, None, last=False, stamp=stamp, like=like)
 
 
 def _units(store: Store, found: StoreFindings) -> Iterator[tuple[str, UnitResult | None]]:
@@ -131,13 +165,14 @@ def _whole(store: Store, unit: Unit) -> UnitResult:
     if unit.error is not None:
         return UnitResult(unit.item, unit.frame_start, unit.frame_stop, None, error=unit.error, stamp=stamp)
     candidates, presence = store.candidates(unit), store.presence(unit)
+    full = tuple(key for _, frame, key in store.full_in_tiles(unit.item.id) if frame == unit.frame_start)
     if not all(_fits(candidate) for candidate in candidates):
         raise DamagedStoreError(store.folder, f"a mask of {unit.item.id} is not the one that was written")
     if ((presence < 0) | (presence > 1)).any():
         raise DamagedStoreError(store.folder, f"a presence of {unit.item.id} is not between 0 and 1")
     return UnitResult(
         unit.item, unit.frame_start, unit.frame_stop, unit.size_hw, candidates, np.asarray(presence, np.float32),
-        last=unit.last, stamp=stamp,
+        last=unit.last, stamp=stamp, processor=row_by_row.processor_of(store, unit), full=full,
     )  # fmt: skip
 
 

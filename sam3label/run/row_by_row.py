@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from sam3label.core.records import Correction
+from sam3label.core.records import Correction, Processor
 from sam3label.errors import StoreError
 from sam3label.run import correction_rows
 from sam3label.run.rows import CORRECTION_COLUMNS, UNITS, Unit, correction_of, unit_of
@@ -62,3 +62,19 @@ def carry_corrections(store: Store, corrections: Sequence[tuple[Correction, str 
     """Append corrections of another store, each with the digest of the file that the person saw."""
     with in_words(store.folder), store.db:
         correction_rows.carry_corrections(store.db, corrections)
+
+
+def processor_of(store: Store, unit: Unit) -> Processor | None:
+    """Return what computed a unit; None where that is not known."""
+    with reading(store.folder):
+        query = "SELECT host, device, kind FROM units JOIN processors ON processors.id = processor WHERE units.id = ?"
+        row = store.db.one(query, (unit.id,))
+        return None if row is None else Processor(*map(str, row))
+
+
+def verifiers(store: Store) -> list[str]:
+    """Return the verifiers whose verdicts are kept."""
+    with reading(store.folder):
+        if store.db.one("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'") is None:
+            return []
+        return [str(row[0]) for row in store.db.rows("SELECT DISTINCT verifier FROM verdicts ORDER BY verifier")]

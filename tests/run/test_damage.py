@@ -10,9 +10,9 @@ import pytest
 from support.builders import candidate, concepts, phrase_prompts, rectangle, unit
 
 from sam3label.concepts.concept_list import dump_concepts
-from sam3label.core.records import Correction
+from sam3label.core.records import Correction, Likeness, MediaItem, Processor, Stamp, UnitResult, Verdict
 from sam3label.errors import StoreError
-from sam3label.run.reader import open_run
+from sam3label.run.reader import TRUSTED_VERIFIER, open_run
 from sam3label.run.repair import examine, repair
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DATABASE
@@ -60,3 +60,30 @@ def test_an_empty_file_and_masks_that_do_not_fit_are_named_and_the_rest_is_saved
     (run / DATABASE).write_bytes(b"")
     with pytest.raises(StoreError, match="it is empty, 0 bytes"):
         open_run(run)
+
+
+def test_what_is_beside_units_is_carried_too(run: Path, tmp_path: Path) -> None:
+    gpu, like = Processor("node-1", "cuda:0", "a GPU"), Likeness("000.jpg", 0, 0.01)
+    copy = MediaItem("copy.jpg", "/photos/copy.jpg")
+    said = Verdict("000.jpg", 0, "cat", None, "any", 0.8, "a verifier", "2026-11-30T15:00:00Z", 0.5)
+    with Store.writer(run, phrase_prompts("cat"), {"floor": 0.1}) as store:
+        store.write([
+            unit("crowd.jpg", full=("cat",), processor=gpu, look=b"features", stamp=Stamp(3, 4, "0" * 32)),
+            UnitResult(copy, 0, 1, None, like=like, stamp=Stamp(1, 2, "f" * 32)),
+        ])  # fmt: skip
+        store.add_verdicts([said])
+        store.set_meta(TRUSTED_VERIFIER, "a verifier")
+    found = repair(run, tmp_path / "saved")
+    assert (found.units, found.problems, found.lost) == (61, [], [])
+    with Store.open(tmp_path / "saved") as saved:
+        assert list(saved.full_in_tiles()) == [("crowd.jpg", 0, "cat")]
+        assert list(saved.skipped()) == [("copy.jpg", 0, like)]
+        assert saved.stamp("copy.jpg") == Stamp(1, 2, "f" * 32)
+        assert saved.processors() == [(gpu, 1)] and list(saved.looks()) == [("crowd.jpg", 0, b"features")]
+        assert list(saved.verdicts("a verifier")) == [said] and saved.meta(TRUSTED_VERIFIER) == "a verifier"
+    db = sqlite3.connect(run / DATABASE)
+    db.execute("UPDATE skipped SET distance = 'far'")
+    db.commit()
+    db.close()
+    assert [problem.text for problem in examine(run).problems] == ["they cannot be read"]
+    assert repair(run, tmp_path / "other").units == 61
