@@ -85,7 +85,9 @@ def repair(folder: str | Path, out: str | Path) -> StoreFindings:
             row_by_row.carry_corrections(new, kept)
             found.corrections = len(kept)
             new.write(_look_at(lambda: list(_near_copies(old)), "the near-copies", found))
-            looks = {(i, frame): look for i, frame, look in _look_at(lambda: list(old.looks()), "image features", found)}
+            looks = {
+                (i, frame): look for i, frame, look in _look_at(lambda: list(old.looks()), "image features", found)
+            }
             batch: list[UnitResult] = []
             for name, unit in _units(old, found):
                 if unit is None:

@@ -1,6 +1,6 @@
 """How many photos a second one driver sustains, and how far the CPU goes: Ray's workers answer at once.
 
-    python scripts/bench/bench_driver.py [--photos 20000] [--replicas 2]
+    python scripts/bench/bench_driver.py [--photos 20000] [--replicas 2] [--chunk 32]
     python scripts/bench/bench_driver.py --scaling [--photos 120]
 
 The first line is the driver's ceiling: real Ray actors return rows as a real model makes them (10 objects a photo, 20
@@ -48,6 +48,7 @@ from sam3label.labelling.photos import PhotoBatch, batches_of
 from sam3label.labelling.progress import JobTally, labels_in
 from sam3label.labelling.videos import VideoWork
 from sam3label.labelling.workers import ray_cluster
+from sam3label.labelling.workers.leases import Leases
 from sam3label.labelling.workers.replica import Greeting, Stretch
 from sam3label.labelling.workers.work import Answered, Assignment, Facts, Work
 from sam3label.labelling.writer import Writer
@@ -134,8 +135,8 @@ def parts(photos: int) -> None:
     )
 
 
-def ceiling(photos: int, replicas: int) -> None:
-    """Print what the driver does with answers that take no time."""
+def ceiling(photos: int, replicas: int, chunk: int) -> None:
+    """Print what the driver does with answers that take no time, for chunks of so many photos."""
     ray_cluster.ModelActor = InstantActor  # type: ignore[assignment, misc]
     concepts: ConceptList = concepts_from(NAMES)
     options = LabelOptions(model="demo", ray="local", replicas=replicas, device="cpu")
@@ -147,6 +148,7 @@ def ceiling(photos: int, replicas: int) -> None:
         tempfile.TemporaryDirectory() as place,
         ray_cluster.on_ray(Assignment(concepts, (), options), None, print) as ray,
     ):
+        ray._leases_of = lambda work: Leases(work.batches, work.videos, chunk)  # type: ignore[method-assign]
         tally = JobTally(concepts, photos)
         with Store.writer(Path(place) / "run", prompts, {"floor": 0.1}) as store:
             work = Work(batches_of(items, dict.fromkeys((i.id for i in items), keys), 16), (), 16, VideoWork)
@@ -160,7 +162,7 @@ def ceiling(photos: int, replicas: int) -> None:
             assert store.totals().done == photos
             size = (Path(place) / "run" / "run.sqlite").stat().st_size
     print(
-        f"{photos} photos, {replicas} workers that answer at once: {photos / wall:.0f} photos/s on the clock, "
+        f"{photos} photos, {replicas} workers that answer {chunk} at once: {photos / wall:.0f} photos/s on the clock, "
         f"{1e6 * cpu / photos:.0f} us of the driver's CPU a photo ({photos / cpu:.0f} photos/s for a core of its own), "
         f"{size / photos:.0f} bytes a photo in the store"
     )
@@ -211,12 +213,14 @@ def main() -> None:
     parser.add_argument("--photos", type=int)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--chunk", type=int, nargs="+", default=[ray_cluster.CHUNK_PHOTOS], help="photos a worker gets")
     chosen = parser.parse_args()
     if chosen.scaling:
         scaling(chosen.photos or 120)
     else:
         parts(min(chosen.photos or 20_000, 4_000))
-        ceiling(chosen.photos or 20_000, chosen.replicas)
+        for chunk in chosen.chunk:
+            ceiling(chosen.photos or 20_000, chosen.replicas, chunk)
 
 
 if __name__ == "__main__":

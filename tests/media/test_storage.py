@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from fsspec.registry import _registry as fsspec_registry
 from support.objects import BUCKET, Store, Weather, forget_connections, proxy
 
 from sam3label.core.records import MediaItem
@@ -102,14 +106,83 @@ def test_what_cannot_be_taken_is_refused_in_a_sentence(s3: Store, photos: str, s
     assert "secret" not in said
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object, **__: object) -> None:
-        raise ImportError("Install gcsfs")
-
-    monkeypatch.setattr("fsspec.filesystem", missing)
+@pytest.mark.parametrize(
+    ("scheme", "package", "extra"),
+    [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gs"), ("az", "adlfs", "az"), ("https", "aiohttp", "https")],
+)
+def test_a_missing_extra_is_named(scheme: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fsspec itself raises where the package is not there."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    if scheme == "https":
+        monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    monkeypatch.delitem(fsspec_registry, scheme, raising=False)
     storage.file_system.cache_clear()
-    with pytest.raises(ExtraMissingError, match=r"reading gs:// needs .*pip install 'sam3label\[gs\]'"):
-        discover(["gs://site/photos"])
+    with pytest.raises(ExtraMissingError, match=rf"reading {scheme}:// needs .*pip install 'sam3label\[{extra}\]'"):
+        discover([f"{scheme}://site/a.jpg"])
+
+
+@pytest.mark.parametrize(("scheme", "tag"), [("gs", "md5Hash"), ("az", "content_md5")])
+def test_what_fsspec_says_of_other_stores_is_enough(
+    scheme: str, tag: str, jpeg: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects in memory behind the address, named and tagged as the package of that store names and tags them."""
+    from fsspec.implementations.dirfs import DirFileSystem
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Bucket(DirFileSystem):
+        cachable = False
+
+        def __init__(self, **_: object) -> None:
+            super().__init__("/buckets", MemoryFileSystem())
+
+        def _join(self, path: str) -> str:
+            return super()._join(path.removeprefix(f"{scheme}://"))
+
+        def info(self, path: str, **how: Any) -> dict[str, Any]:
+            return self._tagged(super().info(path, **how))
+
+        def find(self, path: str, **how: Any) -> dict[str, Any]:
+            return {name: self._tagged(one) for name, one in super().find(path, **how).items()}
+
+        def glob(self, path: str, **how: Any) -> dict[str, Any]:
+            return {name: self._tagged(one) for name, one in super().glob(path, **how).items()}
+
+        def _tagged(self, one: dict[str, Any]) -> dict[str, Any]:
+            return (
+                one if one["type"] == "directory" else {**one, tag: hashlib.md5(self.cat_file(one["name"])).hexdigest()}
+            )
+
+    monkeypatch.setitem(fsspec_registry, scheme, Bucket)
+    monkeypatch.setenv("SAM3LABEL_CACHE", str(tmp_path))
+    storage.file_system.cache_clear()
+    place, files = f"{scheme}://site/photos", Bucket()
+    for name in ("a.jpg", "b/1.jpg", "b/notes.txt"):
+        files.pipe_file(f"{place}/{name}", jpeg)
+    assert ids(place) == ["a.jpg", "b/1.jpg"] == ids(f"{place}/**/*.jpg")
+    assert [item.path for item in discover([place])] == [f"{place}/a.jpg", f"{place}/b/1.jpg"]
+    first, _ = discover([place])
+    stamp = stamp_of(first)
+    assert read_photo(first.path).pixels.shape == (8, 10, 3) and is_unchanged(first, stamp)
+    assert storage.local_copy(first.path).read_bytes() == jpeg
+    files.pipe_file(f"{place}/a.jpg", jpeg[::-1])
+    (again, _) = discover([place])
+    assert not looks_unchanged(again, stamp) and not is_unchanged(again, stamp)
+    files.rm_file(f"{place}/a.jpg")
+    with pytest.raises(UndecodableError, match="there is nothing at this address"):
+        read_photo(first.path)
+    assert f"{scheme}://site/empty" in refusal(f"{scheme}://site/empty")
+    storage.file_system.cache_clear()
+
+
+def test_the_hubs_data_sets_are_read_by_what_is_always_there(short_pauses: None) -> None:
+    """Without a network: the hub's own file system is asked, and what it says is said in a sentence."""
+    from huggingface_hub import HfFileSystem
+
+    storage.file_system.cache_clear()
+    assert isinstance(storage.files_of("hf://datasets/someone/photos"), HfFileSystem)
+    assert "hf://datasets/someone/photos" in refusal("hf://datasets/someone/photos")
 
 
 def test_two_photos_of_one_id_are_refused(s3: Store, photos: str) -> None:
