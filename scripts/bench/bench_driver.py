@@ -48,7 +48,6 @@ from sam3label.labelling.photos import PhotoBatch, batches_of
 from sam3label.labelling.progress import JobTally, labels_in
 from sam3label.labelling.videos import VideoWork
 from sam3label.labelling.workers import ray_cluster
-from sam3label.labelling.workers.leases import Leases
 from sam3label.labelling.workers.replica import Greeting, Stretch
 from sam3label.labelling.workers.work import Answered, Assignment, Facts, Work
 from sam3label.labelling.writer import Writer
@@ -148,10 +147,9 @@ def ceiling(photos: int, replicas: int, chunk: int) -> None:
         tempfile.TemporaryDirectory() as place,
         ray_cluster.on_ray(Assignment(concepts, (), options), None, print) as ray,
     ):
-        ray._leases_of = lambda work: Leases(work.batches, work.videos, chunk)  # type: ignore[method-assign]
         tally = JobTally(concepts, photos)
         with Store.writer(Path(place) / "run", prompts, {"floor": 0.1}) as store:
-            work = Work(batches_of(items, dict.fromkeys((i.id for i in items), keys), 16), (), 16, VideoWork)
+            work = Work(batches_of(items, dict.fromkeys((i.id for i in items), keys), chunk), (), chunk, VideoWork)
             wall, cpu = time.perf_counter(), time.process_time()
             with Writer(store) as writer:
                 for answer in ray.label(work, tally, lambda: False):
