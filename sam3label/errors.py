@@ -52,7 +52,14 @@ class ExtraMissingError(Sam3LabelError):
 
 
 class UndecodableError(Exception):
-    """One media file cannot be decoded; `str(error)` is the reason, fit for a list of failures."""
+    """One media file cannot be decoded; `str(error)` is the reason, fit for a list of failures.
+
+    It is `lasting` where the reason is what is in the file: then there is no use in trying it again as it is.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 def os_reason(error: OSError) -> str:

@@ -11,21 +11,23 @@ from sam3label.cli.options import (
     INPUT,
     MODEL,
     OUTPUT,
-    SPEED,
     BatchSize,
     Device,
+    ExportFormats,
+    Fresh,
+    Limit,
     Model,
+    Precision,
     Quiet,
     Revision,
+    RunOut,
     Split,
     Workers,
     file_names,
-    format_names,
     images_together,
 )
 from sam3label.cli.progress import progress_display
 from sam3label.cli.run import finish, stop_on_interrupt
-from sam3label.labelling.options import DType
 
 if TYPE_CHECKING:
     from sam3label.labelled_run import LabeledRun
@@ -49,9 +51,7 @@ def masks(
             rich_help_panel=INPUT,
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Make or continue this run folder.", rich_help_panel=OUTPUT)
-    ] = Path("runs/masks"),
+    out: RunOut = Path("runs/masks"),
     snap: Annotated[
         bool,
         typer.Option("--snap", help="Set boxes to their masks. By default they stay as drawn.", rich_help_panel=OUTPUT),
@@ -65,35 +65,16 @@ def masks(
             rich_help_panel=MODEL,
         ),
     ] = 0.5,
-    export: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FORMAT",
-            autocompletion=format_names,
-            help="Export in this format when done, into RUN/exports/FORMAT. May be repeated.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    export: ExportFormats = None,
     split: Split = None,
     model: Model = "facebook/sam3",
     revision: Revision = None,
     device: Device = "auto",
-    dtype: Annotated[
-        DType,
-        typer.Option(
-            help="Compute in this precision. auto is bf16 on CUDA (fp16 on cards that have none), else fp32.",
-            rich_help_panel=SPEED,
-        ),
-    ] = "auto",
+    dtype: Precision = "auto",
     batch_size: BatchSize = "auto",
     workers: Workers = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Take at most this many photos now.", rich_help_panel=SPEED)
-    ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Throw away what the run folder holds and start over.", rich_help_panel=OUTPUT),
-    ] = False,
+    limit: Limit = None,
+    fresh: Fresh = False,
     quiet: Quiet = False,
 ) -> None:
     """Give the boxes and points of a dataset masks. The same command again continues where it stopped."""

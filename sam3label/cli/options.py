@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.labelling.options import VideoMode
+from sam3label.labelling.options import DType, VideoMode
 
 if TYPE_CHECKING:
     from sam3label.core.records import ConceptList
@@ -185,8 +185,30 @@ Split = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-
-
+RunOut = Annotated[Path, typer.Option("--out", "-o", help="Make or continue this run folder.", rich_help_panel=OUTPUT)]
+ExportFormats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--export",
+        metavar="FORMAT",
+        autocompletion=format_names,
+        help="Export in this format when done, into RUN/exports/FORMAT. May be repeated.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Precision = Annotated[
+    DType,
+    typer.Option(
+        help="Compute in this precision. auto is bf16 on CUDA (fp16 on cards that have none), else fp32.",
+        rich_help_panel=SPEED,
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Label at most this many images and videos now.", rich_help_panel=SPEED)
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Throw away what the run folder holds and start over.", rich_help_panel=OUTPUT)
+]
 GtSplit = Annotated[
     str | None,
     typer.Option(

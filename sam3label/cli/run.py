@@ -17,32 +17,35 @@ from sam3label.cli.job_file import concepts_of, photos_or_job
 from sam3label.cli.options import (
     INPUT,
     MODEL,
-    OUTPUT,
     SPEED,
     VIDEO,
     BatchSize,
     ConceptFile,
     Device,
+    ExportFormats,
+    Fresh,
     ImageSize,
+    Limit,
     MaxMegapixels,
     Model,
     Ontology,
     Phrases,
+    Precision,
     Quiet,
     Revision,
+    RunOut,
     Settings,
     Split,
     VideoChoice,
     Workers,
     WrongConf,
-    format_names,
     images_together,
     workers_asked,
 )
 from sam3label.cli.progress import Display, done_line, progress_display
 from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
 from sam3label.core.text import count, one_line, verb
-from sam3label.labelling.options import SHORTEST_CLIP, DType, PromptStyle
+from sam3label.labelling.options import SHORTEST_CLIP, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
 
 if TYPE_CHECKING:
@@ -77,18 +80,8 @@ def run(
             rich_help_panel=INPUT,
         ),
     ] = True,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Make or continue this run folder.", rich_help_panel=OUTPUT)
-    ] = Path("runs/run"),
-    export: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FORMAT",
-            autocompletion=format_names,
-            help="Export in this format when done, into RUN/exports/FORMAT. May be repeated.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    out: RunOut = Path("runs/run"),
+    export: ExportFormats = None,
     split: Split = None,
     model: Model = "facebook/sam3",
     revision: Revision = None,
@@ -118,13 +111,7 @@ def run(
         ),
     ] = False,
     device: Device = "auto",
-    dtype: Annotated[
-        DType,
-        typer.Option(
-            help="Compute in this precision. auto is bf16 on CUDA (fp16 on cards that have none), else fp32.",
-            rich_help_panel=SPEED,
-        ),
-    ] = "auto",
+    dtype: Precision = "auto",
     batch_size: BatchSize = "auto",
     vram: Annotated[
         float | None,
@@ -182,10 +169,7 @@ def run(
             rich_help_panel=INPUT,
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Label at most this many images and videos now.", rich_help_panel=SPEED),
-    ] = None,
+    limit: Limit = None,
     video: VideoChoice = "auto",
     tracker: Annotated[
         TrackerForm,
@@ -223,10 +207,7 @@ def run(
         float | None,
         typer.Option(min=0.001, help="Take so many frames a second instead of --every.", rich_help_panel=VIDEO),
     ] = None,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Throw away what the run folder holds and start over.", rich_help_panel=OUTPUT),
-    ] = False,
+    fresh: Fresh = False,
     retry_failed: Annotated[
         bool,
         typer.Option(

@@ -83,10 +83,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A file that cannot be decoded, with the reason in words."""
+    """A file that cannot be decoded, with the reason in words.
+
+    It is `lasting` where the reason is what is in the file: then there is no use in trying it again as it is.
+    """
 
     item: MediaItem
     reason: str
+    lasting: bool = True
 
 
 @dataclass(frozen=True, slots=True)

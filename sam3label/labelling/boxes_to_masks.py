@@ -13,7 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -46,6 +46,7 @@ from sam3label.labelling.job import Standing, extent_of
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import JobTally, Progress, RunSummary, labels_in
 from sam3label.labelling.run_folder import refuse_unfit
+from sam3label.labelling.run_log import RunLog, chosen, command_line
 from sam3label.labelling.writer import Writer
 from sam3label.media.discovery import Found
 from sam3label.run.asked import Wanted
@@ -120,6 +121,27 @@ def mask_boxes(
     a bad checkpoint or store.
     """
     refuse_unfit(out)
+    with RunLog(out) as log:
+        log.begin([job.dataset.path], job.concepts, options)
+
+        def tell(progress: Progress) -> None:
+            log.pace(progress)
+            on_progress(progress)
+
+        summary = _mask_boxes(job, out, options, tell, log.also(on_message), stop, log)
+        log.end(summary)
+    return summary
+
+
+def _mask_boxes(
+    job: MaskJob,
+    out: str | Path,
+    options: LabelOptions,
+    on_progress: Callable[[Progress], None],
+    on_message: Callable[[str], None],
+    stop: threading.Event | None,
+    log: RunLog,
+) -> RunSummary:
     for sentence in job.sentences():
         on_message(sentence)
     items, wanted = job.photos.items, Wanted.of(job.concepts, job.guides)
@@ -146,6 +168,7 @@ def mask_boxes(
             Store.writer(out, wanted.prompts, fingerprint, notes=notes, fresh=options.fresh)
         )
         store.begin(wanted.prompts, notes)
+        log.open()
         before.note(store, extent_of(store, items, 0))
         tally = JobTally(job.concepts, len(pending), before=len(before.done) - before.reopened)
         on_progress(tally.snapshot())
@@ -182,6 +205,8 @@ def _notes(job: MaskJob, known: Store | None, options: LabelOptions) -> dict[str
         "version": version("sam3label"),
         "created": before.get("created", datetime.now(UTC).isoformat(timespec="seconds")),
         "sources": [str(job.dataset.path)],
+        "command": command_line(),
+        "options": chosen(options),
     }
     concepts = dump_concepts(job.concepts)
     return {"info": info, "concepts": concepts, "exemplars": job.guides, "settings": _settings(options)}
@@ -217,31 +242,34 @@ def _photos(
 
 
 def _masked(job: MaskJob, clicker: Clicker, batch: Sequence[Frame | Undecodable]) -> list[UnitResult]:
-    asked = [(entry, _objects(job, entry)) for entry in batch]
-    good = [(entry, own) for entry, own in asked if isinstance(entry, Frame) and not isinstance(own, str)]
+    asked = [_objects(job, entry) for entry in batch]
+    good = [one for one in asked if not isinstance(one, Undecodable)]
     hints = [[given.hint for _, given in own] for _, own in good]
     found = iter(clicker.masks([frame for frame, _ in good], hints) if good else ())
     results = []
-    for entry, own in asked:
-        if isinstance(entry, Undecodable) or isinstance(own, str):
-            results.append(UnitResult(entry.item, 0, 1, None, error=str(own)))
+    for one in asked:
+        if isinstance(one, Undecodable):
+            results.append(UnitResult(one.item, 0, 1, None, error=one.reason))
             continue
-        candidates = tuple(_candidate(entry, n, *one) for n, one in enumerate(zip(own, next(found), strict=True)))
+        frame, own = one
+        candidates = tuple(_candidate(frame, n, *pair) for n, pair in enumerate(zip(own, next(found), strict=True)))
         presence = np.ones((1, len(job.concepts.names)), np.float32)
-        results.append(UnitResult(entry.item, 0, 1, entry.size_hw, candidates, presence, stamp=entry.stamp))
+        results.append(UnitResult(frame.item, 0, 1, frame.size_hw, candidates, presence, stamp=frame.stamp))
     return results
 
 
-def _objects(job: MaskJob, entry: Frame | Undecodable) -> list[tuple[str, Given]] | str:
-    """Return the objects of a photo with their classes, or why it cannot get masks."""
+def _objects(job: MaskJob, entry: Frame | Undecodable) -> tuple[Frame, list[tuple[str, Given]]] | Undecodable:
+    """Return a photo and its objects with their classes, or why it cannot get masks."""
     if isinstance(entry, Undecodable):
-        missing = entry.item.id in job.photos.missing
-        return f"there is no such photo ({entry.item.path}): say where it is with --photos" if missing else entry.reason
+        if entry.item.id in job.photos.missing:
+            return replace(entry, reason=f"there is no such photo ({entry.item.path}): say where it is with --photos")
+        return entry
     labelled = job.photos.labels[entry.item.id]
     wrong = list(map(str, labelled.problems(entry.size_hw)))
     if wrong:
-        return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-    return [(str(mark.class_name), _given(mark, labelled, entry.size_hw)) for mark in labelled.marks]
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return Undecodable(entry.item, "; ".join(wrong[:3]) + more)
+    return entry, [(str(mark.class_name), _given(mark, labelled, entry.size_hw)) for mark in labelled.marks]
 
 
 def _given(mark: Mark, labelled: Labelled, size_hw: tuple[int, int]) -> Given:

@@ -112,9 +112,9 @@ def label_batch(
     answers = iter(_answers(guide, good, floor, keys, copies))
     results = []
     for entry, question in asked:
-        if isinstance(entry, Undecodable) or isinstance(question, str):
-            stamp = _stamp_of_broken(entry) if isinstance(entry, Undecodable) else None
-            results.append(UnitResult(entry.item, 0, 1, None, error=str(question), stamp=stamp))
+        if isinstance(question, Undecodable):
+            stamp = _stamp_of_broken(question)
+            results.append(UnitResult(entry.item, 0, 1, None, error=question.reason, stamp=stamp))
         else:
             results.append(next(answers))
     return results
@@ -152,19 +152,17 @@ def _looked_at(guide: Guide, frames: Sequence[Frame], copies: NearCopies | None)
 
 def _stamp_of_broken(entry: Undecodable) -> Stamp | None:
     """Return the stamp of a file that cannot be decoded as it is. None where another try may go better."""
-    from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
-
     try:
-        return stamp_of(entry.item) if loader.is_lasting(entry.reason) else None
+        return stamp_of(entry.item) if entry.lasting else None
     except OSError:
         return None
 
 
-def _question(guide: Guide, entry: Frame | Undecodable) -> Question | str:
+def _question(guide: Guide, entry: Frame | Undecodable) -> Question | Undecodable:
     """Return what a photo is asked, or why it cannot be."""
     if isinstance(entry, Undecodable):
-        return entry.reason
+        return entry
     try:
         return guide.question(entry)
     except InputError as error:
-        return str(error)
+        return Undecodable(entry.item, str(error), lasting=False)

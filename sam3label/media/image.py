@@ -33,8 +33,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "PPM
 BAND = 8 << 20  # pixels that become RGB at a time
 _MOST_OF_OPENCV = 1 << 30  # pixels
 _TIFF = b"II*\0", b"MM\0*"
-NO_MEMORY = "not enough memory to decode it"
-NO_FILE = "not a regular file"
 TOO_LARGE = "too large"
 _ODD_TIFF = "a TIFF of an unusual kind, or damaged: save it as RGB or grey"
 _opening = threading.Lock()
@@ -75,9 +73,9 @@ def read_photo(path: str | Path, max_megapixels: float | None = None) -> Photo:
         raise
     except UnidentifiedImageError as error:
         known = data.startswith(_TIFF)
-        raise UndecodableError(_ODD_TIFF if known else _reason(error)) from error
+        raise (UndecodableError(_ODD_TIFF) if known else _undecodable(error)) from error
     except Exception as error:  # decoders answer damaged bytes with any exception there is
-        raise UndecodableError(_reason(error)) from error
+        raise _undecodable(error) from error
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
@@ -91,9 +89,9 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     except UndecodableError:
         raise
     except OSError as error:
-        raise UndecodableError(_reason(error) if error.errno is None else os_reason(error)) from error
+        raise (_undecodable(error) if error.errno is None else UndecodableError(os_reason(error))) from error
     except Exception as error:  # as when decoding: damaged bytes give any exception there is
-        raise UndecodableError(_reason(error)) from error
+        raise _undecodable(error) from error
 
 
 def is_too_large(path: str | Path, max_megapixels: float) -> bool:
@@ -115,7 +113,7 @@ def _read(path: str | Path) -> tuple[bytes, int]:
             return _not_empty(storage.read(str(path))), 0
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe called x.jpg would block for ever
-            raise UndecodableError(NO_FILE)
+            raise UndecodableError("not a regular file", lasting=False)
         data = Path(path).read_bytes()
     except OSError as error:
         raise UndecodableError(os_reason(error)) from error
@@ -128,14 +126,14 @@ def _not_empty(data: bytes) -> bytes:
     return data
 
 
-def _reason(error: Exception) -> str:
+def _undecodable(error: Exception) -> UndecodableError:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image (unknown format, or its header is damaged)"
+        return UndecodableError("not an image (unknown format, or its header is damaged)")
     if isinstance(error, MemoryError):
-        return NO_MEMORY
+        return UndecodableError("not enough memory to decode it", lasting=False)
     if "truncated" in str(error).lower():
-        return "truncated (the file ends before the picture does)"
-    return "damaged (the decoder cannot read it)"
+        return UndecodableError("truncated (the file ends before the picture does)")
+    return UndecodableError("damaged (the decoder cannot read it)")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,13 +34,12 @@ from torch.utils.data import DataLoader, Dataset
 from sam3label.core.records import Frame, MediaItem, Stamp, Undecodable
 from sam3label.errors import UndecodableError
 from sam3label.media.ahead import ahead
-from sam3label.media.image import NO_FILE, NO_MEMORY, Photo, read_photo
+from sam3label.media.image import Photo, read_photo
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[str], Photo]
 Place = torch.Tensor | Path  # pixels in shared memory, or in a file
 E = TypeVar("E", Frame, Frame | Undecodable)
-Value = tuple[Place, Stamp | None] | str  # a photo, or why there is none
 
 PINNED = 1 << 29  # bytes of page-locked memory that wait for the model, or one photo
 _MOST_WORKERS = 16
@@ -52,7 +51,17 @@ _LITTLE_ROOM = (
     "Give a container more: docker run --ipc=host, or --shm-size=8g"
 )
 CRASHED = "the decoder crashed on this file"
-_FAILED = "the decoder failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Why there is no photo, and whether another try could go better. What a worker sends instead of one."""
+
+    reason: str
+    lasting: bool
+
+
+Value = tuple[Place, Stamp | None] | Unread
 
 
 class _CannotStartError(Exception):
@@ -108,7 +117,7 @@ def _pinned(entry: E) -> E:
 def _decode_here(items: Sequence[MediaItem], decode: Decode) -> Iterator[Frame | Undecodable]:
     for item in items:
         photo = _attempt(decode, item.path)
-        yield _entry(item, photo if isinstance(photo, str) else (torch.from_numpy(photo.pixels), photo.stamp))
+        yield _entry(item, photo if isinstance(photo, Unread) else (torch.from_numpy(photo.pixels), photo.stamp))
 
 
 def _decode_ahead(items: Sequence[MediaItem], workers: int, decode: Decode) -> Iterator[Frame | Undecodable]:
@@ -118,7 +127,7 @@ def _decode_ahead(items: Sequence[MediaItem], workers: int, decode: Decode) -> I
         done, warned = 0, False
         while done < len(items):
             for value in _until_death(task, items[done:], workers):
-                if not isinstance(value, str) and isinstance(value[0], Path) and not warned:
+                if not isinstance(value, Unread) and isinstance(value[0], Path) and not warned:
                     warnings.warn(_LITTLE_ROOM, RuntimeWarning, stacklevel=2)
                     warned = True
                 yield _entry(items[done], value)
@@ -212,7 +221,7 @@ class _Task(Dataset[Value]):
 
     def __getitem__(self, path: str) -> Value:
         photo = _attempt(self.decode, path)
-        if isinstance(photo, str):
+        if isinstance(photo, Unread):
             return photo
         if _free_shared_memory() > max(self.room, photo.pixels.nbytes * 2):
             shared: torch.Tensor = torch.from_numpy(photo.pixels).share_memory_()  # type: ignore[no-untyped-call]
@@ -227,18 +236,13 @@ class _Task(Dataset[Value]):
         return Path(name)
 
 
-def _attempt(decode: Decode, path: str) -> Photo | str:
+def _attempt(decode: Decode, path: str) -> Photo | Unread:
     try:
         return decode(path)
     except UndecodableError as error:
-        return str(error)
+        return Unread(str(error), error.lasting)
     except Exception as error:  # one file must not end a run of a million
-        return f"{_FAILED} ({type(error).__name__}: {error})"
-
-
-def is_lasting(reason: str) -> bool:
-    """Return whether a file cannot be decoded for what is in it: then there is no use in trying it again as it is."""
-    return not reason.startswith((CRASHED, _FAILED, NO_MEMORY, NO_FILE))
+        return Unread(f"the decoder failed ({type(error).__name__}: {error})", lasting=False)
 
 
 def _free_shared_memory() -> int:
@@ -250,8 +254,8 @@ def _free_shared_memory() -> int:
 
 
 def _entry(item: MediaItem, value: Value) -> Frame | Undecodable:
-    if isinstance(value, str):
-        return Undecodable(item, value)
+    if isinstance(value, Unread):
+        return Undecodable(item, value.reason, value.lasting)
     place, stamp = value
     if isinstance(place, Path):
         pixels = torch.from_numpy(np.load(place))
@@ -268,7 +272,7 @@ def _decode_alone(task: _Task, path: str) -> Value:
         value = _one_process(task, path)
         if value is not None:
             return value
-    return CRASHED
+    return Unread(CRASHED, lasting=False)
 
 
 def _one_process(task: _Task, path: str) -> Value | None:
@@ -298,4 +302,4 @@ def _work_alone(task: _Task, path: str, sender: Connection) -> None:
     _start_worker(0)
     sender.send("started")
     photo = _attempt(task.decode, path)
-    sender.send(photo if isinstance(photo, str) else (task.spill(photo.pixels), photo.stamp))
+    sender.send(photo if isinstance(photo, Unread) else (task.spill(photo.pixels), photo.stamp))

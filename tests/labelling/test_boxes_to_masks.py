@@ -25,6 +25,7 @@ from sam3label.export.options import Options
 from sam3label.export.write import export
 from sam3label.labelling.boxes_to_masks import MaskJob, mask_boxes
 from sam3label.labelling.options import LabelOptions
+from sam3label.labelling.run_log import LOG
 from sam3label.run.reader import open_run
 
 CLASSES = ("cat's eye", "cup", "rocket")
@@ -277,6 +278,10 @@ def test_what_does_not_fit_is_a_failure_and_no_empty_label(photos: Path, tiny_ch
         (photos / "gone.png").unlink()
     assert again.progress.done == 1 and "gone.png" not in dict(again.failures)
     assert set(labels_of(tmp_path / "run")) == {"coffee.png", "gone.png"}
+    log = (tmp_path / "run" / LOG).read_text()
+    assert log.count("\n") == len(log.splitlines()) and log.count("command: ") == 2
+    assert f"photos: {path}" in log and "failed: gone.png: there is no such photo" in log
+    assert "done: 1 of 4 images labelled, 3 failed" in log
 
 
 def test_changed_boxes_are_asked_anew_and_nothing_else_is(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
