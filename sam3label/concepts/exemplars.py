@@ -198,11 +198,11 @@ def _frame_key(item: MediaItem, index: int) -> str:
 def _frames_named(labelled: Sequence[Labelled], videos: Sequence[MediaItem]) -> dict[str, str]:
     """Return the frames of the videos that the labels may name, `walk.mp4/000120.jpg`, and their keys."""
     named = [PurePosixPath(entry.name.replace("\\", "/")) for entry in labelled]
-    frames: dict[str, str] = {}
+    frames, files = dict[str, str](), video.FrameFiles()
     for item in videos:
         own = PurePosixPath(item.id)
         for path in named:
-            if path.parent.name == own.name and (index := video.frame_number(item, path.name)) is not None:
+            if path.parent.name == own.name and (index := files.number(item, path.name)) is not None:
                 frames[f"{item.id}/{path.name}"] = _frame_key(item, index)
     return frames
 

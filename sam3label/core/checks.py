@@ -1,7 +1,7 @@
 """Checks that options make of themselves: every problem at once, in one `ConfigError`.
 
-A check returns the sentence about what is wrong, or None. An option is called by its field's name, which is its name
-on the command line and in a file of options too.
+A check returns what is wrong, or None. An option is called by its field's name, which is its name on the command line
+and in a file of options too.
 """
 
 from __future__ import annotations
@@ -11,42 +11,43 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, TypeGuard, get_args
 
+from sam3label.core.problems import Problem
 from sam3label.errors import ConfigError
 
 
-def refuse(problems: Iterable[str | None]) -> None:
+def refuse(problems: Iterable[Problem | None]) -> None:
     """Raise `ConfigError` with all problems, one a line, if there are any."""
     if found := [problem for problem in problems if problem is not None]:
-        raise ConfigError("\n".join(found))
+        raise ConfigError("\n".join(map(str, found)))
 
 
-def one_of(name: str, value: object, choices: Any) -> str | None:
-    """`choices` is a `Literal`: the same that the command line offers."""
+def one_of(name: str, value: object, choices: Any) -> Problem | None:
+    """Check that a value is one of a `Literal`: the same that the command line offers."""
     allowed = get_args(choices)
     if value in allowed:
         return None
-    return f"{name}: {value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}"
+    return Problem(name, f"{value!r} is not one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}")
 
 
-def whole(name: str, value: object, least: int) -> str | None:
-    """Return a whole number from `least` on. None stands for the default of an option that has one."""
+def whole(name: str, value: object, least: int) -> Problem | None:
+    """Check that a value is a whole number from `least` on. None stands for the default of an option that has one."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
         return None
-    return f"{name}: {value!r} is not a whole number from {least} on"
+    return Problem(name, f"{value!r} is not a whole number from {least} on")
 
 
-def within(name: str, value: object, least: float, most: float) -> str | None:
-    """Return a number from `least` to `most`. None stands for the default of an option that has one."""
+def within(name: str, value: object, least: float, most: float) -> Problem | None:
+    """Check that a value is a number from `least` to `most`. None stands for the default of an option that has one."""
     if value is None or (_is_number(value) and least <= value <= most):
         return None
-    return f"{name}: {value!r} is not a number from {least:g} to {most:g}"
+    return Problem(name, f"{value!r} is not a number from {least:g} to {most:g}")
 
 
-def above_zero(name: str, value: object) -> str | None:
-    """Return a finite number over 0. None stands for the default of an option that has one."""
+def above_zero(name: str, value: object) -> Problem | None:
+    """Check that a value is a finite number over 0. None stands for the default of an option that has one."""
     if value is None or (_is_number(value) and 0 < value < math.inf):
         return None
-    return f"{name}: {value!r} is not a number over 0"
+    return Problem(name, f"{value!r} is not a number over 0")
 
 
 def _is_number(value: object) -> TypeGuard[float]:

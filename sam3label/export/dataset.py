@@ -16,7 +16,7 @@ from sam3label.errors import ConfigError
 from sam3label.export.frames import FrameChoice
 from sam3label.export.options import Options, Segmentation, unknown_names
 from sam3label.export.photos import Placer, flat_name
-from sam3label.media import video
+from sam3label.media.video import FrameFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +154,12 @@ class Selection:
             labels = tuple(self._labels(image.labels, tally))
             if labels or self.options.empty or self.whole_videos:
                 splits = self.options.splits
-                sample = Sample(replace(self._named(image), labels=labels), splits.of(image.item.id))
+                sample = Sample(replace(self._named(image, frames.files), labels=labels), splits.of(image.item.id))
                 tally.count(sample, splits.group(image.item.id))
                 yield sample
 
-    def _named(self, image: LabeledImage) -> LabeledImage:
-        image = image if self.whole_videos else as_photo(image)
+    def _named(self, image: LabeledImage, files: FrameFiles) -> LabeledImage:
+        image = image if self.whole_videos else as_photo(image, files)
         return replace(image, item=replace(image.item, id=flat_name(image.item.id))) if self.options.flat else image
 
     def _labels(self, labels: Iterable[Label], tally: Tally) -> Iterator[Label]:
@@ -197,11 +197,11 @@ def selection(
     return Selection(options, class_ids, limits, whole_videos)
 
 
-def as_photo(image: LabeledImage) -> LabeledImage:
+def as_photo(image: LabeledImage, files: FrameFiles) -> LabeledImage:
     """Return the frame of a video as an image with an id of its own, `clip.mp4/000120.jpg`; a photo as it is."""
     if image.item.kind == "image":
         return image
-    name = video.frame_name(image.item, image.frame)
+    name = files.name(image.item, image.frame)
     return replace(image, item=replace(image.item, id=f"{image.item.id}/{name}"))
 
 

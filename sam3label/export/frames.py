@@ -17,6 +17,7 @@ class FrameChoice:
 
     def __init__(self, every: int = 1, fps: float | None = None) -> None:
         self.every, self.fps = every, fps
+        self.files = video.FrameFiles()
         self.unknown = list[str]()  # videos whose rate could not be read
         self._item, self._tick, self._rate = "", -1, UNKNOWN_RATE
 
@@ -45,7 +46,7 @@ class FrameChoice:
 
 
 def _known_rate(item: MediaItem) -> float:
-    if video.frame_source(item, 0) is not None:
+    if video.is_folder(item):
         raise OutputError(f"{item.id} is a folder of frames and has no frame rate: thin it with --every N, not --fps.")
     try:
         return video.frame_rate(item)

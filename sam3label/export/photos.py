@@ -90,6 +90,7 @@ class Placer:
         self.copied_instead = 0
         self.downloaded = 0
         self.turned = 0
+        self._files = video.FrameFiles()
         self.video: video.VideoFrames | None = None
         self._fetchers: ThreadPoolExecutor | None = None
         self._coming: deque[Future[bool]] = deque()
@@ -113,7 +114,7 @@ class Placer:
         """Place the photo. Raises `OutputError`, naming it, when it is gone, cannot be placed, or `target` exists."""
         if self.means == "none":
             return
-        source = video.frame_source(image.item, image.frame)
+        source = self._files.source(image.item, image.frame)
         with _in_words(image, source, target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(target):
@@ -132,7 +133,7 @@ class Placer:
         """
         if self.means == "none":
             return
-        source = video.frame_source(image.item, image.frame)
+        source = self._files.source(image.item, image.frame)
         with _in_words(image, source, scratch):
             if storage.is_remote(image.item.path) and source is not None:
                 self.turned += self._fetch(image.item.path, scratch)

@@ -43,7 +43,7 @@ class Numbers:
 
 def frame_suffix(item: MediaItem) -> str:
     """Return the extension of a video's frames as files, dot included."""
-    return PurePosixPath(video.frame_name(item, 0)).suffix
+    return PurePosixPath(video.FrameFiles().name(item, 0)).suffix
 
 
 def write_sequence(target: Target, folder: Path, item: MediaItem, length: int, size_hw: tuple[int, int]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sam3label.core import checks
+from sam3label.core.problems import Problem
 from sam3label.model.track_rules import TrackerForm, TrackingExtra
 
 DType = Literal["auto", "fp32", "bf16", "fp16"]
@@ -112,29 +113,31 @@ class LabelOptions:
         return f"frames, {rate}" if self.video == "frames" else "off"
 
 
-def _problems(options: LabelOptions) -> Iterator[str | None]:
-    yield None if options.model and isinstance(options.model, str) else f"model: {options.model!r} names no checkpoint"
-    yield None if _is_device(options.device) else f"device: {options.device!r} is not auto, cpu, cuda, cuda:N or mps"
+def _problems(options: LabelOptions) -> Iterator[Problem | None]:
+    if not (options.model and isinstance(options.model, str)):
+        yield Problem("model", f"{options.model!r} names no checkpoint")
+    if not _is_device(options.device):
+        yield Problem("device", f"{options.device!r} is not auto, cpu, cuda, cuda:N or mps")
     yield checks.one_of("dtype", options.dtype, DType)
     yield checks.one_of("prompt_style", options.prompt_style, PromptStyle)
     yield checks.whole("image_size", options.image_size, 1)
     yield checks.within("floor", options.floor, 0, 1)
     yield checks.whole("batch_size", options.batch_size, 1)
     yield checks.above_zero("vram", options.vram)
-    yield (
-        None
-        if _is_cluster(options.ray)
-        else (f"ray: {options.ray!r} is not local, auto or the HOST:PORT of a cluster that this machine has joined")
-    )
+    if not _is_cluster(options.ray):
+        text = f"{options.ray!r} is not local, auto or the HOST:PORT of a cluster that this machine has joined"
+        yield Problem("ray", text)
     yield checks.whole("replicas", options.replicas, 1)
-    yield "replicas: goes with ray (local, auto or HOST:PORT)" if options.replicas and options.ray is None else None
+    if options.replicas and options.ray is None:
+        yield Problem("replicas", "goes with ray (local, auto or HOST:PORT)")
     yield checks.whole("workers", options.workers, 0)
     yield checks.above_zero("max_megapixels", options.max_megapixels)
     yield checks.above_zero("skip_similar", options.skip_similar)
     if options.skip_similar is not None and options.ray is not None:
-        yield (
-            "skip_similar: images are compared in order, and Ray's copies of the model label them side by side: "
-            "leave out ray, or skip_similar"
+        yield Problem(
+            "skip_similar",
+            "images are compared in order, and Ray's copies of the model label them side by side: "
+            "leave out ray, or skip_similar",
         )
     yield checks.whole("limit", options.limit, 1)
     yield _shard_problem(options.shard)
@@ -147,11 +150,11 @@ def _problems(options: LabelOptions) -> Iterator[str | None]:
     yield checks.above_zero("fps", options.fps)
 
 
-def _shard_problem(shard: object) -> str | None:
+def _shard_problem(shard: object) -> Problem | None:
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard) if isinstance(shard, str) else None
     if shard is None or (found is not None and int(found[1]) <= int(found[2])):
         return None
-    return f"shard: {shard!r} is not a part of several, such as 3/64: the third of 64"
+    return Problem("shard", f"{shard!r} is not a part of several, such as 3/64: the third of 64")
 
 
 def _is_device(text: object) -> bool:

@@ -20,6 +20,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from sam3label.core.files import close_match
+from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import MediaItem
 from sam3label.errors import InputError, os_reason
 from sam3label.media import storage
@@ -69,7 +70,7 @@ def find_media(
         scan.add_source(os.fspath(source))
     scan.refuse_double_paths()
     if scan.problems:
-        raise InputError(_listed(scan.problems))
+        raise InputError("\n".join(first_of(scan.problems, _SHOWN)))
     if not scan.paths:
         raise InputError(_nothing_found(sources, scan))
     if videos and numbered_folders:
@@ -140,7 +141,7 @@ class _Scan:
         self.paths: dict[str, str] = {}  # id -> absolute path, or address in storage
         self.versions: dict[str, int] = {}  # of objects in storage, by address
         self.skipped: Counter[str] = Counter()
-        self.problems: list[str] = []
+        self.problems: list[Problem] = []
         self.entered: set[tuple[int, int]] = set()  # folders of the current source, by device and inode
         self.walked: set[str] = set()  # folders whose files were all looked at
 
@@ -161,7 +162,7 @@ class _Scan:
         elif glob.has_magic(source):
             self.add_glob(source)
         else:
-            self.problems.append(f"{source}: no such file or folder{close_match(path)}")
+            self.problems.append(Problem(source, f"no such file or folder{close_match(path)}"))
 
     def add_path(self, path: str, root: str, shown: str) -> None:
         """Add a file or folder the user named: unlike a file met in a folder, a suffix we cannot read is an error."""
@@ -171,7 +172,7 @@ class _Scan:
         elif _suffix(path) in self.wanted:
             self.add_file(path, _key(path, root))
         else:
-            self.problems.append(f"{shown}: {_not_wanted(_suffix(path), self.wanted)}")
+            self.problems.append(Problem(shown, _not_wanted(_suffix(path), self.wanted)))
 
     def add_glob(self, pattern: str) -> None:
         root = os.path.abspath(_fixed_part(pattern))
@@ -180,7 +181,7 @@ class _Scan:
         if "**" in pattern:  # it follows links in circles: of several ways to a file, the shortest counts
             matches = list({os.path.realpath(match): match for match in reversed(matches)}.values())
         if not matches:
-            self.problems.append(f"{pattern}: the pattern matches nothing")
+            self.problems.append(Problem(pattern, "the pattern matches nothing"))
         for match in matches:
             path = os.path.abspath(match)
             if os.path.isdir(path):
@@ -199,12 +200,12 @@ class _Scan:
             else:
                 self.meet_objects(storage.listing(url), root or url.rstrip("/"))
         except OSError as error:
-            self.problems.append(f"{shown or url}: {os_reason(error)}")
+            self.problems.append(Problem(shown or url, os_reason(error)))
             return
         if before == (len(self.paths), self.skipped.total()):
             suffix = _suffix(storage.plain_path(url))
-            nothing = "there is nothing at this address"
-            self.problems.append(f"{shown or url}: {_not_wanted(suffix, self.wanted) if suffix else nothing}")
+            why = _not_wanted(suffix, self.wanted) if suffix else "there is nothing at this address"
+            self.problems.append(Problem(shown or url, why))
 
     def meet_objects(self, found: Iterable[storage.StoredObject], root: str) -> None:
         """Add what a listing has; as on a disk, names that begin with a dot are passed over."""
@@ -235,7 +236,9 @@ class _Scan:
             if os.path.lexists(path):
                 self.add_path(path, root, shown)
             else:
-                self.problems.append(f"{name}, line {number}: no such file or folder: {line}{close_match(path)}")
+                self.problems.append(
+                    Problem(f"{name}, line {number}", f"no such file or folder: {line}{close_match(path)}")
+                )
         self.add_listed_objects(objects, f"{folder}/")
 
     def add_listed_objects(self, objects: Mapping[str, str], folder: str) -> None:
@@ -246,7 +249,7 @@ class _Scan:
             self.add_address(url, root[url], objects[url])
         for url, one in storage.stored_objects(single):
             if isinstance(one, OSError):
-                self.problems.append(f"{objects[url]}: {os_reason(one)}")
+                self.problems.append(Problem(objects[url], os_reason(one)))
             else:
                 self.add_object(one, root[url])
 
@@ -255,11 +258,11 @@ class _Scan:
             data = storage.read(name) if storage.is_remote(name) else Path(name).read_bytes()
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
-            self.problems.append(f"@{name}: not a text file in UTF-8; a list has one path per line")
+            self.problems.append(Problem(f"@{name}", "not a text file in UTF-8; a list has one path per line"))
             return []
         except OSError as error:
             near = "" if storage.is_remote(name) else close_match(os.path.abspath(name))
-            self.problems.append(f"@{name}: {os_reason(error)}{near}")
+            self.problems.append(Problem(f"@{name}", f"{os_reason(error)}{near}"))
             return []
         lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
         return [(number, line) for number, line in lines if line and not line.startswith("#")]
@@ -282,7 +285,7 @@ class _Scan:
                 with os.scandir(folder) as entries:
                     self.walk_entries(entries, prefix, real, linked)
             except OSError as error:
-                self.problems.append(f"{folder}: the folder cannot be read: {os_reason(error)}")
+                self.problems.append(Problem(folder, f"the folder cannot be read: {os_reason(error)}"))
 
     def walk_entries(
         self,
@@ -323,15 +326,17 @@ class _Scan:
             key.encode()
         except UnicodeEncodeError:
             shown = os.fsencode(path).decode(errors="backslashreplace")
-            self.problems.append(f"{shown}: the name is not UTF-8 text, which no label format can hold: rename it")
+            why = "the name is not UTF-8 text, which no label format can hold: rename it"
+            self.problems.append(Problem(shown, why))
             return
         other = self.paths.setdefault(key, path)
         if other != path:
             common = _shared(other, path)
-            self.problems.append(
-                f"{other} and {path} would both be called '{key}': pass the folder they share, {common}, instead, "
+            why = (
+                f"it would be called '{key}' like {other}: pass the folder they share, {common}, instead, "
                 f"or give one source a name: more={os.path.dirname(path)}"
             )
+            self.problems.append(Problem(path, why))
 
     def refuse_double_paths(self) -> None:
         """Refuse one file under two ids: it would be labelled twice, and could land in two splits of a dataset."""
@@ -340,7 +345,7 @@ class _Scan:
         first: dict[str, str] = {}
         for key, path in self.paths.items():
             if first.setdefault(path, key) != key:
-                self.problems.append(f"{path} is reached by two sources, which overlap: leave the inner one out")
+                self.problems.append(Problem(path, "two sources reach it, which overlap: leave the inner one out"))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -390,8 +395,3 @@ def _nothing_found(sources: Sequence[str | Path], scan: _Scan) -> str:
     looked = f"no images found in {', '.join(map(str, sources))}: looked for {' '.join(sorted(scan.wanted))}"
     other = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in scan.skipped.most_common(5))
     return f"{looked} (found only: {other})" if other else f"{looked}, and no other files are there"
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    return "\n".join([*problems[:_SHOWN], *more])

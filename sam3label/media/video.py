@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -81,29 +81,39 @@ def _by_time(source: Iterable[Picture], fps: float) -> Iterator[Picture]:
             yield one
 
 
-def frame_name(item: MediaItem, index: int) -> str:
-    """Return the file name of a frame: its own in a folder of frames, else its number as a JPEG."""
-    file = frame_source(item, index)
-    return file.name if file else f"{index:06d}.jpg"
+class FrameFiles:
+    """The files of photos and of frames. The folder that was asked for last is listed once."""
 
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._listed: list[Path] = []
 
-def frame_number(item: MediaItem, name: str) -> int | None:
-    """Return the number of the frame of that file name, with or without suffix; None if there can be no such frame."""
-    stem = PurePosixPath(name).stem
-    if is_folder(item):
-        return next((index for index, file in enumerate(_files(Path(item.path))) if file.stem == stem), None)
-    return int(stem) if stem.isdecimal() else None
+    def name(self, item: MediaItem, index: int) -> str:
+        """Return the file name of a frame: its own in a folder of frames, else its number as a JPEG."""
+        file = self.source(item, index)
+        return file.name if file else f"{index:06d}.jpg"
 
+    def number(self, item: MediaItem, name: str) -> int | None:
+        """Return the number of the frame of that file name, with or without suffix; None where there can be none."""
+        stem = PurePosixPath(name).stem
+        if is_folder(item):
+            return next((index for index, file in enumerate(self._frames(item)) if file.stem == stem), None)
+        return int(stem) if stem.isdecimal() else None
 
-def frame_source(item: MediaItem, index: int) -> Path | None:
-    """Return the file that is a photo, or a frame of a folder of frames; None for a frame of a container file.
+    def source(self, item: MediaItem, index: int) -> Path | None:
+        """Return the file that is a photo, or a frame of a folder of frames; None for a frame of a container file.
 
-    Of a photo in storage only the name is one of a file.
-    """
-    path = Path(item.path)
-    if item.kind == "image":
-        return path
-    return _files(path)[index] if is_folder(item) else None
+        Of a photo in storage only the name is one of a file.
+        """
+        if item.kind == "image":
+            return Path(item.path)
+        return self._frames(item)[index] if is_folder(item) else None
+
+    def _frames(self, item: MediaItem) -> list[Path]:
+        folder = Path(item.path)
+        if folder != self._folder:
+            self._folder, self._listed = folder, discovery.numbered(folder)
+        return self._listed
 
 
 class VideoFrames:
@@ -128,11 +138,6 @@ class VideoFrames:
 
 
 # ---- a folder of frames
-
-
-@lru_cache(maxsize=4)
-def _files(folder: Path) -> list[Path]:
-    return discovery.numbered(folder)
 
 
 def _folder_pictures(folder: Path) -> Iterator[Picture]:
@@ -254,7 +259,7 @@ def frame_count(item: MediaItem) -> int:
     import av
 
     if is_folder(item):
-        return len(_files(Path(item.path)))
+        return len(discovery.numbered(Path(item.path)))
     try:
         with _headers(item.path) as file, av.open(file) as container:
             stream = container.streams.best("video")

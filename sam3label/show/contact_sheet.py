@@ -15,8 +15,8 @@ from sam3label.errors import OutputError, UndecodableError
 from sam3label.media.image import decode_image
 from sam3label.media.video import VideoFrames
 from sam3label.run.reader import Run
-from sam3label.show import lettering
 from sam3label.show.draw import Pixels, draw_labels
+from sam3label.show.lettering import Fonts
 
 CELL_PX = 400
 MARGIN_PX = 10
@@ -32,7 +32,11 @@ def contact_sheet(
     if not images:
         raise OutputError(f"No contact sheet was written to {path}: there is no image to show.")
     columns = min(columns or math.ceil(math.sqrt(len(images) * 1.2)), len(images))
-    cells = [(Image.fromarray(draw_labels(pixels, labels, names, CELL_PX)), title) for pixels, labels, title in images]
+    fonts = Fonts()
+    cells = [
+        (Image.fromarray(draw_labels(pixels, labels, names, CELL_PX, fonts=fonts)), title)
+        for pixels, labels, title in images
+    ]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(picture.height for picture, _ in row) for row in rows]
     step_x, gap_y = CELL_PX + MARGIN_PX, TITLE_PX + 2 * MARGIN_PX
@@ -42,7 +46,7 @@ def contact_sheet(
         for index, (picture, title) in enumerate(row):
             left = MARGIN_PX + index * step_x
             sheet.paste(picture, (left + (CELL_PX - picture.width) // 2, top + height - picture.height))
-            _write_title(sheet, title, left, top + height + MARGIN_PX // 2)
+            _write_title(sheet, title, left, top + height + MARGIN_PX // 2, fonts)
         top += height + gap_y
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -73,11 +77,11 @@ def drawn_sheet(run: Run, drawn: Sequence[tuple[str, int, Label]], path: str | P
     return len(shown)
 
 
-def _write_title(sheet: Image.Image, title: str, left: int, top: int) -> None:
-    title = lettering.written(title)
+def _write_title(sheet: Image.Image, title: str, left: int, top: int, fonts: Fonts) -> None:
+    title = fonts.written(title)
     text = title
-    while len(text) > 1 and lettering.width_of(text, TITLE_PX) > CELL_PX - 8:
+    while len(text) > 1 and fonts.width_of(text, TITLE_PX) > CELL_PX - 8:
         title = title[1:]  # the end of a path says more than its beginning
         text = "…" + title
-    chip = lettering.chip(text, TITLE_PX, ImageColor.getrgb(INK)[:3], ImageColor.getrgb(BACKGROUND)[:3])
+    chip = fonts.chip(text, TITLE_PX, ImageColor.getrgb(INK)[:3], ImageColor.getrgb(BACKGROUND)[:3])
     sheet.paste(Image.fromarray(chip), (left, top))

@@ -18,7 +18,7 @@ from PIL import Image
 from sam3label.core import masks
 from sam3label.core.colors import Rgb, class_color
 from sam3label.core.records import Label, Rle
-from sam3label.show import lettering
+from sam3label.show.lettering import Fonts
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Rectangle = tuple[float, float, float, float]
@@ -26,22 +26,30 @@ Rectangle = tuple[float, float, float, float]
 FILL = 0.42  # how much of a mask's pixel is its color
 
 
-def class_name(class_id: int, names: Sequence[str]) -> str:
+def class_name(class_id: int, names: Sequence[str], fonts: Fonts) -> str:
     """Return what a picture calls the class: its name, or its number where no font can write the name."""
-    named = 0 <= class_id < len(names) and lettering.readable(names[class_id])
+    named = 0 <= class_id < len(names) and fonts.readable(names[class_id])
     return names[class_id] if named else f"class {class_id}"
 
 
 def draw_labels(
-    pixels: Pixels, labels: Sequence[Label], names: Sequence[str], max_side: int | None = None, *, tracks: bool = False
+    pixels: Pixels,
+    labels: Sequence[Label],
+    names: Sequence[str],
+    max_side: int | None = None,
+    *,
+    tracks: bool = False,
+    fonts: Fonts | None = None,
 ) -> Pixels:
     """Draw every label's mask, outline and name on a copy whose longer side is `max_side` (by default as it is).
 
     A label has its class's color, and its score beside the name unless a person drew it. With `tracks` it has its
-    track's color and number instead, so that an object can be followed through a video.
+    track's color and number instead, so that an object can be followed through a video. Whoever draws many pictures
+    gives `fonts`, so that names are looked up once.
 
     Returns uint8 [h, w, 3].
     """
+    fonts = fonts or Fonts()
     picture = _resized(pixels, max_side)
     ordered = sorted(labels, key=lambda label: -label.area)  # small objects stay visible on large ones
     for label in ordered:
@@ -50,7 +58,10 @@ def draw_labels(
     taken: list[Rectangle] = []
     for label in ordered:
         x, y, w, h = (value * scale for value in label.box_xywh)
-        _write_name(picture, (x, y, w, h), _text(label, names, tracks), _color(label, tracks), taken)
+        name = _text(label, names, tracks, fonts)
+        color = _color(label, tracks)
+        chip = fonts.chip(name, _letters(picture), _ink(color), color)
+        _put_chip(picture, (x, y, w, h), chip, taken)
     return picture
 
 
@@ -133,17 +144,23 @@ def _color(label: Label, tracks: bool) -> Rgb:
     return class_color(label.track_id if tracks and label.track_id is not None else label.class_id)
 
 
-def _text(label: Label, names: Sequence[str], tracks: bool) -> str:
-    name = class_name(label.class_id, names)
+def _text(label: Label, names: Sequence[str], tracks: bool, fonts: Fonts) -> str:
+    name = class_name(label.class_id, names, fonts)
     if tracks:
         return name if label.track_id is None else f"{name} #{label.track_id}"
     return name if label.source == "human" else f"{name} {label.score:.2f}"  # a person's label has no score
 
 
-def _write_name(picture: Pixels, box_xywh: Rectangle, text: str, color: Rgb, taken: list[Rectangle]) -> None:
-    """Write a chip with the name at the box, moved away from chips that are already there."""
+def _letters(picture: Pixels) -> int:
+    """Return how many pixels high names are written."""
     height, width = picture.shape[:2]
-    chip = lettering.chip(text, max(10, min(14, width // 28), height // 60), _ink(color), color)
+    letters: int = max(10, min(14, width // 28), height // 60)
+    return letters
+
+
+def _put_chip(picture: Pixels, box_xywh: Rectangle, chip: Pixels, taken: list[Rectangle]) -> None:
+    """Put a chip with a name at the box, moved away from chips that are already there."""
+    height, width = picture.shape[:2]
     chip = chip[:height, :width]
     place = _free_place(box_xywh, (chip.shape[1], chip.shape[0]), (width, height), taken)
     taken.append(place)

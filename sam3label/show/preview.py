@@ -28,9 +28,9 @@ from sam3label.media.image import decode_image, megapixels
 from sam3label.media.loader import default_workers
 from sam3label.run.reader import open_run
 from sam3label.run.store_errors import DATABASE
-from sam3label.show import lettering
 from sam3label.show.contact_sheet import contact_sheet
 from sam3label.show.draw import Pixels, outline
+from sam3label.show.lettering import Fonts
 from sam3label.show.report import write_report
 
 BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed
@@ -136,7 +136,7 @@ def preview(
         sheet=_write_sheet(folder),
         page=_write_page(folder),
         exemplars=exemplars,
-        messages=(*messages, *([said] if (said := lettering.notice(concepts.names)) else [])),
+        messages=(*messages, *([said] if (said := Fonts().notice(concepts.names)) else [])),
         gpus=_gpus(),
         tiles=tiles,
     )

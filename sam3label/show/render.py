@@ -15,7 +15,7 @@ from sam3label.media import video as media_video
 from sam3label.media.ahead import ahead
 from sam3label.media.video_writer import SUFFIXES, VideoWriter
 from sam3label.show.draw import Pixels, draw_labels
-from sam3label.show.lettering import notice
+from sam3label.show.lettering import Fonts
 
 if TYPE_CHECKING:
     from sam3label.run.reader import Run
@@ -40,7 +40,8 @@ def render(
     frames = 0
     wanted = _wanted(run, video)
     total = sum(unit.frame_stop - unit.frame_start for unit in run.done_units() if unit.item.id in wanted)
-    if said := notice(run.concepts.names):
+    fonts = Fonts()
+    if said := fonts.notice(run.concepts.names):
         on_message(said)
     if single := out.suffix.lower() in SUFFIXES:
         _refuse_several(wanted, out)
@@ -48,7 +49,7 @@ def render(
     images = (image for image in run.images() if image.item.id in targets)
     for _, group in groupby(images, key=lambda image: image.item.id):
         first = next(group)
-        for _ in _write(targets[first.item.id], first, group, run.concepts.names):
+        for _ in _write(targets[first.item.id], first, group, run.concepts.names, fonts):
             frames += 1
             on_progress(frames, total)
         done += 1
@@ -81,24 +82,28 @@ def _refuse_several(wanted: Sequence[str], out: Path) -> None:
         )
 
 
-def _write(target: Path, first: LabeledImage, rest: Iterator[LabeledImage], names: Sequence[str]) -> Iterator[None]:
+def _write(
+    target: Path, first: LabeledImage, rest: Iterator[LabeledImage], names: Sequence[str], fonts: Fonts
+) -> Iterator[None]:
     """Write one video, with a pause after each frame. The file appears whole or not at all."""
     try:
         with VideoWriter(target, media_video.frame_rate(first.item), timed=True) as video:
-            for seconds, picture in _drawn(first, rest, names):
+            for seconds, picture in _drawn(first, rest, names, fonts):
                 video.write(picture, seconds)
                 yield
     except UndecodableError as error:
         raise OutputError(f"{first.item.path} can no longer be decoded as it was labelled: {error}.") from error
 
 
-def _drawn(first: LabeledImage, rest: Iterator[LabeledImage], names: Sequence[str]) -> Iterator[tuple[float, Pixels]]:
+def _drawn(
+    first: LabeledImage, rest: Iterator[LabeledImage], names: Sequence[str], fonts: Fonts
+) -> Iterator[tuple[float, Pixels]]:
     """Yield (seconds, picture) of the labelled frames."""
     source = ahead(_chosen(first, rest), media_video.AHEAD)
     rate = media_video.frame_rate(first.item)
     for picture, pixels, image in source:
         seconds = picture.seconds if picture.seconds is not None else picture.index / rate
-        yield seconds, draw_labels(pixels, image.labels, names, tracks=True)
+        yield seconds, draw_labels(pixels, image.labels, names, tracks=True, fonts=fonts)
 
 
 def _chosen(

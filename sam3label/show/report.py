@@ -25,7 +25,8 @@ from sam3label.core.records import ConceptList
 from sam3label.review.reasons import EXPLAINED, Case, cases, worst_first
 from sam3label.review.survey import survey_run
 from sam3label.run.reader import Run
-from sam3label.show import lettering, report_pictures
+from sam3label.show import report_pictures
+from sam3label.show.lettering import Fonts
 from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, ReportCounts, tally_run
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def collect(
         "kinds": {kind: EXPLAINED[kind] for kind in worst},
         **{place: [next(drawn) for _ in wanted] for place, wanted in pictures.items()},
         "truth": _against_truth(mistakes) if mistakes else None,
-        "lettering": lettering.notice(run.concepts.names),
+        "lettering": Fonts().notice(run.concepts.names),
         "failures": failures[:MAX_FAILURES],
     }
 

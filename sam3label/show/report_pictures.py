@@ -19,6 +19,7 @@ from sam3label.media.image import decode_image, megapixels
 from sam3label.review.reasons import Case, Kind, Reason, sentence
 from sam3label.run.reader import Run
 from sam3label.show.draw import Pixels, draw_labels, outline
+from sam3label.show.lettering import Fonts
 
 if TYPE_CHECKING:
     from sam3label.quality.mistakes import Mistake, Mistakes
@@ -127,6 +128,7 @@ def draw_all(
 ) -> list[dict[str, Any]]:
     """Return what the page needs of each: a small JPEG as a data URI (None where the photo is not what it was), its
     size, and what is said of it. All are drawn in one go, so a video is read once."""
+    fonts = Fonts()
     drawn: dict[int, str | None] = {}
     of_item: dict[MediaItem, list[int]] = defaultdict(list)
     for number, one in enumerate(wanted):
@@ -135,7 +137,7 @@ def draw_all(
         size_hw, frames = wanted[numbers[0]].image.size_hw, {wanted[number].image.frame for number in numbers}
         for index, pixels in _read(item, size_hw, frames):
             for number in (n for n in numbers if wanted[n].image.frame == index):
-                drawn[number] = _jpeg(pixels, wanted[number].labels, names)
+                drawn[number] = _jpeg(pixels, wanted[number].labels, names, fonts)
                 on_picture()
     return [
         {"item": one.name, "picture": drawn.get(number), "size": _shown_size(one.image.size_hw), **one.about}
@@ -164,9 +166,10 @@ def _read(item: MediaItem, size_hw: tuple[int, int], frames: set[int]) -> Iterat
         return
 
 
-def _jpeg(pixels: Pixels, labels: Sequence[Label], names: Sequence[str]) -> str | None:
+def _jpeg(pixels: Pixels, labels: Sequence[Label], names: Sequence[str], fonts: Fonts) -> str | None:
     if any(label.rle.size_hw != pixels.shape[:2] for label in labels):
         return None  # the file is another picture now
     jpeg = io.BytesIO()
-    Image.fromarray(draw_labels(pixels, labels, names, PICTURE_PX)).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+    picture = Image.fromarray(draw_labels(pixels, labels, names, PICTURE_PX, fonts=fonts))
+    picture.save(jpeg, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()}"

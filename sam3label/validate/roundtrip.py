@@ -109,9 +109,10 @@ def _asked(run: Run, options: Options, names: Sequence[str], videos_only: bool) 
     """Yield what an export with these options puts into a dataset; class ids are places in `names`."""
     selected = selection(run.concepts, options, {name: i for i, name in enumerate(names)}, videos_only)
     places = Counter[str]()
-    for sample in selected.samples(run.images(), FrameChoice(options.every, options.fps), Tally(["train"])):
+    frames = FrameChoice(options.every, options.fps)
+    for sample in selected.samples(run.images(), frames, Tally(["train"])):
         video = sample.image.item.id
-        yield ExportedImage(as_photo(sample.image) if videos_only else sample.image, video, places[video])
+        yield ExportedImage(as_photo(sample.image, frames.files) if videos_only else sample.image, video, places[video])
         places[video] += 1
 
 

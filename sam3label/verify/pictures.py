@@ -17,7 +17,7 @@ from sam3label.core import masks
 from sam3label.core.colors import Rgb
 from sam3label.core.records import Label
 from sam3label.show.draw import paint_mask
-from sam3label.show.lettering import chip
+from sam3label.show.lettering import Fonts
 
 SIDE = 1008  # pixels: what SAM 3 itself saw
 CROP_SIDE = 448
@@ -38,9 +38,10 @@ def numbered(pixels: Pixels, labels: Sequence[Label]) -> bytes:
     scale = picture.shape[1] / pixels.shape[1]
     for label, color in zip(labels, [contrasting(pixels, label) for label in labels], strict=True):
         paint_mask(picture, label.rle, color)
+    fonts = Fonts()
     for number, label in enumerate(labels):
         x, y, w, h = (value * scale for value in label.box_xywh)
-        _write(picture, str(number + 1), x + w / 2, y + h / 2)
+        _write(picture, fonts, str(number + 1), x + w / 2, y + h / 2)
     return _jpeg(picture)
 
 
@@ -75,8 +76,8 @@ def _fitted(pixels: Pixels, side: int, enlarge: bool = False) -> Pixels:
     return np.ascontiguousarray(cv2.resize(pixels, size, interpolation=how), np.uint8)
 
 
-def _write(picture: Pixels, text: str, x: float, y: float) -> None:
-    sign = chip(text, 14, (255, 255, 255), (0, 0, 0))[: picture.shape[0], : picture.shape[1]]
+def _write(picture: Pixels, fonts: Fonts, text: str, x: float, y: float) -> None:
+    sign = fonts.chip(text, 14, (255, 255, 255), (0, 0, 0))[: picture.shape[0], : picture.shape[1]]
     height, width = sign.shape[:2]
     top = min(max(0, round(y - height / 2)), picture.shape[0] - height)
     left = min(max(0, round(x - width / 2)), picture.shape[1] - width)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from sam3label.core.checks import above_zero, refuse, whole
+from sam3label.core.problems import Problem
 from sam3label.core.text import count
 from sam3label.errors import ConfigError, ServerError
 
@@ -68,8 +69,8 @@ class ServerOptions:
             (
                 None
                 if parts.scheme in ("http", "https") and parts.hostname
-                else f"server: {self.address!r} is not an address such as http://localhost:8000/v1",
-                None if self.model else "vlm: name the model that the server runs",
+                else Problem("server", f"{self.address!r} is not an address such as http://localhost:8000/v1"),
+                None if self.model else Problem("vlm", "name the model that the server runs"),
                 whole("in_flight", self.in_flight, 1),
                 above_zero("timeout", self.timeout),
                 whole("retries", self.retries, 0),
@@ -78,7 +79,7 @@ class ServerOptions:
                 above_zero("max_cost", self.max_cost),
                 None
                 if self.max_cost is None or self.price is not None
-                else "max_cost: it needs price, dollars for a million tokens in and out, such as 0.4,1.6",
+                else Problem("max_cost", "it needs price, dollars for a million tokens in and out, such as 0.4,1.6"),
             )
         )
 

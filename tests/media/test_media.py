@@ -124,7 +124,7 @@ def test_nothing_to_label_is_an_error_saying_what_was_looked_for(tmp_path: Path)
 def test_two_sources_with_the_same_relative_name_collide(tmp_path: Path) -> None:
     write(tmp_path, "a/1.jpg", "b/1.jpg")
     assert refusal(tmp_path / "a", tmp_path / "b") == (
-        f"{tmp_path}/a/1.jpg and {tmp_path}/b/1.jpg would both be called '1.jpg': "
+        f"{tmp_path}/b/1.jpg: it would be called '1.jpg' like {tmp_path}/a/1.jpg: "
         f"pass the folder they share, {tmp_path}, instead, or give one source a name: more={tmp_path}/b"
     )
     assert ids(tmp_path) == ["a/1.jpg", "b/1.jpg"]
@@ -155,7 +155,7 @@ def test_links_out_of_the_tree_are_told_and_can_be_left_out(tmp_path: Path) -> N
 
 def test_overlapping_sources_are_refused_and_repeated_ones_are_one(tmp_path: Path) -> None:
     write(tmp_path, "a/1.jpg")
-    assert "is reached by two sources, which overlap" in refusal(tmp_path, tmp_path / "a")
+    assert "two sources reach it, which overlap" in refusal(tmp_path, tmp_path / "a")
     assert ids(tmp_path, tmp_path) == ["a/1.jpg"]
 
 

@@ -142,7 +142,7 @@ def test_a_folder_of_numbered_frames_is_a_video(tmp_path: Path) -> None:
     frames = list(media_video.frames(found[1]))
     assert [frame.index for frame in frames] == list(range(12))
     assert all(close(frame.pixels, pixels) for frame, pixels in zip(frames, made, strict=True))
-    assert media_video.frame_name(found[1], 3) == "00003.jpg"
+    assert media_video.FrameFiles().name(found[1], 3) == "00003.jpg"
     assert [item.kind for item in find_media([folder], videos=True).items] == ["video"]
     assert find_media([folder], videos=True).items[0].id == "walk"
     assert len(find_media([folder]).items) == 12  # without videos they are photos
@@ -169,7 +169,7 @@ def test_frames_may_be_named_frame_and_step_by_more_than_one(tmp_path: Path) -> 
     for i in range(0, 50, 5):
         (tmp_path / f"frame_{i:05d}.png").write_bytes(b"")
     (item,) = find_media([tmp_path], videos=True).items
-    assert (item.kind, media_video.frame_name(item, 2)) == ("video", "frame_00010.png")
+    assert (item.kind, media_video.FrameFiles().name(item, 2)) == ("video", "frame_00010.png")
 
 
 def test_a_broken_frame_or_one_of_another_size_ends_the_folder(tmp_path: Path) -> None:

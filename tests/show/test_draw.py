@@ -13,6 +13,7 @@ from sam3label.core.colors import class_color
 from sam3label.core.records import Label, Rle
 from sam3label.show import draw
 from sam3label.show.draw import FILL, class_name, draw_labels
+from sam3label.show.lettering import Fonts
 
 NAMES = ["cup", "coffee"]
 
@@ -121,9 +122,9 @@ def test_a_box_without_a_mask_is_drawn_as_its_outline() -> None:
 
 def test_a_class_without_a_name_or_a_font_for_it_goes_by_its_number() -> None:
     unwritten = "\U0001e6c0"  # a letter of Tai Yo, which came with Unicode 17
-    assert class_name(7, NAMES) == "class 7"
-    assert class_name(1, NAMES) == "coffee"
-    assert class_name(1, ["Größe", unwritten]) == "class 1"
+    assert class_name(7, NAMES, Fonts()) == "class 7"
+    assert class_name(1, NAMES, Fonts()) == "coffee"
+    assert class_name(1, ["Größe", unwritten], Fonts()) == "class 1"
     drawn = draw_labels(grey(80, 80), [label(rectangle(5, 5, 40, 40, (80, 80)), 7)], NAMES, 200)
     assert drawn.shape == (200, 200, 3)
 

@@ -10,24 +10,22 @@ import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
-from sam3label.show import lettering
-from sam3label.show.lettering import SHIPPED, characters, chip, font_file, notice, readable, written
+from sam3label.show.lettering import SHIPPED, Fonts, characters
 
 HAN = "安全帽"
 INK, GROUND = (0, 0, 0), (255, 255, 255)
 
 
-@pytest.fixture(autouse=True)
-def forgets() -> None:
-    for cached in (font_file, characters, chip):
-        cached.cache_clear()
+@pytest.fixture
+def fonts() -> Fonts:
+    return Fonts()
 
 
 @pytest.fixture
-def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_fonts(monkeypatch: pytest.MonkeyPatch) -> Fonts:
     """A machine without fonts of its own."""
-    monkeypatch.setattr(lettering, "SYSTEM_FOLDERS", ())
     monkeypatch.setattr(shutil, "which", lambda _: None)
+    return Fonts(folders=())
 
 
 def make_font(path: Path, text: str) -> Path:
@@ -52,8 +50,8 @@ def make_font(path: Path, text: str) -> Path:
     return path
 
 
-def ink(text: str, px: int = 20) -> int:
-    return int((chip(text, px, INK, GROUND) < 128).all(axis=2).sum())
+def ink(fonts: Fonts, text: str, px: int = 20) -> int:
+    return int((fonts.chip(text, px, INK, GROUND) < 128).all(axis=2).sum())
 
 
 def test_the_shipped_font_is_small_licensed_and_covers_latin_greek_and_cyrillic() -> None:
@@ -64,39 +62,37 @@ def test_the_shipped_font_is_small_licensed_and_covers_latin_greek_and_cyrillic(
         assert every <= characters(str(SHIPPED)), (first, last)
 
 
-@pytest.mark.usefixtures("no_fonts")
 @pytest.mark.parametrize("name", ["Größe", "каска", "κράνος", "naïve café", "Łódź", "Trụ sở"])
-def test_names_that_need_no_font_of_the_system(name: str) -> None:
-    assert font_file(name) == str(SHIPPED)
-    assert ink(name) > 100
-    assert notice([name]) is None
+def test_names_that_need_no_font_of_the_system(no_fonts: Fonts, name: str) -> None:
+    assert no_fonts.file(name) == str(SHIPPED)
+    assert ink(no_fonts, name) > 100
+    assert no_fonts.notice([name]) is None
 
 
-@pytest.mark.usefixtures("no_fonts")
-def test_what_no_font_can_write_is_said_once_with_what_to_do() -> None:
-    assert not readable(HAN)
-    said = notice(["Größe", HAN, "каска", "ヘルメット"])
+def test_what_no_font_can_write_is_said_once_with_what_to_do(no_fonts: Fonts) -> None:
+    assert not no_fonts.readable(HAN)
+    said = no_fonts.notice(["Größe", HAN, "каска", "ヘルメット"])
     assert said == (
         f"No font on this machine can write {HAN} (class 1), ヘルメット (class 3): pictures show the class's number "
         "instead. Install a font of that script (for Chinese, Japanese and Korean on Debian: apt install "
         "fonts-noto-cjk)."
     )
-    assert written(f"день 1/{HAN}.jpg") == "день 1/???.jpg"
-    assert written("two\nlines\x1b[31m") == "two?lines?[31m"
+    assert no_fonts.written(f"день 1/{HAN}.jpg") == "день 1/???.jpg"
+    assert no_fonts.written("two\nlines\x1b[31m") == "two?lines?[31m"
 
 
 def test_a_font_of_the_system_is_found_in_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "SYSTEM_FOLDERS", (str(tmp_path), "${NOT_SET_HERE}/Fonts"))
+    folders = str(tmp_path), "${NOT_SET_HERE}/Fonts"
     monkeypatch.setattr(shutil, "which", lambda _: None)
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     make_font(tmp_path / "other" / "Latin.ttf", "abc")
     bold = make_font(tmp_path / "han" / "Squares Bold.ttf", HAN)
-    assert font_file(HAN) == str(bold)
-    font_file.cache_clear()
+    assert Fonts(folders).file(HAN) == str(bold)
     plain = make_font(tmp_path / "han" / "Squares Sans.ttf", HAN)
-    assert font_file(HAN) == str(plain), "a plain one before a bold one"
-    assert not readable(HAN + "x"), "one font writes the whole name"
-    assert ink(HAN) > 3 * 15 * 15, "three filled squares"
+    fonts = Fonts(folders)
+    assert fonts.file(HAN) == str(plain), "a plain one before a bold one"
+    assert not fonts.readable(HAN + "x"), "one font writes the whole name"
+    assert ink(fonts, HAN) > 3 * 15 * 15, "three filled squares"
 
 
 def test_fontconfig_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +101,13 @@ def test_fontconfig_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pyt
     answers.write_text(f"#!/bin/sh\necho $1 > {tmp_path}/asked\necho '{font}: '\necho '{tmp_path}/gone.ttf: '\n")
     answers.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert font_file(HAN) == str(font)
+    assert Fonts().file(HAN) == str(font)
     assert (tmp_path / "asked").read_text() == ":charset=5168 5b89 5e3d\n"
 
 
-def test_a_chip_is_as_large_as_its_text_and_keeps_its_colors() -> None:
-    short, long = (chip(text, 14, (255, 255, 255), (200, 0, 0)) for text in ("cup", "cup and saucer"))
+def test_a_chip_is_as_large_as_its_text_and_keeps_its_colors(fonts: Fonts) -> None:
+    short, long = (fonts.chip(text, 14, (255, 255, 255), (200, 0, 0)) for text in ("cup", "cup and saucer"))
     assert short.shape[0] == long.shape[0] or abs(short.shape[0] - long.shape[0]) < 5
     assert long.shape[1] > 2 * short.shape[1]
     assert (short[0] == (200, 0, 0)).all() and (short.max(axis=(0, 1)) == 255).all()
-    assert not np.array_equal(chip("каска", 14, INK, GROUND), chip("□□□□□", 14, INK, GROUND))
+    assert not np.array_equal(fonts.chip("каска", 14, INK, GROUND), fonts.chip("□□□□□", 14, INK, GROUND))

@@ -45,6 +45,7 @@ class _Part:
 
     def __init__(self, target: Target, folder: Path) -> None:
         self.target, self.folder = target, folder
+        self.files = video.FrameFiles()
         self.videos: list[dict[str, Any]] = []
         self.annotations = 0
 
@@ -67,7 +68,7 @@ class _Part:
         size_hw = (0, 0)
         for sample in frames:
             image, size_hw = sample.image, sample.image.size_hw
-            files.append(f"{item.id}/{video.frame_name(item, image.frame)}")
+            files.append(f"{item.id}/{self.files.name(item, image.frame)}")
             self.target.placer.place(image, self.folder / "JPEGImages" / files[-1])
             for label in image.labels:
                 key = numbers.of(label), label.class_id
