@@ -1,10 +1,11 @@
 """Run one fixed demo job at two commits and say whether stores, exports and reports are the same, byte for byte.
 
-    python scripts/compare_commits.py OLD NEW [--keep FOLDER]
+    python scripts/compare_commits.py OLD NEW [--keep FOLDER] [--model CHECKPOINT]
 
-Each commit is checked out beside the other and its own code labels the same drawn photos and video with the demo
-checkpoint, exports every image format and writes a report. What names the time of day is taken out first: `created` in
-the store and the datasets, and stamps in the report. Ends with 0 when nothing differs, with 1 and a list otherwise.
+Each commit is checked out beside the other and its own code labels the same drawn photos and videos with the same
+checkpoint (by default OLD's demo checkpoint), exports every format and writes a report. What names the time of day is
+taken out first: `created` in the store and the datasets, and stamps in the report. A store is compared table by table,
+and its notes key by key. Ends with 0 when nothing differs, with 1 and a list otherwise.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ def main() -> int:
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--keep", type=Path, help="work here and leave everything to be looked at")
+    parser.add_argument("--model", type=Path, help="label with this checkpoint")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = chosen.keep or Path(scratch)
-        photos, video = draw(checkout(chosen.old, work / "old-code"), work / "input")
+        old_code = checkout(chosen.old, work / "old-code")
+        model = chosen.model or next(old_code.glob("sam3label/**/checkpoint/config.json")).parent
+        photos, videos = draw(old_code, work / "input")
         products = [
-            label(checkout(commit, work / f"{side}-code"), photos, video, work / side)
+            label(checkout(commit, work / f"{side}-code"), model, photos, videos, work / side)
             for side, commit in (("old", chosen.old), ("new", chosen.new))
         ]
         return tell(*products)
@@ -79,17 +83,17 @@ def draw(code: Path, folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     command(code, "demo", "-o", folder / "photos", cwd=folder)
     has_new_name = '"--videos"' in (code / "sam3label" / "cli" / "demo.py").read_text()
-    command(code, "demo", "--videos" if has_new_name else "--video", "-o", folder / "films", cwd=folder)
-    return folder / "photos", folder / "films"
+    command(code, "demo", "--videos" if has_new_name else "--video", "-o", folder / "videos", cwd=folder)
+    return folder / "photos", folder / "videos"
 
 
-def label(code: Path, photos: Path, videos: Path, out: Path) -> dict[str, str]:
+def label(code: Path, model: Path, photos: Path, videos: Path, out: Path) -> dict[str, str]:
     """Digest by name of everything one commit makes of the inputs."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, source, formats in (("photos", photos, FORMATS), ("films", videos, VIDEO_FORMATS)):
+    for name, source, formats in (("photos", photos, FORMATS), ("videos", videos, VIDEO_FORMATS)):
         media, concepts = media_of(source), next(source.glob("*.yaml"))
         run = Path(f"run-{name}")  # relative, so that no absolute path of this run gets into the products
-        command(code, "run", media, "-c", concepts, "--model", "demo", "-o", run, "--workers", "0", cwd=out)
+        command(code, "run", media, "-c", concepts, "--model", model, "-o", run, "--workers", "0", cwd=out)
         for format in formats:
             command(code, "export", run, "--format", format, "-o", f"{name}-{format}", "--images", "copy", cwd=out)
         command(code, "report", run, "-o", f"{name}.html", cwd=out)
@@ -99,19 +103,21 @@ def label(code: Path, photos: Path, videos: Path, out: Path) -> dict[str, str]:
         if path.is_file() and not path.relative_to(out).parts[0].startswith("run-")
     }
     return digests | {
-        f"run-{name}: {table}": d for name in ("photos", "films") for table, d in tables(out / f"run-{name}")
+        f"run-{name}: {table}": d for name in ("photos", "videos") for table, d in tables(out / f"run-{name}")
     }
 
 
 def media_of(source: Path) -> Path:
-    return next(path for path in (source / "photos", source / "films", source / "videos") if path.is_dir())
+    return next(path for path in (source / "photos", source / "videos", source / "films") if path.is_dir())
 
 
 def tables(run: Path) -> list[tuple[str, str]]:
     """Each table of a store with the digest of its rows."""
     with sqlite3.connect(f"file:{run / 'run.sqlite'}?mode=ro", uri=True) as db:
         names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-        return [(name, digest(repr(sorted(map(repr, db.execute(f"SELECT * FROM {name}")))).encode())) for name in names]
+        rows = {name: sorted(map(repr, db.execute(f'SELECT * FROM "{name}"'))) for name in names if name != "meta"}
+        notes = {f"note {key}": value for key, value in db.execute("SELECT key, value FROM meta ORDER BY key")}
+        return [(name, digest(repr(value).encode())) for name, value in (*rows.items(), *notes.items())]
 
 
 def digest(content: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import GtSplit, RunFolder, file_names
+from sam3label.cli.options import INPUT, OUTPUT, GtSplit, RunFolder, file_names
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console
 
@@ -21,12 +21,22 @@ if TYPE_CHECKING:
 def calibrate(
     run: RunFolder,
     gt: Annotated[
-        Path, typer.Option("--gt", help="Truth of some of the run's images: COCO JSON, a YOLO data.yaml or its folder.")
+        Path,
+        typer.Option(
+            "--gt",
+            help="Take the truth of some of the run's images from here: COCO JSON, a YOLO data.yaml or its folder.",
+            rich_help_panel=INPUT,
+        ),
     ],
     gt_split: GtSplit = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write this concept list instead of RUN/concepts.calibrated.yaml."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write this concept list instead of RUN/concepts.calibrated.yaml.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     concepts: Annotated[
         str | None,
@@ -36,13 +46,28 @@ def calibrate(
             metavar="PATH",
             autocompletion=file_names,
             help="Start from this concept list instead of the run's own.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    beta: Annotated[float, typer.Option(min=0.1, max=10, help="Weight of recall against precision.")] = 1.0,
+    beta: Annotated[
+        float,
+        typer.Option(min=0.1, max=10, help="Weigh recall so many times as much as precision.", rich_help_panel=OUTPUT),
+    ] = 1.0,
     precision: Annotated[
-        float | None, typer.Option(min=0.01, max=1, help="Instead: the most recall at this precision or better.")
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Seek the most recall at this precision or better instead.", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, max=50, help="Parts for cross-validation over images.")] = 5,
+    folds: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=50,
+            help="Validate over so many parts of the images, each judged by the others.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 5,
 ) -> None:
     """Choose each class's score, presence and NMS thresholds from a few labelled images. No GPU."""
     from sam3label.face import open_run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import PhotosNow, RunFolder
+from sam3label.cli.options import OUTPUT, PhotosNow, RunFolder
 from sam3label.cli.progress import progress_display
 from sam3label.core.text import count
 
@@ -21,7 +21,8 @@ def check(
     run: RunFolder,
     photos: PhotosNow = None,
     repair: Annotated[
-        Path | None, typer.Option("--repair", metavar="NEWRUN", help="Write what is whole into a new run.")
+        Path | None,
+        typer.Option("--repair", metavar="NEWRUN", help="Write what is whole into a new run.", rich_help_panel=OUTPUT),
     ] = None,
 ) -> None:
     """Go through all of a run: the database, every mask and correction, and whether the photos are still the same."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sam3label.cli.options import OUTPUT
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import SPLIT, program
 from sam3label.core.text import count
@@ -17,13 +18,27 @@ from sam3label.core.text import count
 def demo(
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Put everything into this folder instead of runs/demo or runs/demo-video."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Put everything into this folder instead of runs/demo or runs/demo-video.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     number: Annotated[
-        int | None, typer.Option(min=1, help="Make and label so many synthetic photos, or videos: 24 or 2 by default.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Make and label so many synthetic photos, or videos: 24 or 2 by default.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draw by this seed: another one gives other photos.")] = 0,
-    videos: Annotated[bool, typer.Option("--videos", help="Track objects through synthetic videos instead.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Draw by this seed: another one gives other photos.", rich_help_panel=OUTPUT)
+    ] = 0,
+    videos: Annotated[
+        bool, typer.Option("--videos", help="Track objects through synthetic videos instead.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """See the main job at work, without the real weights: synthetic photos, right labels, known truth."""
     if videos:

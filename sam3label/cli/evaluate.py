@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import GtSplit, file_names, run_folders
+from sam3label.cli.options import INPUT, OUTPUT, GtSplit, file_names, run_folders
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console, figure
 from sam3label.core.text import count
@@ -23,7 +23,9 @@ TruthFiles = Annotated[
     list[Path],
     typer.Option(
         "--gt",
-        help="COCO, LVIS, SA-Co or YouTube-VIS JSON, a YOLO data.yaml or its folder. Several are several annotators.",
+        help="Judge by this truth: COCO, LVIS, SA-Co or YouTube-VIS JSON, a YOLO data.yaml or its folder. Several are "
+        "several annotators.",
+        rich_help_panel=INPUT,
     ),
 ]
 
@@ -46,7 +48,11 @@ def evaluate(
     ] = None,
     pred: Annotated[
         Path | None,
-        typer.Option("--pred", help="Judge results: COCO JSON, or a folder of YOLO label files with scores."),
+        typer.Option(
+            "--pred",
+            help="Judge results: COCO JSON, or a folder of YOLO label files with scores.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     concepts: Annotated[
         str | None,
@@ -56,13 +62,20 @@ def evaluate(
             metavar="PATH",
             autocompletion=file_names,
             help="Judge the run by another concept list (thresholds).",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     attributes: Annotated[
-        Path | None, typer.Option(help="CSV: file name first, then any attributes to break the figures down by.")
+        Path | None,
+        typer.Option(
+            help="Break the figures down by the attributes in this CSV, whose first column has file names.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     gt_split: GtSplit = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write every figure to this file.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write every figure to this file.", rich_help_panel=OUTPUT)
+    ] = None,
 ) -> None:
     """Judge labels against truth: SA-Co figures (cgF1, IL_MCC, ...) and COCO AP, by class, size, score, attribute."""
     from sam3label import face

@@ -212,7 +212,9 @@ Fresh = Annotated[
 GtSplit = Annotated[
     str | None,
     typer.Option(
-        "--gt-split", help="Take one split of a YOLO truth: train, val or test. By default all of them count."
+        "--gt-split",
+        help="Take one split of a YOLO truth: train, val or test. By default all of them count.",
+        rich_help_panel=INPUT,
     ),
 ]
 

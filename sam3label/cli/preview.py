@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sam3label.cli.options import (
+    INPUT,
     OUTPUT,
     BatchSize,
     ConceptFile,
@@ -45,7 +46,9 @@ def preview(
     ontology: Ontology = None,
     settings: Settings = None,
     conf: WrongConf = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Label so many images, spread over all.")] = 16,
+    n: Annotated[
+        int, typer.Option("-n", min=1, help="Label so many images, spread over all.", rich_help_panel=INPUT)
+    ] = 16,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Write the sheet and the page into this folder.", rich_help_panel=OUTPUT)
     ] = Path("preview"),

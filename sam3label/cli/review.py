@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import Device, PhotosNow, RunFolders
+from sam3label.cli.options import MODEL, OUTPUT, Device, PhotosNow, RunFolders
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import program
 from sam3label.core.text import count, one_line
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Correct labels in FiftyOne and bring the corrections back.")
 
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", metavar="NAME", help="FiftyOne dataset. Default: the run folder's name.")
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="Use the FiftyOne dataset of this name. By default it is the run folder's.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
@@ -37,7 +43,13 @@ def push(
     dataset: Dataset = None,
     photos: PhotosNow = None,
     audit: Annotated[
-        int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
+        int | None,
+        typer.Option(
+            min=0,
+            help="Draw so many images as a random audit sample: 50 by default.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Bring a run into FiftyOne. Again: adds what is new and leaves people's work alone."""
@@ -62,9 +74,14 @@ def open_app(
     run: RunFolders,
     dataset: Dataset = None,
     remote: Annotated[
-        bool, typer.Option("--remote", help="Serve without opening a browser, for a machine reached over ssh.")
+        bool,
+        typer.Option(
+            "--remote", help="Serve without opening a browser, for a machine reached over ssh.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the App.")] = 5151,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Serve the App on this port.", rich_help_panel=OUTPUT)
+    ] = 5151,
 ) -> None:
     """Start the FiftyOne App on the review queue, reachable from this machine only. Ctrl-C ends it."""
     from sam3label.face import open_run
@@ -85,14 +102,27 @@ def open_app(
 def pull(
     run: RunFolders,
     dataset: Dataset = None,
-    who: Annotated[str | None, typer.Option(help="Whose corrections these are. Default: your login name.")] = None,
+    who: Annotated[
+        str | None,
+        typer.Option(help="Record corrections as of this person: your login name by default.", rich_help_panel=OUTPUT),
+    ] = None,
     masks: Annotated[
         bool,
-        typer.Option("--masks", help="Make masks of boxes that were drawn without one, or moved, and show them first."),
+        typer.Option(
+            "--masks",
+            help="Make masks of boxes that were drawn without one, or moved, and show them first.",
+            rich_help_panel=MODEL,
+        ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Record these masks without asking.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Record these masks without asking.", rich_help_panel=OUTPUT)
+    ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Make masks with this checkpoint. Default: the one the run was made with.")
+        str | None,
+        typer.Option(
+            help="Make masks with this checkpoint. By default it is the one that the run was made with.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     device: Device = "auto",
     photos: PhotosNow = None,
@@ -134,13 +164,22 @@ def summary(run: RunFolders) -> None:
 @app.command("write")
 def write(
     run: RunFolders,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Make this folder.", rich_help_panel=OUTPUT)],
     photos: PhotosNow = None,
     images: Annotated[
-        Placement, typer.Option(help="Place photos by hardlink (copies where it cannot), copy, symlink, or none.")
+        Placement,
+        typer.Option(
+            help="Place photos by hardlink (copies where it cannot), copy, symlink, or none.", rich_help_panel=OUTPUT
+        ),
     ] = "hardlink",
     audit: Annotated[
-        int | None, typer.Option(min=0, help="Images in the random audit sample. Default: 50.", show_default=False)
+        int | None,
+        typer.Option(
+            min=0,
+            help="Draw so many images as a random audit sample: 50 by default.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
 ) -> None:
     """Write the run as a FiftyOneDataset folder, which FiftyOne loads without this package. Needs no database."""

@@ -30,7 +30,12 @@ MADE_BY = ("model", "checkpoint", "version", "created", "sources", "options", "c
 def status(
     run: RunFolders,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again and again until the run ends. Ctrl-C ends the watching.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show it again and again until the run ends. Ctrl-C ends the watching.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     json_out: Annotated[
         Path | None,

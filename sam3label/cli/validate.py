@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import PhotosNow, file_names
+from sam3label.cli.options import INPUT, OUTPUT, PhotosNow, file_names
 from sam3label.cli.progress import progress_display
 from sam3label.cli.tables import console
 from sam3label.core.files import write_whole
@@ -26,7 +26,13 @@ def validate(
         typer.Argument(help="Any format that export writes, whoever wrote it: a folder, .json or .yaml."),
     ],
     run: Annotated[
-        Path | None, typer.Option("--run", metavar="RUN", help="The run it came from: adds the IoU of the round trip.")
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Compare with the run it came from, by the IoU of the round trip.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     concepts: Annotated[
         str | None,
@@ -35,11 +41,15 @@ def validate(
             "-c",
             metavar="PATH",
             autocompletion=file_names,
-            help="The concept list it was exported with, if another.",
+            help="Read the run by this concept list, with which it was exported, instead of its own.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     photos: PhotosNow = None,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write everything here.")] = None,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT", help="Write everything to this file too.", rich_help_panel=OUTPUT),
+    ] = None,
 ) -> None:
     """Load a dataset as trainers do and say what they would drop. Exit code 3 if they would, 1 if it is unreadable."""
     from sam3label import face

@@ -235,7 +235,7 @@ def _sampled_on(
     return sampled(detect, work.item, frames, batch_size, work.start)
 
 
-class _Reel:
+class _Coming:
     """Frames with a look at the next one: `next` is None at the end, and `error` says why if that came early."""
 
     def __init__(self, source: Iterator[Frame]) -> None:
@@ -268,24 +268,24 @@ def tracked(
 
     A video that ends early in an error ends in a failed unit; what is before it is labelled.
     """
-    reel = _Reel(video.frames(item, max(start - OVERLAP, 0)))
-    shared = deque(reel.until(start), maxlen=OVERLAP)
-    while reel.next is not None:
+    coming = _Coming(video.frames(item, max(start - OVERLAP, 0)))
+    shared = deque(coming.until(start), maxlen=OVERLAP)
+    while coming.next is not None:
         stop = start + clip_frames
         clip = _Clip(item, prompts, start, past)
         try:
-            for one in track(_through(shared, reel.until(stop)), prompts):
+            for one in track(_through(shared, coming.until(stop)), prompts):
                 clip.add(one)
                 if one.frame.index >= start:
                     yield []
         except InputError as error:  # boxes that do not fit the video
-            reel.error = str(error)
+            coming.error = str(error)
             break
-        last = reel.next is None and reel.error is None
+        last = coming.next is None and coming.error is None
         yield [clip.result(last)]
         start, past = clip.stop, clip.past()
-    if reel.error is not None:
-        yield [UnitResult(item, start, start + 1, None, error=reel.error)]
+    if coming.error is not None:
+        yield [UnitResult(item, start, start + 1, None, error=coming.error)]
 
 
 def _through(shared: deque[Frame], frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -372,17 +372,17 @@ def sampled(
     Units that were computed together come together, and belong into one transaction: so a resumed run computes the
     same frames together, and gets the same numbers to the last bit.
     """
-    reel, stop = _Reel(frames), done
-    while reel.next is not None:
-        batch = list(islice(reel.until(1 << 62), batch_size))
-        last = reel.next is None and reel.error is None
+    coming, stop = _Coming(frames), done
+    while coming.next is not None:
+        batch = list(islice(coming.until(1 << 62), batch_size))
+        last = coming.next is None and coming.error is None
         yield [
             _sample(frame, seen, found, last=last and frame is batch[-1])
             for frame, (seen, found) in zip(batch, detect(batch), strict=True)
         ]
         stop = batch[-1].index + 1
-    if reel.error is not None:
-        yield [UnitResult(item, stop, stop + 1, None, error=reel.error)]
+    if coming.error is not None:
+        yield [UnitResult(item, stop, stop + 1, None, error=coming.error)]
 
 
 def _sample(frame: Frame, seen: Compared, found: Detection | None, last: bool) -> UnitResult:

@@ -77,7 +77,7 @@ def _targets(out: Path, wanted: Sequence[str]) -> dict[str, Path]:
 def _refuse_several(wanted: Sequence[str], out: Path) -> None:
     if len(wanted) > 1:
         raise OutputError(
-            f"the run has {count(len(wanted), 'video')}, and {out} is one file. Choose one with --video {wanted[0]}, "
+            f"the run has {count(len(wanted), 'video')}, and {out} is one file. Choose one with --item {wanted[0]}, "
             "or give a folder with -o."
         )
 

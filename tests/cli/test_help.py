@@ -73,9 +73,15 @@ def test_an_option_means_one_thing_in_every_verb() -> None:
     assert {name: kind for name, kind in kinds.items() if len(kind) > 1} == {}
 
 
-def test_options_of_run_stand_in_panels() -> None:
-    panels = {option.rich_help_panel for name, option in options(VERBS["run"]).items() if name != "--help"}
-    assert panels == {"Input", "Model", "Speed", "Video", "Output"}
+def test_every_option_stands_in_a_panel() -> None:
+    placed = {
+        f"{verb} {name}": option.rich_help_panel
+        for verb, command in VERBS.items()
+        for name, option in options(command).items()
+        if name != "--help"
+    }
+    assert {name for name, panel in placed.items() if panel is None} == set()
+    assert set(placed.values()) == {"Input", "Model", "Speed", "Video", "Output"}
 
 
 def test_a_threshold_on_the_command_line_is_told_where_it_belongs() -> None:
@@ -85,13 +91,32 @@ def test_a_threshold_on_the_command_line_is_told_where_it_belongs() -> None:
     assert "--set defaults.conf=0.3 for all classes, --set concepts.NAME.conf=0.3 for one" in words
 
 
-def test_a_shell_completes_verbs_and_choices(tmp_path: Path) -> None:
-    """As bash asks: the words so far in the environment, an answer a line."""
-    environment = {**os.environ, "_SAM3LABEL_COMPLETE": "complete_bash", "COMP_WORDS": "sam3label run --video t"}
-    environment |= {"COMP_CWORD": "3"}
-    program = Path(sys.executable).with_name("sam3label")
-    done = subprocess.run([program], env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.split() == ["track"]
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("run --video t", ["track"]),
+        ("status runs/si", ["runs/site-a"]),
+        ("export runs/site-a --format yolo-", ["yolo-detect", "yolo-obb"]),
+        ("run photos -c con", ["concepts.yaml"]),
+    ],
+)
+def test_bash_completes_choices_run_folders_formats_and_files(tmp_path: Path, words: str, wanted: list[str]) -> None:
+    """Bash itself, with the script that `--install-completion` installs, does what Tab does."""
+    (tmp_path / "runs" / "site-a").mkdir(parents=True)
+    (tmp_path / "runs" / "site-a" / "run.sqlite").touch()
+    (tmp_path / "runs" / "side").mkdir()
+    (tmp_path / "concepts.yaml").touch()
+    tab = (
+        'eval "$(_SAM3LABEL_COMPLETE=source_bash sam3label)"\n'
+        "asks=$(complete -p sam3label | sed 's/.* -F \\([^ ]*\\) .*/\\1/')\n"
+        'COMP_WORDS=(sam3label "$@") COMP_CWORD=$#\n$asks sam3label\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", tab, "bash", *words.split()], env={**os.environ, "PATH": path}, capture_output=True, text=True,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert sorted(done.stdout.split()) == wanted, done.stderr
 
 
 def test_run_folders_and_formats_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

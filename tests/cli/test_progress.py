@@ -48,9 +48,9 @@ def test_the_figures_are_never_cut_whatever_the_width(width: int) -> None:
 
 
 def test_totals_are_in_frames_where_there_are_videos_and_what_was_done_before_counts() -> None:
-    films = progress(total=3, done=1, failed=0, videos=2, videos_finished=0, frames=60, frames_total=400,
+    tracked = progress(total=3, done=1, failed=0, videos=2, videos_finished=0, frames=60, frames_total=400,
                      seconds=62.0, stages={"encode": 1.0, "video": 60.0}, before=384)  # fmt: skip
-    first, bar, *_ = lines(shown.panel(films))
+    first, bar, *_ = lines(shown.panel(tracked))
     assert first == "385 of 387 images, 60 of 400 frames of videos, 76 objects"
     assert bar.endswith(" 1.0 frames/s, 5m 40s left")
     assert bar.count("━") == (384 + 1 + 60) * (WIDTH - len("1.0 frames/s, 5m 40s left") - 1) // (384 + 1 + 400)
@@ -58,8 +58,8 @@ def test_totals_are_in_frames_where_there_are_videos_and_what_was_done_before_co
 
 def test_the_end_counts_frames_too() -> None:
     assert shown.done_line(progress(done=3, failed=0, seconds=2.0)) == "3 images labelled in 2s (1.5 images/s)"
-    films = progress(total=3, done=3, failed=0, videos=2, videos_finished=2, frames=400, seconds=138.0)
-    assert shown.done_line(films) == "3 images and videos (400 frames) labelled in 2m 18s (2.9 frames/s)"
+    tracked = progress(total=3, done=3, failed=0, videos=2, videos_finished=2, frames=400, seconds=138.0)
+    assert shown.done_line(tracked) == "3 images and videos (400 frames) labelled in 2m 18s (2.9 frames/s)"
 
 
 def test_names_do_not_paint_the_panel() -> None:

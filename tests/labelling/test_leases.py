@@ -14,7 +14,7 @@ from sam3label.labelling.workers.leases import MOST_DEATHS, Lease, Leases
 
 KEYS = frozenset({"cat"})
 PHOTOS = [MediaItem(f"{n:03d}.jpg", f"/photos/{n:03d}.jpg") for n in range(40)]
-FILMS = [MediaItem(f"{n}.mp4", f"/photos/{n}.mp4", "video") for n in range(3)]
+VIDEOS = [MediaItem(f"{n}.mp4", f"/photos/{n}.mp4", "video") for n in range(3)]
 
 
 def cut(size: int = 4) -> list[PhotoBatch]:
@@ -113,7 +113,7 @@ def test_a_batch_that_kills_though_its_photos_pass_is_computed_one_by_one() -> N
 
 
 def test_a_video_is_given_up_after_three_deaths_without_a_unit_between() -> None:
-    work = Leases((), FILMS[:1])
+    work = Leases((), VIDEOS[:1])
     for _ in range(MOST_DEATHS - 1):
         lease = work.give(idle=True)
         assert lease is not None and work.died([lease], "signal 9") == []
@@ -125,18 +125,18 @@ def test_a_video_is_given_up_after_three_deaths_without_a_unit_between() -> None
         lease = work.give(idle=True)
         assert lease is not None
         given_up = work.died([lease], "signal 9")
-    assert given_up == [(FILMS[0], "the worker that labelled it died 3 times (signal 9)")]
+    assert given_up == [(VIDEOS[0], "the worker that labelled it died 3 times (signal 9)")]
     assert work.is_over
 
 
 def test_what_must_be_alone_is_given_only_to_who_has_nothing() -> None:
-    work = Leases(cut(), FILMS, 16)
+    work = Leases(cut(), VIDEOS, 16)
     first = work.give(idle=True)
-    assert first is not None and first.video == FILMS[0]
+    assert first is not None and first.video == VIDEOS[0]
     assert work.give(idle=False) is None  # videos wait: a worker that has something runs empty first
-    for film in FILMS[1:]:
+    for video in VIDEOS[1:]:
         lease = work.give(idle=True)
-        assert lease is not None and lease.video == film
+        assert lease is not None and lease.video == video
     lease = work.give(idle=False)
     assert lease is not None and lease.photos == 16
 

@@ -198,17 +198,17 @@ def test_exports_download_or_leave_and_never_link(
 
 def test_videos_there_are_tracked_from_the_cache(s3: Store, tiny_checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    with VideoWriter(tmp_path / "films" / "walk.mp4", 10, repeatable=True) as video:
+    with VideoWriter(tmp_path / "videos" / "walk.mp4", 10, repeatable=True) as video:
         for _ in range(6):
             video.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60)))
-    place = s3.upload(tmp_path / "films", "films")
+    place = s3.upload(tmp_path / "videos", "videos")
     options = {"video": "frames", "every": 2}
-    label([tmp_path / "films"], tmp_path / "disk", tiny_checkpoint, **options)
+    label([tmp_path / "videos"], tmp_path / "disk", tiny_checkpoint, **options)
     label([place], tmp_path / "there", tiny_checkpoint, **options)
     assert len(rows(tmp_path / "there")) == 3
     assert rows(tmp_path / "there") == rows(tmp_path / "disk")
-    s3.remove("films/walk.mp4")
-    s3.put("films/walk.mp4", b"no video at all")
+    s3.remove("videos/walk.mp4")
+    s3.put("videos/walk.mp4", b"no video at all")
     summary, _ = label([place], tmp_path / "there", tiny_checkpoint, **options)
     assert "not a video" in summary.failures[0][1]
 

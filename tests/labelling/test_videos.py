@@ -51,9 +51,9 @@ def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A video of 40 frames, a folder of 10, and a photo."""
-    folder = tmp_path_factory.mktemp("footage")
+    folder = tmp_path_factory.mktemp("sources")
     (folder / "sub").mkdir()
     write_video(folder / "sub/walk.mp4", clip_pixels(40))
     write_frames(folder / "steps", clip_pixels(10, seed=6), ".png")
@@ -77,9 +77,9 @@ def rows(out: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def tracked(footage: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tracked(sources: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tracked"
-    summary, seen = label([footage], out, checkpoint)
+    summary, seen = label([sources], out, checkpoint)
     assert (summary.progress.done, summary.progress.failed, summary.found) == (3, 0, 3)
     assert summary.progress.frames == 50
     assert [p.frames for p in seen] == sorted(p.frames for p in seen)
@@ -117,19 +117,19 @@ def test_every_candidate_of_a_track_is_consistent(tracked: Path) -> None:
     assert len(ids) == sum(len(row[-1]) for row in rows(tracked))
 
 
-def test_a_track_counts_as_one_object(tracked: Path, footage: Path, checkpoint: Path, tmp_path: Path) -> None:
-    summary, _ = label([footage / "steps"], tmp_path / "run", checkpoint)
+def test_a_track_counts_as_one_object(tracked: Path, sources: Path, checkpoint: Path, tmp_path: Path) -> None:
+    summary, _ = label([sources / "steps"], tmp_path / "run", checkpoint)
     (row,) = rows(tmp_path / "run")
     assert summary.progress.objects == {"car": len({one.track_id for one in row[-1]})}
-    again, _ = label([footage / "steps"], tmp_path / "run", checkpoint)
+    again, _ = label([sources / "steps"], tmp_path / "run", checkpoint)
     assert (again.progress.total, again.already_done) == (0, 1)
 
 
 def test_kill_nine_in_mid_video_and_resume_gives_the_uninterrupted_store(
-    footage: Path, tracked: Path, checkpoint: Path, tmp_path: Path
+    sources: Path, tracked: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     out, kills, expected = tmp_path / "run", 0, rows(tracked)
-    command = [sys.executable, "-m", "sam3label", "run", str(footage), "--ontology", ONTOLOGY, "--video", "track"]
+    command = [sys.executable, "-m", "sam3label", "run", str(sources), "--ontology", ONTOLOGY, "--video", "track"]
     command += ["--set", "defaults.conf=0.3", "--model", str(checkpoint), "--clip-frames", "16", "--workers", "0"]
     for wanted in (3,):  # rows committed before the kill: the photo, the folder, a clip
         with subprocess.Popen([*command, "-o", str(out), "-q"]) as process:
@@ -156,13 +156,13 @@ def committed(out: Path) -> int:
 
 
 def test_other_clips_are_refused_and_so_is_a_checkpoint_without_tracker(
-    footage: Path, tracked: Path, checkpoint: Path, tmp_path: Path
+    sources: Path, tracked: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     result = runner.invoke(
         app,
         [
             "run",
-            str(footage),
+            str(sources),
             "--ontology",
             ONTOLOGY,
             "--model",
@@ -180,7 +180,7 @@ def test_other_clips_are_refused_and_so_is_a_checkpoint_without_tracker(
     kept = {name: value for name, value in weights.items() if name.startswith("detector_model.")}
     save_file(kept, bare / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="has no complete tracker"):
-        label([footage], tmp_path / "run", bare)
+        label([sources], tmp_path / "run", bare)
     assert rows(tmp_path / "run") == []  # not after the photos: before them
 
 
@@ -214,8 +214,8 @@ def test_a_damaged_video_is_labelled_as_far_as_it_goes(checkpoint: Path, tmp_pat
 # ---- sampled frames
 
 
-def test_sampled_frames_are_photos_of_their_own(footage: Path, checkpoint: Path, tmp_path: Path) -> None:
-    command = ["run", str(footage), "--ontology", ONTOLOGY, "--model", str(checkpoint), "-o", str(tmp_path / "run")]
+def test_sampled_frames_are_photos_of_their_own(sources: Path, checkpoint: Path, tmp_path: Path) -> None:
+    command = ["run", str(sources), "--ontology", ONTOLOGY, "--model", str(checkpoint), "-o", str(tmp_path / "run")]
     command += ["--set", "defaults.conf=0.3", "--video", "frames", "--every", "9", "--workers", "0"]
     result = runner.invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -242,28 +242,28 @@ def test_sampled_frames_are_photos_of_their_own(footage: Path, checkpoint: Path,
     assert again.exit_code == 0 and rows(tmp_path / "run") == found
 
 
-def test_a_killed_sampling_goes_on_where_it_was(footage: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_sampling_goes_on_where_it_was(sources: Path, checkpoint: Path, tmp_path: Path) -> None:
     import threading
 
     whole, part, stop = tmp_path / "whole", tmp_path / "part", threading.Event()
     options = {"video": "frames", "every": 4, "batch_size": 2}
-    label([footage / "sub"], whole, checkpoint, **options)
+    label([sources / "sub"], whole, checkpoint, **options)
 
     def after_three(progress: Progress) -> None:
         if progress.frames >= 3:
             stop.set()
 
     chosen = LabelOptions(model=str(checkpoint), workers=0, clip_frames=16, **options)  # type: ignore[arg-type]
-    summary = job.label([footage / "sub"], CONCEPTS, part, chosen, on_progress=after_three, stop=stop)
+    summary = job.label([sources / "sub"], CONCEPTS, part, chosen, on_progress=after_three, stop=stop)
     assert summary.interrupted and 0 < len(rows(part)) < len(rows(whole))
-    label([footage / "sub"], part, checkpoint, **options)
+    label([sources / "sub"], part, checkpoint, **options)
     assert rows(part) == rows(whole)
 
 
-def test_videos_can_be_left_out(footage: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    summary, _ = label([footage], tmp_path / "run", tiny_checkpoint, video="off")
+def test_videos_can_be_left_out(sources: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    summary, _ = label([sources], tmp_path / "run", tiny_checkpoint, video="off")
     assert (summary.progress.done, summary.skipped_videos) == (11, 1)  # frames of a folder are photos then
-    result = runner.invoke(app, ["run", str(footage), "--ontology", ONTOLOGY, "--video", "sideways"])
+    result = runner.invoke(app, ["run", str(sources), "--ontology", ONTOLOGY, "--video", "sideways"])
     assert result.exit_code == 2 and "'sideways' is not one of 'auto'" in result.output
 
 
@@ -355,7 +355,7 @@ def test_mots_gives_each_pixel_to_one_object(tracked: Path, tmp_path: Path) -> N
                 assert np.array_equal(covered[frame] > 0, union)
 
 
-def test_a_video_that_is_gone_is_named(tracked: Path, footage: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_video_that_is_gone_is_named(tracked: Path, sources: Path, checkpoint: Path, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", clip_pixels(17))
     label([path], tmp_path / "run", checkpoint)
     path.write_bytes(b"overwritten")
@@ -388,10 +388,10 @@ def test_render_draws_every_track(tracked: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "rendered").rglob("*partial*")] == []
 
 
-def test_render_refuses_in_words(tracked: Path, footage: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_render_refuses_in_words(tracked: Path, sources: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with open_run(tracked) as labelled:
         with pytest.raises(
-            OutputError, match=r"the run has 2 videos, and .*out.mp4 is one file. Choose one with --video"
+            OutputError, match=r"the run has 2 videos, and .*out.mp4 is one file. Choose one with --item steps"
         ):
             render(labelled, tmp_path / "out.mp4")
         with pytest.raises(InputError, match=r"the run has no video 'walk'. It has: steps, sub/walk.mp4"):
@@ -400,7 +400,7 @@ def test_render_refuses_in_words(tracked: Path, footage: Path, tiny_checkpoint: 
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError, match=r"cannot be written"):
             render(labelled, tmp_path / "file/out.mp4", "steps")
-    label([footage / "photo.jpg"], tmp_path / "photos", tiny_checkpoint)
+    label([sources / "photo.jpg"], tmp_path / "photos", tiny_checkpoint)
     with open_run(tmp_path / "photos") as labelled, pytest.raises(InputError, match="the run has no labelled videos"):
         render(labelled, tmp_path / "out")
 
@@ -420,7 +420,7 @@ def with_exemplars(exemplars: str, folder: Path) -> ConceptList:
 
 
 def test_boxes_on_a_frame_of_a_tracked_video_are_asked_there_and_the_objects_live_on(
-    footage: Path, checkpoint: Path, tmp_path: Path
+    sources: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     labels = {
         "images": [{"id": 1, "file_name": "walk.mp4/000003.jpg", "height": 64, "width": 80}],
@@ -432,7 +432,7 @@ def test_boxes_on_a_frame_of_a_tracked_video_are_asked_there_and_the_objects_liv
         "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: {labels: boxes.json}}}", "c.yaml", (), tmp_path
     )
     options = LabelOptions(model=str(checkpoint), workers=0, video="track", floor=0.0)
-    summary = job.label([footage / "sub/walk.mp4"], concepts, tmp_path / "run", options)
+    summary = job.label([sources / "sub/walk.mp4"], concepts, tmp_path / "run", options)
     assert summary.progress.done == 1 and not summary.failures
     (unit,) = rows(tmp_path / "run")
     presence = np.frombuffer(unit[5], np.float32)
@@ -441,7 +441,7 @@ def test_boxes_on_a_frame_of_a_tracked_video_are_asked_there_and_the_objects_liv
 
 
 def test_boxes_that_do_not_fit_a_video_fail_it_by_name_and_reference_images_are_refused(
-    footage: Path, checkpoint: Path, tmp_path: Path
+    sources: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     labels = {
         "images": [{"id": 1, "file_name": "walk.mp4/000003.jpg", "height": 600, "width": 800}],
@@ -453,7 +453,7 @@ def test_boxes_that_do_not_fit_a_video_fail_it_by_name_and_reference_images_are_
         "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: {labels: boxes.json}}}", "c.yaml", (), tmp_path
     )
     options = LabelOptions(model=str(checkpoint), workers=0, video="track")
-    summary = job.label([footage / "sub/walk.mp4"], concepts, tmp_path / "run", options)
+    summary = job.label([sources / "sub/walk.mp4"], concepts, tmp_path / "run", options)
     ((name, reason),) = summary.failures
     assert name == "walk.mp4" and "600" in reason
     (tmp_path / "refs").mkdir()
@@ -465,4 +465,4 @@ def test_boxes_that_do_not_fit_a_video_fail_it_by_name_and_reference_images_are_
         "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: refs}}", "c.yaml", (), tmp_path
     )
     with pytest.raises(ConfigError, match="reference images are for photos .* --video frames .* labels: with boxes"):
-        job.label([footage / "sub/walk.mp4"], concepts, tmp_path / "run2", options)
+        job.label([sources / "sub/walk.mp4"], concepts, tmp_path / "run2", options)
