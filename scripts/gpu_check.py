@@ -176,8 +176,8 @@ def videos(check: Check) -> str:
     for device in ("cpu", check.device):
         detector = Detector.load(check.checkpoints["demo"], device=device, dtype="fp32")
         tracker = Tracker.load(check.checkpoints["demo"], detector)
-        reel = [Frame(MediaItem("video", "video", "video"), number, one) for number, one in enumerate(shown)]
-        numbers.append([[o.number for o in one.objects] for one in tracker.track(reel, PROMPTS)])
+        frames = [Frame(MediaItem("video", "video", "video"), number, one) for number, one in enumerate(shown)]
+        numbers.append([[o.number for o in one.objects] for one in tracker.track(frames, PROMPTS)])
     assert numbers[0] == numbers[1], "other tracks than on the CPU"
     return f"{sum(map(len, numbers[0]))} objects in {len(shown)} frames, the same tracks as on the CPU"
 
