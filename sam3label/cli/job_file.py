@@ -23,11 +23,11 @@ from sam3label.cli.boundary import guarded
 from sam3label.cli.options import read_concepts
 from sam3label.core.checks import did_you_mean
 from sam3label.core.problems import Problem
-from sam3label.core.yamlnodes import Node, read_nodes
 from sam3label.errors import ConfigError
 
 if TYPE_CHECKING:
     from sam3label.core.records import ConceptList
+    from sam3label.core.yamlnodes import Node
 
 SUFFIXES = (".yaml", ".yml")
 _LOOK_FOR = ("concepts", "phrase", "ontology")  # keys that say what to look for: one of them counts
@@ -86,6 +86,8 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 
 def read_job(path: Path, context: typer.Context) -> Job:
     """Return a job file, every value checked as the command line checks it. Raises `ConfigError` with all problems."""
+    from sam3label.core.yamlnodes import read_nodes  # with YAML, which the help has no need of
+
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
