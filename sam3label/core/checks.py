@@ -50,6 +50,13 @@ def above_zero(name: str, value: object) -> Problem | None:
     return Problem(name, f"{value!r} is not a number over 0")
 
 
+def zero_or_more(name: str, value: object) -> Problem | None:
+    """Check that a value is a finite number from 0 on."""
+    if _is_number(value) and 0 <= value < math.inf:
+        return None
+    return Problem(name, f"{value!r} is not a number from 0 on")
+
+
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sam3label.core import masks, outlines
+from sam3label.core import checks, masks, outlines
 from sam3label.core.records import ConceptList, Label, LabeledImage, Rle
-from sam3label.errors import ConfigError
 from sam3label.export.frames import FrameChoice
 from sam3label.export.options import Options, Segmentation, unknown_names
 from sam3label.export.photos import Placer, flat_name
@@ -180,8 +179,7 @@ class Selection:
 def dataset_names(concepts: ConceptList, options: Options) -> tuple[str, ...]:
     """Return the dataset's class names in concept order. Raises `ConfigError` for one that the run does not have."""
     given = {"--classes": options.classes, "--map": options.map}
-    if problems := [text for key, names in given.items() if (text := unknown_names(key, names, concepts.names))]:
-        raise ConfigError("\n".join(problems))
+    checks.refuse(unknown_names(key, names, concepts.names) for key, names in given.items())
     kept = (name for name in concepts.names if not options.classes or name in options.classes)
     return tuple(dict.fromkeys(options.map.get(name, name) for name in kept))
 

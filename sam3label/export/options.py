@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from sam3label.errors import ConfigError
+from sam3label.core import checks
+from sam3label.core.problems import Problem
 from sam3label.export.splits import Splits
 
 Placement = Literal["hardlink", "upright", "copy", "symlink", "none"]
 Segmentation = Literal["rle", "polygon", "uncompressed"]
-PLACEMENTS: tuple[str, ...] = get_args(Placement)
-SEGMENTATIONS: tuple[str, ...] = get_args(Segmentation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,7 @@ class Options:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if problems := list(_problems(self)):
-            raise ConfigError("\n".join(problems))
+        checks.refuse(_problems(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return what a dataset's marker keeps, so that `validate` knows what was meant to be in it."""
@@ -58,25 +55,21 @@ class Options:
         return cls(classes=tuple(values.get("classes", ())), **{k: values[k] for k in known if k in values})
 
 
-def _problems(options: Options) -> Iterator[str]:
-    if options.images not in (None, *PLACEMENTS):
-        yield f"--images: {options.images!r} is not one of {', '.join(PLACEMENTS)}"
-    if options.segmentation not in (None, *SEGMENTATIONS):
-        yield f"--segmentation: {options.segmentation!r} is not one of {', '.join(SEGMENTATIONS)}"
-    if not 0 <= options.min_score <= 1:
-        yield f"--min-score must be between 0 and 1, got {options.min_score:g}"
-    if not 0 <= options.simplify < math.inf:
-        yield f"--simplify must be 0 or more pixels, got {options.simplify:g}"
-    if options.every < 1:
-        yield f"--every must be 1 or more frames, got {options.every}"
-    if options.fps is not None and not 0 < options.fps < math.inf:
-        yield f"--fps must be over 0 frames a second, got {options.fps:g}"
+def _problems(options: Options) -> Iterator[Problem | None]:
+    if options.images is not None:
+        yield checks.one_of("--images", options.images, Placement)
+    if options.segmentation is not None:
+        yield checks.one_of("--segmentation", options.segmentation, Segmentation)
+    yield checks.within("--min-score", options.min_score, 0, 1)
+    yield checks.zero_or_more("--simplify", options.simplify)
+    yield checks.whole("--every", options.every, 1)
+    yield checks.above_zero("--fps", options.fps)
     if options.fps is not None and options.every != 1:
-        yield "--every and --fps exclude each other; give one"
+        yield Problem("--every", "goes without --fps: give one")
     if options.append and options.overwrite:
-        yield "--append and --overwrite exclude each other: one adds to a dataset, the other replaces it"
+        yield Problem("--append", "goes without --overwrite: one adds to a dataset, the other replaces it")
     if blank := [old for old, new in options.map.items() if not new.strip()]:
-        yield f"--map: {', '.join(map(repr, blank))} would have no name"
+        yield Problem("--map", f"{', '.join(map(repr, blank))} would have no name")
 
 
 def parse_classes(texts: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -88,23 +81,22 @@ def parse_classes(texts: Sequence[str], known: Sequence[str]) -> tuple[str, ...]
 def parse_map(texts: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     """Return the names of `--map OLD=NEW`, each OLD once. A name with = in it is recognized. Raises `ConfigError`."""
     found: dict[str, str] = {}
-    problems = []
+    problems = list[Problem]()
     for text in texts:
         cuts = [(text[:at].strip(), text[at + 1 :].strip()) for at, sign in enumerate(text) if sign == "="]
         old, new = next((cut for cut in cuts if cut[0] in known), cuts[0] if cuts else (text, ""))
         if not cuts or not new:
-            problems.append(f"--map: {text!r} is not OLD=NEW, for example truck=vehicle")
+            problems.append(Problem("--map", f"{text!r} is not OLD=NEW, for example truck=vehicle"))
         elif found.setdefault(old, new) != new:
-            problems.append(f"--map: {old!r} is given twice, as {found[old]!r} and {new!r}")
-    if problems:
-        raise ConfigError("\n".join(problems))
+            problems.append(Problem("--map", f"{old!r} is given twice, as {found[old]!r} and {new!r}"))
+    checks.refuse(problems)
     return found
 
 
-def unknown_names(option: str, names: Iterable[str], known: Sequence[str]) -> str | None:
-    """Return the sentence about names that the run does not have, or None."""
+def unknown_names(option: str, names: Iterable[str], known: Sequence[str]) -> Problem | None:
+    """Check that the run has all these names."""
     if not (unknown := [name for name in names if name not in known]):
         return None
     near = get_close_matches(unknown[0], known, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{option}: {', '.join(map(repr, unknown))} not in {', '.join(known)}.{hint}"
+    return Problem(option, f"{', '.join(map(repr, unknown))} not in {', '.join(known)}.{hint}")

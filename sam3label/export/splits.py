@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
 
+from sam3label.core.checks import refuse
+from sam3label.core.problems import Problem
 from sam3label.core.text import count
-from sam3label.errors import ConfigError
 
 SPLIT_NAMES = ("train", "val", "test")
 EVERYTHING = (("train", 1.0),)
@@ -39,8 +40,7 @@ class Splits:
     pattern: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
-        if problems := list(_problems(self.shares)):
-            raise ConfigError("\n".join(problems))
+        refuse(_problems(self.shares))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,20 +106,19 @@ def parse_splits(text: str | None, seed: int = 0, group: str | None = None, grou
 
     Raises `ConfigError` with all problems.
     """
-    problems: list[str] = []
+    problems = list[Problem]()
     shares = _parse_shares(text, problems) if text else EVERYTHING
     problems += _problems(shares) if not problems else ()
     if group not in (None, "folder"):
-        problems.append(f"--group is {group!r}; the only value is folder")
+        problems.append(Problem("--group", f"{group!r} is not folder, which is the only value"))
     if group and group_regex:
-        problems.append("--group and --group-regex exclude each other; give one")
+        problems.append(Problem("--group", "goes without --group-regex: give one"))
     pattern = _compiled(group_regex, problems) if group_regex else None
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(problems)
     return Splits(shares, seed, group == "folder", pattern)
 
 
-def _parse_shares(text: str, problems: list[str]) -> tuple[tuple[str, float], ...]:
+def _parse_shares(text: str, problems: list[Problem]) -> tuple[tuple[str, float], ...]:
     """Return pairs as given, in the order train, val, test where the names are known."""
     parts = [part.strip() for part in text.split(",")]
     if not any("=" in part for part in parts) and 1 < len(parts) <= len(SPLIT_NAMES):
@@ -130,31 +129,31 @@ def _parse_shares(text: str, problems: list[str]) -> tuple[tuple[str, float], ..
         try:
             shares.append((name, float(value)))
         except ValueError:
-            problems.append(f"--split: {_FORM}, got {text!r}")
+            problems.append(Problem("--split", f"{_FORM}, got {text!r}"))
             break
     return tuple(sorted(shares, key=lambda pair: (*SPLIT_NAMES, pair[0]).index(pair[0])))
 
 
-def _problems(shares: tuple[tuple[str, float], ...]) -> Iterator[str]:
+def _problems(shares: tuple[tuple[str, float], ...]) -> Iterator[Problem]:
     names = [name for name, _ in shares]
     for name in dict.fromkeys(names):
         if name not in SPLIT_NAMES:
             near = get_close_matches(name, SPLIT_NAMES, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            yield f"--split: {name!r} is not a split; allowed are {', '.join(SPLIT_NAMES)}.{hint}"
+            yield Problem("--split", f"{name!r} is not a split; allowed are {', '.join(SPLIT_NAMES)}.{hint}")
         elif names.count(name) > 1:
-            yield f"--split: {name} is given twice"
+            yield Problem("--split", f"{name} is given twice")
     if wrong := [f"{share:g} for {name}" for name, share in shares if not 0 < share <= 1]:
-        yield f"--split: a share is a number over 0 and up to 1, got {', '.join(wrong)}"
+        yield Problem("--split", f"a share is a number over 0 and up to 1, got {', '.join(wrong)}")
     elif abs((total := sum(share for _, share in shares)) - 1) > 1e-6:
-        yield f"--split: the shares must add up to 1, got {total:g} ({_FORM})"
+        yield Problem("--split", f"the shares must add up to 1, got {total:g} ({_FORM})")
 
 
-def _compiled(text: str, problems: list[str]) -> re.Pattern[str] | None:
+def _compiled(text: str, problems: list[Problem]) -> re.Pattern[str] | None:
     try:
         return re.compile(text)
     except re.error as error:
-        problems.append(f"--group-regex: {text!r} is not a regular expression: {error}")
+        problems.append(Problem("--group-regex", f"{text!r} is not a regular expression: {error}"))
         return None
 
 

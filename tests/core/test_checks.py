@@ -30,6 +30,8 @@ Fruit = Literal["apple", "pear"]
         (checks.within("floor", 0.5, 0, 1), None),
         (checks.within("floor", 7, 0, 1), Problem("floor", "7 is not a number from 0 to 1")),
         (checks.within("floor", float("nan"), 0, 1), Problem("floor", "nan is not a number from 0 to 1")),
+        (checks.zero_or_more("simplify", 0), None),
+        (checks.zero_or_more("simplify", None), Problem("simplify", "None is not a number from 0 on")),
         (checks.above_zero("fps", 0.5), None),
         (checks.above_zero("fps", float("inf")), Problem("fps", "inf is not a number over 0")),
         (checks.above_zero("fps", "fast"), Problem("fps", "'fast' is not a number over 0")),

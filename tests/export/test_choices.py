@@ -42,27 +42,32 @@ def test_every_problem_of_the_options_is_said_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Options(**odd, min_score=2, simplify=-1, every=0, fps=math.inf, append=True, overwrite=True, map={"cat": " "})
     assert str(caught.value).splitlines() == [
-        "--images: 'links' is not one of hardlink, upright, copy, symlink, none",
+        "--images: 'links' is not one of hardlink, upright, copy, symlink, none. Did you mean symlink?",
         "--segmentation: 'png' is not one of rle, polygon, uncompressed",
-        "--min-score must be between 0 and 1, got 2",
-        "--simplify must be 0 or more pixels, got -1",
-        "--every must be 1 or more frames, got 0",
-        "--fps must be over 0 frames a second, got inf",
-        "--every and --fps exclude each other; give one",
-        "--append and --overwrite exclude each other: one adds to a dataset, the other replaces it",
+        "--min-score: 2 is not a number from 0 to 1",
+        "--simplify: -1 is not a number from 0 on",
+        "--every: 0 is not a whole number from 1 on",
+        "--fps: inf is not a number over 0",
+        "--every: goes without --fps: give one",
+        "--append: goes without --overwrite: one adds to a dataset, the other replaces it",
         "--map: 'cat' would have no name",
     ]
 
 
+def test_a_value_of_another_type_is_a_problem_too() -> None:
+    with pytest.raises(ConfigError, match=r"--simplify: None is not .*\n--every: '2' is not a whole number from 1 on"):
+        Options(every="2", simplify=None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [math.inf, math.nan, -0.5])
 def test_simplify_is_a_finite_number_of_pixels(value: float) -> None:
-    with pytest.raises(ConfigError, match=f"--simplify must be 0 or more pixels, got {value:g}"):
+    with pytest.raises(ConfigError, match=f"--simplify: {value!r} is not a number from 0 on"):
         Options(simplify=value)
 
 
 @pytest.mark.parametrize("field", ["min_score", "fps"])
 def test_no_number_is_no_number_of_anything(field: str) -> None:
-    with pytest.raises(ConfigError, match="got nan"):
+    with pytest.raises(ConfigError, match="nan is not a number"):
         Options(**{field: math.nan})  # type: ignore[arg-type]
 
 
@@ -320,8 +325,8 @@ def test_the_command_line_says_what_excludes_each_other(tmp_path: Path, walk: li
         app, ["export", run, "-f", "yolo", "--every", "2", "--fps", "2", "--append", "--overwrite"]
     )
     assert both.exit_code == 1 and "Traceback" not in both.output
-    assert "--every and --fps exclude each other" in both.output
-    assert "--append and --overwrite exclude each other" in both.output
+    assert "--every: goes without --fps" in both.output
+    assert "--append: goes without --overwrite" in both.output
 
 
 # ---- adding to what others made

@@ -83,8 +83,8 @@ def test_splits_check_themselves() -> None:
         ({"text": "80,10,10"}, ["over 0 and up to 1, got 80 for train, 10 for val, 10 for test"]),
         ({"text": "0.5,0.2,0.2,0.1"}, ["--split: write it as train=0.8,val=0.1,test=0.1 or 0.8,0.1,0.1, got '0.5,"]),
         ({"text": "tain=1"}, ["'tain' is not a split; allowed are train, val, test. Did you mean train?"]),
-        ({"text": None, "group": "scene"}, ["--group is 'scene'; the only value is folder"]),
-        ({"text": None, "group": "folder", "group_regex": "a"}, ["exclude each other"]),
+        ({"text": None, "group": "scene"}, ["--group: 'scene' is not folder, which is the only value"]),
+        ({"text": None, "group": "folder", "group_regex": "a"}, ["--group: goes without --group-regex"]),
         ({"text": None, "group_regex": "("}, ["'(' is not a regular expression: "]),
     ],
 )
