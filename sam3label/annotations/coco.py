@@ -132,7 +132,10 @@ def read_results(path: str | Path, truth: Truth) -> tuple[dict[Pair, list[Judged
 
 
 def align(truth: Truth, first: Truth) -> Truth:
-    """Another annotator's file with the image and category ids of the first: by file name and phrase, and by name."""
+    """Return another annotator's file with the image and category ids of the first.
+
+    By file name and phrase, and by name.
+    """
     images = {(image.file_name, image.phrase): image_id for image_id, image in first.images.items()}
     names = {name: category_id for category_id, name in first.categories.items()}
     image_of = {i: images[key] for i, im in truth.images.items() if (key := (im.file_name, im.phrase)) in images}

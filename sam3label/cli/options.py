@@ -251,7 +251,7 @@ def images_together(text: str) -> int | None:
 def workers_asked(
     gpus: str | None, ray: str | None, replicas: int | None, device: str
 ) -> tuple[str | None, int | None, str]:
-    """The options `ray`, `replicas` and `device`, with `--gpus` spelled out."""
+    """Return the options `ray`, `replicas` and `device`, with `--gpus` spelled out."""
     if gpus is None:
         return ray, replicas, device
     if gpus != "all" and (not gpus.isdecimal() or int(gpus) < 1):

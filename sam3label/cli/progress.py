@@ -195,7 +195,10 @@ _SLOW = 0.6  # of what workers do in the middle
 
 
 def workers_lines(progress: Progress) -> list[str]:
-    """Several workers in a line: how many labels, how fast, and by name those that are slow or do something else."""
+    """Return several workers in a line.
+
+    How many labels, how fast, and by name those that are slow or do something else.
+    """
     if not progress.workers:
         return []
     busy = [worker for worker in progress.workers if worker.state == "labelling"]

@@ -137,7 +137,10 @@ def _checked(
 
 
 def dump_concepts(concepts: ConceptList) -> str:
-    """YAML that `parse_concepts` turns back into an equal list. Every rule is written out; paths are absolute."""
+    """Return YAML that `parse_concepts` turns back into an equal list.
+
+    Every rule is written out; paths are absolute.
+    """
     document = {
         "names": {c.id: c.name for c in concepts.concepts},
         "concepts": {c.name: _dump_concept(c) for c in concepts.concepts},

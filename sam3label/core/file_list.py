@@ -88,7 +88,7 @@ def _put(lines: IO[str], entry: _Entry) -> None:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Paths below `folder`, with slashes, of everything that is no folder; a link to a folder is a file here."""
+    """Yield paths below `folder`, with slashes, of all that is no folder; a link to a folder is a file here."""
     waiting = [""]
     while waiting:
         below = waiting.pop()

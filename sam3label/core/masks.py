@@ -132,12 +132,12 @@ def _cover(rles: Sequence[Rle]) -> npt.NDArray[np.int64]:
 
 
 def area(rle: Rle) -> int:
-    """Number of pixels inside."""
+    """Return the number of pixels inside."""
     return int(coco_mask.area(to_coco(rle)))
 
 
 def box_xywh(rle: Rle) -> Box:
-    """Tightest box in edge coordinates; (0, 0, 0, 0) for an empty mask."""
+    """Return the tightest box in edge coordinates; (0, 0, 0, 0) for an empty mask."""
     x, y, w, h = coco_mask.toBbox(to_coco(rle)).tolist()
     return (x, y, w, h)
 
@@ -177,7 +177,7 @@ def from_box(box_xyxy: Box, size_hw: tuple[int, int]) -> Rle:
 
 
 def iou_matrix(a: Sequence[Rle], b: Sequence[Rle]) -> npt.NDArray[np.float64]:
-    """Intersection over union, [A, B]. Two empty masks have 0."""
+    """Return intersection over union, [A, B]. Two empty masks have 0."""
     return _overlaps(a, b, crowd=False)
 
 

@@ -115,7 +115,10 @@ def from_contour(ring: npt.ArrayLike, size_hw: tuple[int, int]) -> Rle:
 
 
 def contour_iou(rle: Rle, ring: Ring) -> float:
-    """IoU of a mask and its own `contour`, filled as by `from_contour`. Looks at the mask's box, which both stay in."""
+    """Return the IoU of a mask and its own `contour`, filled as by `from_contour`.
+
+    Looks at the mask's box, which both stay in.
+    """
     x, y, mask = masks.crop(rle)
     return _overlap(_filled(ring - np.array([x, y]), mask.shape), mask) if mask.size else 1.0
 

@@ -395,7 +395,7 @@ class Label:
         return x, y, x + width, y + height
 
     def mask(self) -> npt.NDArray[np.bool_]:
-        """The mask in the image's pixels, bool [H, W]."""
+        """Return the mask in the image's pixels, bool [H, W]."""
         from sam3label.core import masks  # which needs these records
 
         return masks.decode(self.rle)

@@ -54,7 +54,7 @@ def as_node(value: Any, where: str) -> Node:
 
 
 def short(text: str) -> str:
-    """`text` quoted for a message, cut after 40 characters."""
+    """Return `text` quoted for a message, cut after 40 characters."""
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 

@@ -36,7 +36,7 @@ class Outline:
         self.iou_min = 1.0
 
     def polygons(self, rle: Rle) -> list[outlines.Ring]:
-        """Rings in edge coordinates, for COCO: exact unless simplified, so only then is there something to measure."""
+        """Return rings in edge coordinates, for COCO; they are exact unless simplified."""
         rings = outlines.polygons(rle, self.simplify_px)
         back = outlines.from_polygons(rings, rle.size_hw) if self.simplify_px else rle
         self._account(1.0 if back == rle else float(masks.iou_matrix([rle], [back])[0, 0]))

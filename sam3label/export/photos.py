@@ -194,7 +194,7 @@ class Placer:
         target.write_bytes(data.tobytes())
 
     def _linked(self, source: Path, target: Path) -> bool:
-        """Return a hard link, where the file system and the file allow one."""
+        """Make a hard link, and return whether the file system and the file allow one."""
         if _trainers_repair(source):
             return False
         try:

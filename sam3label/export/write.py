@@ -86,7 +86,7 @@ def write_dataset(
     failed: Iterable[tuple[str, str]] = (),
     wait: str | None = None,
 ) -> Summary:
-    """`export` for labels from anywhere: `images` in a stable order, class ids by `concepts`.
+    """Do what `export` does for labels from anywhere: `images` in a stable order, class ids by `concepts`.
 
     `wait` is a sentence on images that are not among `images` yet.
     """

@@ -97,7 +97,7 @@ class MaskJob:
         }
 
     def sentences(self) -> Iterator[str]:
-        """Return what a user should read before the first photo."""
+        """Yield what a user should read before the first photo."""
         objects = sum(len(image.marks) for image in self.dataset.images)
         yield (
             f"{self.dataset.form}: {count(objects, 'object')} of {count(len(self.concepts.names), 'class', 'classes')} "

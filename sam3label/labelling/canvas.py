@@ -126,7 +126,7 @@ def largest(crops: Sequence[Crop]) -> list[Crop]:
 
 
 def choose(by_image: Sequence[Sequence[Crop]]) -> list[Crop]:
-    """At most `MOST_CROPS`: the first of each image, then the second, ...; the last place is a negative one's."""
+    """Return at most `MOST_CROPS`: the first of each image, then the second, ...; a negative one is the last."""
     turns = [crops[i] for i in range(MOST_CROPS) for crops in _signed(by_image, True) if i < len(crops)]
     against = [crops[i] for i in range(MOST_CROPS) for crops in _signed(by_image, False) if i < len(crops)]
     return [*turns[: MOST_CROPS - bool(against)], *against][:MOST_CROPS]

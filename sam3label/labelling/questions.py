@@ -265,7 +265,7 @@ class Guide:
         return self._crops[key]
 
     def spread(self, prompts: Sequence[Prompt], presence: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Presence [..., N] of some prompts as [..., P] of all; NaN for the others."""
+        """Return presence [..., N] of some prompts as [..., P] of all; NaN for the others."""
         spread = np.full((*presence.shape[:-1], len(self.prompts)), np.nan, np.float32)
         spread[..., [self._position[prompt.key] for prompt in prompts]] = presence
         return spread
@@ -308,7 +308,7 @@ def _mode(examples: Examples) -> str:
 
 
 def pictures(examples: Examples) -> int:
-    """Canvases per photo: the whole, and the tiles."""
+    """Return canvases per photo: the whole, and the tiles."""
     tiles = examples.concept.exemplars.tiles if examples.concept.exemplars else 1
     return 1 if tiles == 1 else 1 + tiles * tiles
 

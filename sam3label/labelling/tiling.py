@@ -36,7 +36,7 @@ DEEPEST = 4  # times that the model's input is enlarged at most, where answers s
 
 
 def layout(size_hw: tuple[int, int], side: int, overlap: float) -> list[Window]:
-    """Tiles of at most `side` pixels that cover an image, evenly spread, neighbours sharing at least `overlap` of one.
+    """Return tiles of at most `side` pixels that cover an image, evenly spread, which share at least `overlap` of one.
 
     An image that one tile would hold whole has none.
     """
@@ -57,7 +57,7 @@ def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
 
 
 def pyramid(size_hw: tuple[int, int], side: int, overlap: float) -> list[Window]:
-    """Tiles of `side` pixels and of all its doubles that are clearly smaller than the image, the largest first.
+    """Return tiles of `side` pixels and of all its doubles that are clearly smaller than the image, the largest first.
 
     Empty for an image that one tile of `side` would hold whole.
     """

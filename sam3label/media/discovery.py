@@ -221,8 +221,10 @@ class _Scan:
         self.add_file(one.url, _key_of(one.url, root))
 
     def add_list(self, name: str) -> None:
-        """Relative lines are relative to the list. Lines outside its folder keep their absolute path as id, so that
-        an id never depends on the other lines."""
+        """Add the lines of a list, of which relative ones are relative to it.
+
+        Lines outside its folder keep their absolute path as id, so that an id never depends on the other lines.
+        """
         far = storage.is_remote(name)
         folder = storage.parent(name) if far else os.path.dirname(os.path.abspath(name))
         objects: dict[str, str] = {}  # address -> how its line is called
@@ -268,7 +270,7 @@ class _Scan:
         return [(number, line) for number, line in lines if line and not line.startswith("#")]
 
     def walk(self, folder: str, prefix: str) -> None:
-        """Each real folder is entered once, by its own path where it has one under the root, so links cannot loop
+        """Enter each real folder once, by its own path where it has one under the root, so links cannot loop
         and never change the ids of what is really there."""
         real, linked = [(folder, f"{prefix}/" if prefix else "")], list[tuple[str, str]]()
         while real or linked:

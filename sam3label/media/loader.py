@@ -69,7 +69,7 @@ class _CannotStartError(Exception):
 
 
 def default_workers(count: int) -> int:
-    """Decoding processes for `count` images: the cores we may use less one, from 1 to 16."""
+    """Return decoding processes for `count` images: the cores we may use less one, from 1 to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MOST_WORKERS, max(1, cores - 1), max(1, count))
 

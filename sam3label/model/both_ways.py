@@ -73,7 +73,7 @@ def joined(
     removed: set[int],
     apart: Callable[[Sequence[TrackedObject]], Iterable[TrackedObject]],
 ) -> Iterator[TrackedFrame]:
-    """Return a clip's frames with what was found backwards (by place in the clip) added to what was found forwards."""
+    """Yield a clip's frames with what was found backwards (by place in the clip) added to what was found forwards."""
     added: dict[int, list[TrackedObject]] = defaultdict(list)
     for number, sightings in _by_number(backward).items():
         for place, one in believed(sightings, forward) if number not in removed else ():
@@ -94,7 +94,7 @@ def _by_number(backward: Mapping[int, Sequence[Sighted]]) -> dict[int, list[tupl
 def believed(
     sightings: Sequence[tuple[int, Sighted]], forward: Sequence[TrackedFrame]
 ) -> list[tuple[int, TrackedObject]]:
-    """The sightings of an object, latest first, to the last that a detection confirms, and not over another object."""
+    """Return the sightings of an object, latest first, to the last that a detection confirms."""
     kept: list[tuple[int, TrackedObject]] = []
     confirmed = 0
     for place, one in sightings:
@@ -107,6 +107,6 @@ def believed(
 
 
 def births_to_follow(born: Mapping[int, Births], removed: set[int]) -> dict[int, Births]:
-    """Frame -> the objects born there that were not taken back; before the first frame there is nothing to follow."""
+    """Return frame -> the objects born there that were not taken back. Before the first is nothing."""
     left = {frame: births.without(removed) for frame, births in born.items() if frame > 0}
     return {frame: births for frame, births in left.items() if len(births)}

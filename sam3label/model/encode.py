@@ -38,7 +38,7 @@ class ImageEncoder:
         self._head, self._compute, self._with_summary = head, compute, with_summary
 
     def preprocess(self, frames: Sequence[Frame], filled_to: int = 0) -> Tensor:
-        """float32 [B, 3, X, X] on the device: resized without keeping the aspect, as the model was trained.
+        """Return float32 [B, 3, X, X] on the device: resized without keeping the aspect, as the model was trained.
 
         Fewer frames than `filled_to` are followed by gray ones.
         """
@@ -150,7 +150,7 @@ class PhraseEncoder:
         return tokens
 
     def texts(self, prompts: Sequence[Prompt]) -> Texts:
-        """The words of the prompts, encoded where they were not yet. Raises ConfigError as `encode`.
+        """Return the words of the prompts, encoded where they were not yet. Raises ConfigError as `encode`.
 
         Padded to the longest; where shapes are fixed, to the longest that the model can read.
         """

@@ -35,14 +35,14 @@ class ImageState:
     summary: Tensor | None  # [B, 1, D] the geometry encoder's token for an image without boxes; None: not used
 
     def of(self, image: int) -> ImageState:
-        """The state of one of the images, [1, ...]."""
+        """Return the state of one of the images, [1, ...]."""
         row = slice(image, image + 1)
         summary = None if self.summary is None else self.summary[row]
         return ImageState(self.tokens[row], self.coarse[row], self.middle[row], self.fine[row], summary)
 
     @staticmethod
     def joined(states: Sequence[ImageState]) -> ImageState:
-        """The states of several images, end to end."""
+        """Return the states of several images, end to end."""
         with_summary = all(state.summary is not None for state in states)
         return ImageState(
             torch.cat([state.tokens for state in states]),

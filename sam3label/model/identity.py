@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def identity(weights: Sequence[Path], config: Mapping[str, Any], tokenizer: Path) -> str:
-    """`sha256:` and 64 hexadecimal digits that change when anything changes which decides what the model answers."""
+    """Return `sha256:` and 64 hexadecimal digits that change with whatever decides what the model answers."""
     digest = hashlib.sha256(_remembered(weights).encode())
     digest.update(json.dumps(_own_settings(config), sort_keys=True).encode())
     digest.update(_vocabulary(tokenizer))

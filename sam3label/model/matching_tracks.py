@@ -231,7 +231,7 @@ def recently_hidden(
 
 
 def without_shrunk(masks: Tensor, phrases: Sequence[int], least: float = 0.3) -> Tensor:
-    """Logits [N, 1, a, b]; masks of which less than `least` is left once a phrase's share no pixel are at most -10."""
+    """Return logits [N, 1, a, b], at most -10 for masks with less than `least` left once a phrase's masks part."""
     out = masks.clone()
     owners = torch.as_tensor(phrases, device=masks.device)
     for phrase in sorted(set(phrases)):

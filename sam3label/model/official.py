@@ -64,7 +64,7 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
 
 
 def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official names without what trainers and older releases put before them: `module.`, no prefix, other models."""
+    """Return tensors by official names without what trainers and older releases put before them, such as `module.`."""
     named = {}
     for name, tensor in tensors.items():
         name = name.removeprefix("module.").removeprefix("model.")
@@ -135,7 +135,7 @@ def _taken(source: TensorSource, parts: list[Tensor]) -> Tensor | None:
 
 
 def to_official(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official tensors from ours, by official names. Raises `CheckpointError` for a weight they have no name for.
+    """Return official tensors from ours by official names. Raises `CheckpointError` for a weight they have no name for.
 
     The row of the position embeddings that belongs to a class token, which nothing reads, is zeros.
     """

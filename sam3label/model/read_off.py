@@ -102,7 +102,7 @@ class MaskReader:
     def logits(
         self, scored: Scored, row: npt.NDArray[np.intp], query: npt.NDArray[np.intp], skips: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Mask logits [K, h, w] of the queries `query` of the pairs `row` of one image, rows ascending."""
+        """Return mask logits [K, h, w] of the queries `query` of the pairs `row` of one image, rows ascending."""
         send = self._compute.send
         unique, place, counts = np.unique(row, return_inverse=True, return_counts=True)
         slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)

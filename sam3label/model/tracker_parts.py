@@ -168,7 +168,7 @@ class TrackerParts:
     # ---- what a mask that is given is remembered by
 
     def pointer_of(self, features: FrameFeatures, mask: Tensor, single: bool) -> Tensor:
-        """Pointers [N, D] of objects given by their masks [N, 1, X, X] of 0 to 1, X = 4h or the image's side.
+        """Return pointers [N, D] of objects given by their masks [N, 1, X, X] of 0 to 1, X = 4h or the image's side.
 
         `single`: of the single-mask token, else of the best of the three.
         """

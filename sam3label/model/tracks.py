@@ -49,7 +49,7 @@ class Tracks:
     confirmed: frozenset[int]  # by a detection, or born from one
 
     def after(self, first: Tracks) -> Tracks:
-        """This second pass over a frame, with the objects of the first one as they were found there."""
+        """Return this second pass over a frame, with the objects of the first one as they were found there."""
         return Tracks(
             {**self.masks, **{number: mask for number, mask in first.masks.items() if number in self.masks}},
             {**self.track_scores, **first.track_scores},
@@ -74,7 +74,7 @@ class Births:
         return len(self.numbers)
 
     def without(self, numbers: Collection[int]) -> Births:
-        """Those of them with none of these numbers."""
+        """Return those of them with none of these numbers."""
         rows = [row for row, number in enumerate(self.numbers) if number not in numbers]
         chosen = ([values[row] for row in rows] for values in (self.numbers, self.phrases, self.scores))
         return Births(self.masks[rows], *chosen)  # type: ignore[arg-type]

@@ -279,7 +279,7 @@ def _best_conf(used: Iterable[Answers], truth: float, goal: Goal, floor: float) 
 
 
 def f_score(hits: Floats, answers: Floats, truth: Floats | float, beta: float) -> Floats:
-    """F-beta of counts; 0 where there is nothing at all."""
+    """Return F-beta of counts; 0 where there is nothing at all."""
     weighted = beta**2 * truth + answers
     return np.divide((1 + beta**2) * hits, weighted, out=np.zeros_like(weighted), where=weighted > 0)
 

@@ -161,7 +161,7 @@ def warnings_of(figures: Figures) -> list[str]:
 
 
 def read_attributes(path: str | Path, truth: Truth, notes: list[str]) -> dict[str, dict[int, str]]:
-    """Column -> image id -> value, from a CSV whose first column is the file name. Raises `InputError`."""
+    """Return column -> image id -> value, from a CSV whose first column is the file name. Raises `InputError`."""
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             header, *rows = [row for row in csv.reader(file) if row]

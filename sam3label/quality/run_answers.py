@@ -36,7 +36,7 @@ def predictions_of_run(run: Run, truth: Truth) -> tuple[Truth, Predictions, list
 
 
 def units_of_truth(run: Run, truth: Truth, notes: list[str]) -> dict[int, Unit]:
-    """Image id -> the run's unit of that file, in truth order. Adds what is missing on either side to `notes`.
+    """Return image id -> the run's unit of that file, in truth order. Adds what is missing on either side to `notes`.
 
     Raises `InputError` when no file is on both sides, and when the two disagree about an image's size.
     """
@@ -55,7 +55,7 @@ def units_of_truth(run: Run, truth: Truth, notes: list[str]) -> dict[int, Unit]:
 
 
 def match_files(names: Sequence[str], item_ids: Iterable[str]) -> dict[str, str]:
-    """File names of a truth to ids of a run: the same relative path, else a base name that is unique on both sides."""
+    """Match file names of a truth to ids of a run: the same relative path, else a base name unique on both sides."""
     ids = set(item_ids)
     unique_ids = _unique_bases(ids)
     unique_names = _unique_bases(set(names))

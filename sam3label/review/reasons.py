@@ -196,7 +196,7 @@ def _empty_among_similar(seen: SeenImage, whole: Survey) -> Iterator[Reason]:
 
 
 def _verifier(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
-    """What `sam3label verify` heard against the labels, whether or not its verdicts count."""
+    """Yield what `sam3label verify` heard against the labels, whether or not its verdicts count."""
     labelled = {concepts.names[label.class_id] for label in seen.labels}
     rejected: dict[str, tuple[float, str]] = {}
     for verdict in seen.verdicts:
@@ -235,7 +235,7 @@ def _kept_as_box(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
 
 
 def _near_threshold(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
-    """Labels just over their threshold, and candidates just under it: of those on one object the best."""
+    """Yield labels just over their threshold, and candidates just under it: of those on one object the best."""
     known = {concept.id: [x for x in seen.labels if x.class_id == concept.id] for concept in concepts.concepts}
     for decision in seen.decisions:  # best first within a class
         label = decision.label
@@ -258,7 +258,7 @@ def _covered(label: Label, others: Sequence[Label]) -> bool:
 
 
 def _presence_disagrees(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
-    """Classes said to be there of which nothing is labelled, and labels of phrases said to be absent.
+    """Yield classes said to be there of which nothing is labelled, and labels of phrases said to be absent.
 
     An object that convinces under a low presence and is no label is left alone: presence is right then nine times in
     ten (measured as the module says).
@@ -382,7 +382,7 @@ def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator
 
 
 def _cut_short(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
-    """Classes whose list of labels ends at `max_instances`."""
+    """Yield classes whose list of labels ends at `max_instances`."""
     cut = Counter(d.label.class_id for d in seen.decisions if d.outcome == "max_instances")
     for class_id, left_out in cut.items():
         concept = concepts.concepts[class_id]

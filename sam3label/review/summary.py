@@ -166,7 +166,7 @@ def quality(counts: Sequence[Counts], names: Sequence[str]) -> dict[str, ClassQu
 
 
 def ratio(hits: Counts, totals: Counts) -> Ratio:
-    """Sum of hits over sum of totals, one entry per image."""
+    """Return the sum of hits over sum of totals, one entry per image."""
     n, k = int(totals.sum()), int(hits.sum())
     return Ratio(k, n, wilson(k / n, effective_size(hits, totals)) if n else (0.0, 1.0))
 
@@ -182,7 +182,7 @@ def effective_size(hits: Counts, totals: Counts) -> float:
 
 
 def wilson(p: float, n: float) -> tuple[float, float]:
-    """95 % score interval of a proportion; it is never empty, also when all or none were right."""
+    """Return the 95 % score interval of a proportion; it is never empty, also when all or none were right."""
     shrink = 1 + Z95**2 / n
     center = (p + Z95**2 / (2 * n)) / shrink
     half = Z95 / shrink * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))

@@ -138,7 +138,7 @@ def usual_size(shares: Sequence[float]) -> UsualSize:
 def empty_among_similar(
     ids: Sequence[str], vectors: Sequence[npt.NDArray[np.float32]], is_empty: Sequence[bool]
 ) -> dict[str, float]:
-    """Empty images most of whose nearest images, by presence vector, have labels: id -> that part of them."""
+    """Return empty images most of whose nearest images, by presence vector, have labels: id -> that part of them."""
     if len(ids) <= NEIGHBORS or not any(is_empty) or all(is_empty) or len({len(v) for v in vectors}) != 1:
         return {}
     points, empty = np.stack(vectors), np.array(is_empty)

@@ -203,7 +203,7 @@ class Run:
         return Coverage(units, {p.key: units - lacking[p.key] for p in self.prompts}, tuple(sorted(waiting)), unlisted)
 
     def full(self) -> list[tuple[str, int, str]]:
-        """(item id, frame, phrase) where the model gave nearly all the answers it can give: there may be more objects.
+        """Return (item id, frame, phrase) where the model gave nearly all the answers that it can give.
 
         Of phrases that are asked in tiles only those are named of which the closest views were full: each part has as
         many answers as the whole.
@@ -219,16 +219,16 @@ class Run:
         return phrase in tiled_phrases(self.concepts)
 
     def full_in_tiles(self, item_id: str) -> list[tuple[int, str]]:
-        """(frame, phrase) of one photo or video where even the closest views were full of answers."""
+        """Return (frame, phrase) of one photo or video where even the closest views were full of answers."""
         tiled = tiled_phrases(self.concepts)
         return [(frame, key) for _, frame, key in self._store.full_in_tiles(item_id) if key in tiled]
 
     def near_copies(self) -> list[tuple[str, int, Likeness]]:
-        """(item id, frame, what it is like) of what `--skip-similar` left out: neither labelled nor failed."""
+        """Return (item id, frame, what it is like) of what `--skip-similar` left out: neither labelled nor failed."""
         return list(self._store.skipped())
 
     def stamp(self, item_id: str) -> Stamp | None:
-        """What tells the content that was labelled, where it is known."""
+        """Return what tells the content that was labelled, where it is known."""
         return self._store.stamp(item_id)
 
     def without_thresholds(self) -> Run:

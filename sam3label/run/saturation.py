@@ -20,5 +20,5 @@ def is_full(answers: Iterable[Candidate | Label], prompt: str, queries: int) -> 
 
 
 def enough(queries: int) -> int:
-    """The least number of answers that is full."""
+    """Return the least number of answers that is full."""
     return ceil(NEARLY_ALL * queries)

@@ -209,7 +209,7 @@ def _lies_in(path: str, folder: Path) -> bool:
 
 
 def spread(items: Sequence[MediaItem], n: int) -> list[MediaItem]:
-    """`n` items, each from the middle of an equal share of the list; all of them when there are no more."""
+    """Return `n` items, each from the middle of an equal share of the list; all of them when there are no more."""
     if len(items) <= n:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
@@ -329,7 +329,7 @@ def _decoded(sample: Sequence[MediaItem], options: LabelOptions) -> Iterator[Fra
 
 
 def boxed(boxes: BoxPrompt | None, size_hw: tuple[int, ...], class_id: int, no: int) -> list[Label]:
-    """Boxes as labels to draw, of the frame alone, so that the example shows; a negative one as of class `no`."""
+    """Return boxes as labels to draw, of the frame alone, so that the example shows; negatives are of class `no`."""
     height, width = size_hw[0], size_hw[1]
     labels = []
     for corners, positive in zip(boxes.boxes_xyxy, boxes.positive, strict=True) if boxes else ():

@@ -358,7 +358,7 @@ class FusedHead(nn.Module):
 
 
 def learning_rate_factor(step: int, warmup_steps: int, progress: float) -> float:
-    """Linear warm-up over steps, then a half cosine to zero over `progress` 0..1 (of steps or of wall clock)."""
+    """Return a linear warm-up over steps, then a half cosine to zero over `progress` 0..1 (of steps or of time)."""
     rise = min(1.0, (step + 1) / max(1, warmup_steps))
     return rise * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 

@@ -31,7 +31,7 @@ class Matches:
 
 
 def corners(cxcywh: Tensor) -> Tensor:
-    """Boxes [..., 4] from center and size to corners xyxy."""
+    """Return boxes [..., 4] from center and size to corners xyxy."""
     center, half = cxcywh[..., :2], cxcywh[..., 2:] / 2
     return torch.cat([center - half, center + half], dim=-1)
 
@@ -85,7 +85,7 @@ def hungarian(cost: Tensor, counts: Tensor, copies: int = 1) -> Matches:
 def classification_loss(
     logits: Tensor, matches: Matches, iou: Tensor, present: Tensor, iou_aware: float = 1.0, focus: float = 2.0
 ) -> Tensor:
-    """Focal cross-entropy of the query scores towards how good each is, summed and divided by the number of matches.
+    """Return the focal cross-entropy of the query scores towards how good each is, summed, over the number of matches.
 
     A matched query's target is IoU**iou_aware: with 0 it is 1, which lets a model that places boxes badly still learn
     which queries have something under them. The others' target is 0. Each term counts |target - p|**focus. Rows
@@ -99,12 +99,12 @@ def classification_loss(
 
 
 def presence_loss(logits: Tensor, present: Tensor) -> Tensor:
-    """Cross-entropy of "is there any at all", the mean over rows. Args: logits [R], present bool [R]."""
+    """Return the cross-entropy of "is there any at all", the mean over rows. Args: logits [R], present bool [R]."""
     return F.binary_cross_entropy_with_logits(logits, present.to(logits.dtype))
 
 
 def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean L1 distance, mean 1 - GIoU, and the IoUs [M] of matched cxcywh boxes [M, 4]. Zeros when M is 0."""
+    """Return mean L1 distance, mean 1 - GIoU, and the IoUs [M] of matched cxcywh boxes [M, 4]. Zeros when M is 0."""
     if not boxes.numel():
         zero = boxes.sum()
         return zero, zero, boxes.new_zeros(0)
@@ -113,7 +113,7 @@ def box_losses(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mask_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of each mask, the mean over its cells: [M] from logits and targets in [0, 1], both [M, h, w]."""
+    """Return each mask's focal loss, a mean over cells: [M] from logits and targets in [0, 1], both [M, h, w]."""
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     miss = probability * (1 - targets) + (1 - probability) * targets
@@ -130,7 +130,7 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def apart_loss(logits: Tensor, others: Tensor) -> Tensor:
-    """Cross-entropy of each mask with nothing on the cells of other instances, the mean over these cells.
+    """Return the cross-entropy of each mask with nothing on the cells of other instances, the mean over them.
 
     [M] from logits [M, h, w] and `others` [M, h, w] in [0, 1], what instances other than the mask's own cover. 0 where
     there is no other.
@@ -140,7 +140,7 @@ def apart_loss(logits: Tensor, others: Tensor) -> Tensor:
 
 
 def nearest_mean_loss(embedding: Tensor, masks: Tensor) -> Tensor:
-    """How sure each cell is of its own instance among those of one prompt, by the distance to their mean embeddings.
+    """Return how sure each cell is of its own instance among a prompt's, by the distance to their mean embeddings.
 
     Cross-entropy with logits of -distance**2 / (2 sqrt(C)), the mean over cells that an instance covers by more than
     half; 0 with fewer than two such instances. Args: embedding [C, h, w]; masks [N, h, w] in [0, 1].
@@ -158,7 +158,7 @@ def nearest_mean_loss(embedding: Tensor, masks: Tensor) -> Tensor:
 
 
 def semantic_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and mean dice loss of "any instance of the prompt here": logits and targets [R, h, w].
+    """Return mean cross-entropy and mean dice loss of "any instance of the prompt here": logits and targets [R, h, w].
 
     The dice part counts only rows that have something to find: an empty truth has no overlap to measure.
     """

@@ -74,7 +74,7 @@ _SPLIT_ORDER = ("train", "val", "valid", "test")
 
 
 def in_order(splits: Iterable[Split]) -> tuple[Split, ...]:
-    """train, val, test; others after them as they came."""
+    """Return train, val, test; others after them as they came."""
     known = {name: place for place, name in enumerate(_SPLIT_ORDER)}
     return tuple(sorted(splits, key=lambda split: known.get(split.name, len(known))))
 

@@ -80,7 +80,7 @@ def find(dataset: Path, findings: Findings) -> list[YoloSplit]:
 
 
 def skipped(split: YoloSplit) -> Iterator[Path]:
-    """Return photos below the split that Ultralytics passes over: their name, or a folder's, begins with a dot."""
+    """Yield photos below the split that Ultralytics passes over: their name, or a folder's, begins with a dot."""
     if split.image_root.is_dir():
         for folder, _, names in os.walk(split.image_root):
             inside = Path(folder).relative_to(split.image_root).parts

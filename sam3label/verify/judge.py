@@ -67,7 +67,7 @@ class Agenda:
         return sum(target.label_id is None for target in self.targets)
 
     def tokens(self) -> int:
-        """About how many tokens the questions will be counted as."""
+        """Return about how many tokens the questions will be counted as."""
         per_class = Inquiry("", (b"", b""), ABOUT_CLASS, CLASS_PARTS).tokens
         per_label = Inquiry("", (b"", b"", b""), ABOUT_LABEL, LABEL_PARTS).tokens
         return self.about_classes * per_class + (len(self.targets) - self.about_classes) * per_label

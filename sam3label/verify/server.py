@@ -84,7 +84,7 @@ class ServerOptions:
         )
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
-        """US dollars for so many tokens; 0 where no price was given."""
+        """Return US dollars for so many tokens; 0 where no price was given."""
         per_in, per_out = self.price or (0.0, 0.0)
         return (tokens_in * per_in + tokens_out * per_out) / 1e6
 

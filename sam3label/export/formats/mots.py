@@ -47,7 +47,7 @@ def _lines(sample: Sample, numbers: Numbers) -> Iterator[str]:
 
 
 def disjoint(labels: Sequence[Label]) -> Iterator[tuple[Label, Rle]]:
-    """Return a frame's labels, best first, each with the pixels no better one has. What has none left is dropped."""
+    """Yield a frame's labels, best first, each with the pixels no better one has. What has none left is dropped."""
     taken: Rle | None = None
     for label in sorted(labels, key=lambda label: (-label.score, label.id)):
         rle = label.rle if taken is None else masks.difference(label.rle, taken)

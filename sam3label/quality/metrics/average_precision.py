@@ -37,7 +37,7 @@ class AveragePrecision:
 def average_precision(
     truth: Truth, ranked: Mapping[Pair, Sequence[JudgedObject]], kind: Kind, iou: Mapping[Pair, Floats] | None = None
 ) -> AveragePrecision:
-    """COCO AP over the pairs of `truth`. `ranked` holds every prediction with its score, whatever the thresholds.
+    """Return COCO AP over pairs of `truth`. `ranked` holds every prediction with its score, whatever the thresholds.
 
     `iou`, [D, G] in file order, replaces pycocotools' own overlaps: of tracks, for example.
     """

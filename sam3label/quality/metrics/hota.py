@@ -70,7 +70,7 @@ def count(frames: Sequence[ComparedFrame], truth: int, found: int) -> TrackCount
 
 
 def add(counts: Iterable[TrackCounts]) -> TrackCounts:
-    """Many sequences as one."""
+    """Add many sequences up as one."""
     total = np.zeros((5, len(ALPHAS)))
     for one in counts:
         total += (one.tp, one.fp, one.fn, one.association, one.overlap)
@@ -78,7 +78,7 @@ def add(counts: Iterable[TrackCounts]) -> TrackCounts:
 
 
 def summarize(counts: TrackCounts) -> dict[str, float]:
-    """HOTA, DetA, AssA and LocA, averaged over alpha."""
+    """Return HOTA, DetA, AssA and LocA, averaged over alpha."""
     detection = counts.tp / np.maximum(1, counts.tp + counts.fp + counts.fn)
     association = counts.association / np.maximum(1, counts.tp)
     located = np.maximum(1e-10, counts.overlap) / np.maximum(1e-10, counts.tp)

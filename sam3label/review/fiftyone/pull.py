@@ -401,7 +401,7 @@ class _Reader:
         )
 
     def conflict(self, label_id: str, earlier: Sequence[Correction], merged: Merged) -> str:
-        """Who said what before, and who says what now."""
+        """Say who said what before, and who says what now."""
         before = _said(earlier[-1].who, earlier) if earlier else "the run had changed it"
         own = [e for e in self.found.corrections if e.label_id == label_id and e.item_id == self.view.item_id]
         after = _said(self.found.who, own) if own else f"{self.found.who} agrees only in part"

@@ -97,7 +97,7 @@ def remember(run: Run, dataset: str | None, audit: int | None, *, keep: bool = T
 
 
 def dataset_info(run: Run, run_id: str) -> dict[str, Any]:
-    """Whose dataset it is, and what the run was made with."""
+    """Return whose dataset it is, and what the run was made with."""
     return {"run": run_id, "folder": str(run.folder.resolve()), **run.info}
 
 

@@ -80,7 +80,7 @@ def gain_field(kind: str) -> str:
 
 
 def done_items(run: Run) -> Iterator[tuple[MediaItem, list[Unit]]]:
-    """Items with their done units, in item order. A photo has one unit, a video one per clip."""
+    """Yield items with their done units, in item order. A photo has one unit, a video one per clip."""
     for _, units in groupby(run.done_units(), key=lambda unit: unit.item.id):
         own = list(units)
         yield own[0].item, own
