@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,9 +82,14 @@ def _print_calibration(console: Console, calibration: Calibration, run_folder: P
     from rich.table import Table
 
     console.print(f"Thresholds for {calibration.sought}; F is cross-validated over images.")
-    table = Table("class", "objects", "conf", "presence", "iou", "F before", "F after", "gain [95 %]", "note")
+    fields = [
+        name
+        for name in ("conf", "presence", "iou", "reject_below")
+        if any(getattr(result.old, name) is not None for result in calibration.classes)
+    ]
+    table = Table("class", "objects", *fields, "F before", "F after", "gain [95 %]", "note")
     for result in calibration.classes:
-        table.add_row(*_calibration_row(result))
+        table.add_row(*_calibration_row(result, fields))
     console.print(table)
     _print_phrases(console, calibration)
     for note in calibration.notes:
@@ -92,14 +97,12 @@ def _print_calibration(console: Console, calibration: Calibration, run_folder: P
     console.print(f"Written: {target}\nUse it: sam3label export {run_folder} -c {target} ...")
 
 
-def _calibration_row(result: ClassResult) -> list[str]:
+def _calibration_row(result: ClassResult, fields: Sequence[str]) -> list[str]:
     if result.before is None or result.after is None:
-        return [result.name, str(result.objects), *("" for _ in range(6)), result.note]
+        return [result.name, str(result.objects), *("" for _ in range(len(fields) + 3)), result.note]
     low, high = result.gain_interval
-    values = (
-        f"{new:g}" if new == old else f"{old:g} -> {new:g}"
-        for old, new in zip(dataclasses.astuple(result.old), dataclasses.astuple(result.new), strict=True)
-    )
+    pairs = [(getattr(result.old, name), getattr(result.new, name)) for name in fields]
+    values = ("" if old is None else f"{new:g}" if new == old else f"{old:g} -> {new:g}" for old, new in pairs)
     gain = f"{result.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
     return [
         result.name, str(result.objects), *values,

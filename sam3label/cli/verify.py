@@ -87,7 +87,7 @@ def verify(
         )  # fmt: skip
     if made.done is not None:
         screen.print(_finished(made), soft_wrap=True)
-    for line in made.reliability.sentences() if made.reliability else ():
+    for line in made.trust.sentences() if made.trust else ():
         screen.print(line, soft_wrap=True)
     for item_id, reason in made.failures[:SHOWN_FAILURES]:
         screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
@@ -109,7 +109,8 @@ def _planned(todo: Agenda, price: tuple[float, float] | None) -> str:
         parts.append(f"{todo.known:,} answered before")
     if todo.left_out:
         parts.append(f"{todo.left_out:,} beyond the budget (--budget, --all)")
-    return "; ".join(parts) + "."
+    videos = f" Not asked about: {count(todo.videos, 'video')} (only photos are)." if todo.videos else ""
+    return f"{'; '.join(parts)}.{videos}"
 
 
 def _finished(made: Verification) -> str:

@@ -255,8 +255,8 @@ def _verify(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[s
     if "verify" not in given:
         return {}
     node = given["verify"]
-    inner = _mapping(node, f"{key}.verify", ("presence", "masks"), problems)
-    presence, masks_node = inner.get("presence"), inner.get("masks")
+    inner = _mapping(node, f"{key}.verify", ("presence", "missing", "masks"), problems)
+    presence = inner.get("presence")
     # YAML reads off as false
     says = "off" if presence is None or presence.value is False else presence.value
     if says not in ("off", "veto", "replace"):
@@ -265,17 +265,21 @@ def _verify(given: dict[Any, Node], key: str, problems: list[Problem]) -> dict[s
         )
         says = "off"
     use = cast(Literal["off", "veto", "replace"], says)
-    below = _mapping(masks_node, f"{key}.verify.masks", ("reject_below",), problems).get("reject_below")
-    number = None if below is None else _number(below)
-    if below is not None and not (number is not None and 0 < number <= 1):
+    below = _share_in(inner.get("masks"), f"{key}.verify.masks", "reject_below", problems)
+    lower = _share_in(inner.get("missing"), f"{key}.verify.missing", "conf", problems)
+    return {"verify": Verify(use, below, lower)}
+
+
+def _share_in(node: Node | None, key: str, name: str, problems: list[Problem]) -> float | None:
+    """Return the one number of a mapping such as {reject_below: 0.3}, if it is given and right."""
+    given = _mapping(node, key, (name,), problems).get(name)
+    number = None if given is None else _number(given)
+    if given is not None and not (number is not None and 0 < number <= 1):
         problems.append(
-            Problem(
-                below.where,
-                f"{key}.verify.masks.reject_below: got {_shown(below)}; allowed: a number over 0 and at most 1",
-            )
+            Problem(given.where, f"{key}.{name}: got {_shown(given)}; allowed: a number over 0 and at most 1")
         )
-        number = None
-    return {"verify": Verify(use, number)}
+        return None
+    return number
 
 
 def _where(node: Node, key: str, names: Collection[str], problems: list[Problem]) -> tuple[Condition, ...]:

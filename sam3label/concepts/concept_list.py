@@ -158,11 +158,7 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
         tile = concept.tile
         rules["tile"] = "auto" if tile.auto else {"overlap": tile.overlap, **({"size": tile.size} if tile.size else {})}
     if concept.verify != Verify():
-        reject = concept.verify.reject_below
-        rules["verify"] = {
-            "presence": concept.verify.presence,
-            **({"masks": {"reject_below": reject}} if reject else {}),
-        }
+        rules["verify"] = dump_verify(concept.verify)
     if concept.where:
         rules["where"] = [str(condition) for condition in concept.where]
     if concept.exemplars is not None:
@@ -172,6 +168,20 @@ def _dump_concept(concept: Concept) -> dict[str, Any]:
         if concept.exemplars.kind == "references" and concept.exemplars.mode == "canvas":
             rules["exemplars"] |= {key: getattr(concept.exemplars, key) for key in CANVAS_KEYS}
     return rules
+
+
+def dump_verify(verify: Verify) -> dict[str, Any]:
+    """Return what `verify:` says of a class.
+
+    >>> dump_verify(Verify("veto", 0.3))
+    {'presence': 'veto', 'masks': {'reject_below': 0.3}}
+    """
+    reject, lower = verify.reject_below, verify.missing_conf
+    return {
+        "presence": verify.presence,
+        **({} if lower is None else {"missing": {"conf": lower}}),
+        **({} if reject is None else {"masks": {"reject_below": reject}}),
+    }
 
 
 def _as_phrases(text: str) -> str:

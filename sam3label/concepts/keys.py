@@ -63,7 +63,8 @@ KEYS = (
     ),
     Key(
         "concepts.CLASS.verify",
-        "what a trusted verifier's verdicts change: {presence: veto or replace, masks: {reject_below: 0.3}}",
+        "what a trusted verifier's verdicts change: "
+        "{presence: veto or replace, missing: {conf: 0.2}, masks: {reject_below: 0.3}}",
         "nothing",
     ),
 )

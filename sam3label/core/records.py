@@ -277,15 +277,19 @@ class Verify:
     """What a verifier's verdicts may change in one class; by default they are shown and nothing else.
 
     `presence`: `veto` drops the class where the verifier says there is none, `replace` puts its score in the place of
-    the model's presence. `reject_below`: labels whose mask it scores lower are dropped.
+    the model's presence. `missing_conf`: where it says that not all are masked, candidates from this score on become
+    labels. `reject_below`: labels whose mask it scores lower are dropped.
     """
 
     presence: Literal["off", "veto", "replace"] = "off"
     reject_below: float | None = None
+    missing_conf: float | None = None
 
     def __post_init__(self) -> None:
         if self.reject_below is not None and not 0 < self.reject_below <= 1:
             raise ValueError(f"reject_below must be over 0 and at most 1, got {self.reject_below}")
+        if self.missing_conf is not None and not 0 <= self.missing_conf <= 1:
+            raise ValueError(f"missing_conf must be between 0 and 1, got {self.missing_conf}")
 
 
 Relation = Literal["overlaps", "inside", "with", "left_of", "right_of", "above", "below", "beside", "nearest"]
@@ -428,6 +432,12 @@ class LabeledImage:
 
 
 VerdictPart = Literal["any", "all", "right", "outline"]
+VerdictUse = Literal["presence", "missing", "masks"]  # what a verifier is trusted with, each by itself
+USES: dict[VerdictUse, tuple[VerdictPart, ...]] = {
+    "presence": ("any",),
+    "missing": ("all",),
+    "masks": ("right", "outline"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ MIN_OBJECTS = 20  # truth objects without which a class is left alone
 MIN_IMAGES = 5  # and images that show it
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PRESENCE_STEPS = 8
+REJECTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # scores of a verifier
 RESAMPLES = 2000
 SEED = 0
 
@@ -51,11 +52,12 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The three values that are chosen."""
+    """The values that are chosen; `reject_below` where a trusted verifier's verdicts on masks count."""
 
     conf: float
     presence: float
     iou: float
+    reject_below: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +158,18 @@ def calibrate_run(
             _calibrate_class(concept, examples.get(concept.id, []), goal, folds, floor)
             for concept in run.concepts.concepts
         )
+        if run.heeds_verdicts:
+            notes.append(f"{run.heeded}.")
         if run.concepts.exclusive:
             notes.append("Exclusive groups are not part of the choice: check the result with sam3label evaluate.")
         chosen = tuple(
-            replace(c, conf=r.new.conf, presence=r.new.presence, iou=r.new.iou)
+            replace(
+                c,
+                conf=r.new.conf,
+                presence=r.new.presence,
+                iou=r.new.iou,
+                verify=replace(c.verify, reject_below=r.new.reject_below),
+            )
             for c, r in zip(run.concepts.concepts, results, strict=True)
         )
         return Calibration(
@@ -173,7 +183,7 @@ def calibrate_run(
 def _calibrate_class(
     concept: Concept, examples: Sequence[Example], goal: Goal, folds: int, floor: float
 ) -> ClassResult:
-    old = Thresholds(concept.conf, concept.presence, concept.iou)
+    old = Thresholds(concept.conf, concept.presence, concept.iou, concept.verify.reject_below)
     objects, images = sum(e.truth for e in examples), sum(e.truth > 0 for e in examples)
     result = ClassResult(concept.name, objects, images, old, old)
     if note := _too_few(objects, images):
@@ -181,11 +191,11 @@ def _calibrate_class(
     settings = _settings(examples, old)
     table = {s: [answers(e, *s) for e in examples] for s in settings}
     truth = np.array([e.truth for e in examples], dtype=float)
-    before = _judge(table[old.presence, old.iou], truth, old.conf)
+    before = _judge(table[_setting(old)], truth, old.conf)
     after = np.zeros_like(before)
     for held_out in _folds(len(examples), folds):
         chosen = _choose(table, truth, ~held_out, old, goal, floor)
-        after[held_out] = _judge(table[chosen.presence, chosen.iou], truth, chosen.conf)[held_out]
+        after[held_out] = _judge(table[_setting(chosen)], truth, chosen.conf)[held_out]
     gain = measure(after, goal).f - measure(before, goal).f
     result = replace(
         result,
@@ -220,12 +230,21 @@ def _shortfall(after: Measured | None, goal: Goal) -> str:
     return f"the precision on images held out is {after.precision:.3f}, not the {goal.precision:g} asked for"
 
 
-def _settings(examples: Sequence[Example], old: Thresholds) -> list[tuple[float, float]]:
-    """Return (presence, NMS IoU) settings to try: the old ones first, so that they win ties."""
+Setting = tuple[float, float, float | None]  # presence, NMS IoU, reject_below
+
+
+def _setting(chosen: Thresholds) -> Setting:
+    return chosen.presence, chosen.iou, chosen.reject_below
+
+
+def _settings(examples: Sequence[Example], old: Thresholds) -> list[Setting]:
+    """Return the settings to try: the old ones first, so that they win ties."""
     seen = np.concatenate([[0.0], *(e.presence for e in examples)])
     steps = np.quantile(seen, np.linspace(0, 0.9, PRESENCE_STEPS)).round(3).tolist()
     presences = dict.fromkeys([old.presence, *steps])
-    return list(product(presences, dict.fromkeys([old.iou, *NMS_IOUS])))
+    judged = old.reject_below is not None and any((e.masks < 1).any() for e in examples)
+    rejects = dict.fromkeys([old.reject_below, *(REJECTS if judged else ())])
+    return list(product(presences, dict.fromkeys([old.iou, *NMS_IOUS]), rejects))
 
 
 def _folds(n: int, folds: int) -> Iterator[Flags]:
@@ -242,7 +261,7 @@ def _judge(table: Sequence[Answers], truth: Floats, conf: float) -> Floats:
 
 
 def _choose(
-    table: Mapping[tuple[float, float], Sequence[Answers]],
+    table: Mapping[Setting, Sequence[Answers]],
     truth: Floats,
     use: Flags,
     old: Thresholds,
@@ -251,12 +270,13 @@ def _choose(
 ) -> Thresholds:
     """Return the best thresholds for the images of `use`; of equally good ones those nearest to the old."""
     best, best_key = old, (-np.inf, -np.inf)
-    for (presence, iou), row in table.items():
+    for (presence, iou, reject), row in table.items():
         used = [a for a, wanted in zip(row, use, strict=True) if wanted]
         conf, value = _best_conf(used, float(truth[use].sum()), goal, floor)
-        key = value, -abs(presence - old.presence) - abs(iou - old.iou)
+        moved = abs(presence - old.presence) + abs(iou - old.iou) + abs((reject or 0) - (old.reject_below or 0))
+        key = value, -moved
         if key > best_key:
-            best, best_key = Thresholds(conf, presence, iou), key
+            best, best_key = Thresholds(conf, presence, iou, reject), key
     return best
 
 
@@ -317,7 +337,7 @@ def _phrase_effects(
     truth = np.array([e.truth for e in examples], dtype=float)
 
     def judged(phrases: Sequence[int]) -> Floats:
-        rows = [answers(e, chosen.presence, chosen.iou, phrases) for e in examples]
+        rows = [answers(e, *_setting(chosen), phrases) for e in examples]
         return _judge(rows, truth, chosen.conf)
 
     everyone = range(len(concept.prompts))
@@ -347,7 +367,8 @@ def describe(result: ClassResult) -> list[str]:
         f"F {result.before.f:.3f} -> {result.after.f:.3f}, gain {result.gain:+.3f} [{low:+.3f}, {high:+.3f}]"
     ]
     if result.changed:
-        lines.append(f"was: conf {old.conf:g}, presence {old.presence:g}, iou {old.iou:g}")
+        reject = "" if old.reject_below is None else f", reject_below {old.reject_below:g}"
+        lines.append(f"was: conf {old.conf:g}, presence {old.presence:g}, iou {old.iou:g}{reject}")
     if result.note:
         lines.append(result.note)
     return lines

@@ -13,7 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from sam3label.concepts.checking import RULE_KEYS
-from sam3label.concepts.concept_list import dump_concepts, parse_concepts, read_text
+from sam3label.concepts.concept_list import dump_concepts, dump_verify, parse_concepts, read_text
 from sam3label.core.files import write_whole
 from sam3label.core.records import Concept, ConceptList
 from sam3label.errors import ConfigError
@@ -51,6 +51,8 @@ def edited(text: str, concepts: ConceptList, folder: Path, target: Path) -> str 
             changed = {key: value for key in RULE_KEYS if (value := getattr(concept, key)) != getattr(old, key)}
             if concept.exemplars is not None and folder.resolve() != target.resolve():
                 changed["exemplars"] = concept.exemplars.path
+            if concept.verify != old.verify:
+                changed["verify"] = dump_verify(concept.verify)
             if changed:
                 document = _with_rules(document, concept, changed)
         made = io.StringIO()

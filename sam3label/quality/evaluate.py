@@ -11,7 +11,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,14 @@ def evaluate_run(
     truths = [read_truth(path, split) for path in truth_paths]
     with open_run(run_folder, concepts) as run:
         truth, predictions, notes = predictions_of_run(run, truths[0])
-    return evaluate([truth, *truths[1:]], predictions, attributes_csv, notes, on_progress)
+        deaf = predictions_of_run(run.without_verdicts(), truths[0])[1] if run.heeds_verdicts else None
+        heeded = run.heeded
+    found = evaluate([truth, *truths[1:]], predictions, attributes_csv, notes, on_progress)
+    if deaf is None:
+        return found
+    before = evaluate([truth, *truths[1:]], deaf).cgf1
+    note = f"{heeded}. Without them cgF1 is {before:.3f} instead of {found.cgf1:.3f}."
+    return replace(found, notes=(*found.notes, note))
 
 
 def evaluate(

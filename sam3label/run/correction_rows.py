@@ -63,9 +63,19 @@ def add_verdicts(db: Database, verdicts: Sequence[Verdict]) -> None:
     )
 
 
+def drop_verdicts(db: Database, ids: Sequence[tuple[str]]) -> None:
+    """Drop what verifiers said of items."""
+    if _has_verdicts(db):
+        db.executemany("DELETE FROM verdicts WHERE item_id = ?", ids)
+
+
+def _has_verdicts(db: Database) -> bool:
+    return db.one("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'") is not None
+
+
 def verdicts_of(db: Database, verifier: str, item_id: str | None) -> Iterator[Verdict]:
     """Yield what one verifier said, of one item or of all."""
-    if db.one("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'") is None:
+    if not _has_verdicts(db):
         return
     where, values = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
     for row in db.rows(f"SELECT * FROM verdicts WHERE verifier = ? {where}", (verifier, *values)):

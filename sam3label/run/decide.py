@@ -9,8 +9,8 @@ The order of the rules is the meaning:
    smaller), unless the class says `inside: keep`;
 3. a `not:` candidate that covers the same object with at least the same score suppresses it;
 4. in an `exclusive:` group the class with the best score keeps the object;
-5. a verifier's verdicts, where the class lets them count (`verify:`): it replaces the presence before rule 1, and
-   vetoes absent classes and rejects masks here;
+5. a verifier's verdicts, where the class lets them count (`verify:`): before rule 1 it replaces the presence, and
+   lowers the score threshold where it says that some are missing; it vetoes absent classes and rejects masks here;
 6. `where:` conditions on where the labels of other classes are (`conditions`), all judged on what stands by then;
 7. `max_instances`, best first.
 
@@ -46,7 +46,7 @@ from sam3label.core.records import (
 from sam3label.run.conditions import satisfied
 
 SAME_OBJECT_IOU = 0.5
-VETO_BELOW = 0.5  # a verifier's score for "is there any?"
+VETO_BELOW = 0.5  # a verifier's score for "is there any?", and for "are all of them masked?"
 INSIDE = 0.9  # share of the smaller mask that lies in the larger one
 IN_ITS_BOX = 0.7  # share of the box around a mask that must lie in the box that was given
 
@@ -97,7 +97,7 @@ def decide(
         against = [c for p in concept.negatives for c in by_prompt.get(p, ())]
         labels = [said.rescored(label, concept) for label in _labels(own, concept, claimed)]
         labels.sort(key=lambda label: (label.given is None, *best_first(label)))
-        decisions += _decide_class(labels, against, concept)
+        decisions += _decide_class(labels, against, said.eased(concept))
     decisions = [said.judged(d, concepts.concepts[d.label.class_id]) for d in _exclusive(decisions, concepts)]
     decisions = _where(decisions, concepts)
     return tuple(_cap(decisions, concepts))
@@ -143,6 +143,7 @@ class Verdicts:
 
     def __init__(self, verdicts: Sequence[Verdict]) -> None:
         self._any = {v.class_name: v.score for v in verdicts if v.part == "any" and v.score is not None}
+        self._all = {v.class_name: v.score for v in verdicts if v.part == "all" and v.score is not None}
         self._mask: dict[tuple[str, str], float] = {}
         for v in verdicts:
             if v.label_id is not None and v.score is not None:
@@ -151,21 +152,44 @@ class Verdicts:
 
     def rescored(self, label: Label, concept: Concept) -> Label:
         """Put the verifier's presence in the place of the model's, of which the score is a multiple."""
-        presence = self._any.get(concept.name)
-        if concept.verify.presence != "replace" or presence is None or label.given is not None:
+        score, presence = self.rescore(label.score, label.presence, concept)
+        if presence == label.presence or label.given is not None:
             return label
-        query = min(1.0, label.score / label.presence) if label.presence > 0 else 0.0
-        return replace(label, score=query * presence, presence=presence)
+        return replace(label, score=score, presence=presence)
+
+    def rescore(self, score: float, presence: float, concept: Concept) -> tuple[float, float]:
+        """Return score and presence of a candidate as the verifier's presence makes them."""
+        said = self._any.get(concept.name)
+        if concept.verify.presence != "replace" or said is None:
+            return score, presence
+        return (min(1.0, score / presence) if presence > 0 else 0.0) * said, said
+
+    def eased(self, concept: Concept) -> Concept:
+        """Return the class with the lower score threshold that it gives where the verifier misses some."""
+        lower = concept.verify.missing_conf
+        if lower is None or self._all.get(concept.name, 1.0) >= VETO_BELOW:
+            return concept
+        return replace(concept, conf=min(concept.conf, lower))
+
+    def heard_of(self, class_name: str, label_id: str) -> float | None:
+        """Return the lower of what was said of a label's two parts; None where nothing was."""
+        return self._mask.get((class_name, label_id))
+
+    def mask_score(self, class_name: str, label_id: str) -> float:
+        """Return the same, or 1 where nothing was said."""
+        return self._mask.get((class_name, label_id), 1.0)
+
+    def vetoes(self, concept: Concept) -> bool:
+        """Return whether the class is dropped from the image."""
+        return concept.verify.presence == "veto" and self._any.get(concept.name, 1.0) < VETO_BELOW
 
     def judged(self, decision: Decision, concept: Concept) -> Decision:
         """Drop a label of a class that is not there, or whose mask the verifier rejects."""
         if decision.outcome != "label" or decision.label.given is not None:
             return decision
-        verify, presence = concept.verify, self._any.get(concept.name, 1.0)
-        mask = self._mask.get((concept.name, decision.label.id), 1.0)
-        vetoed = verify.presence == "veto" and presence < VETO_BELOW
-        rejected = verify.reject_below is not None and mask < verify.reject_below
-        return replace(decision, outcome="verdict") if vetoed or rejected else decision
+        below = concept.verify.reject_below
+        rejected = below is not None and self.mask_score(concept.name, decision.label.id) < below
+        return replace(decision, outcome="verdict") if rejected or self.vetoes(concept) else decision
 
 
 def best_first(label: Label) -> tuple[float, str]:

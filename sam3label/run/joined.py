@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.core.records import Candidate, ConceptList, Correction, Likeness, Processor, Stamp, Verdict
+from sam3label.core.records import Candidate, ConceptList, Correction, Likeness, Processor, Stamp, Verdict, VerdictUse
 from sam3label.core.text import count, one_line
 from sam3label.errors import StoreError
 from sam3label.run.extent import Extent
@@ -118,8 +118,8 @@ class JoinedRun(Run):
     def without_thresholds(self) -> Run:
         return JoinedRun([part.without_thresholds() for part in self._parts])
 
-    def without_verdicts(self) -> Run:
-        return JoinedRun([part.without_verdicts() for part in self._parts])
+    def without_verdicts(self, but_missing: bool = False) -> Run:
+        return JoinedRun([part.without_verdicts(but_missing) for part in self._parts])
 
     # ---- what was labelled
 
@@ -173,9 +173,17 @@ class JoinedRun(Run):
             if own := [one for one in verdicts if self._part_of(one.item_id, one.frame) == number]:
                 part.record_verdicts(own)
 
-    def _counting(self, item_id: str) -> dict[int, list[Verdict]]:
+    def rely_on(self, uses: Mapping[VerdictUse, str | None]) -> None:
+        for part in self._parts:
+            part.rely_on(uses)
+
+    @property
+    def heeds_verdicts(self) -> bool:
+        return any(part.heeds_verdicts for part in self._parts)
+
+    def counting_verdicts(self, item_id: str) -> dict[int, list[Verdict]]:
         """Return the verdicts that count: each folder trusts its own verifier."""
-        return next((found for part in self._parts if (found := part._counting(item_id))), {})
+        return next((found for part in self._parts if (found := part.counting_verdicts(item_id))), {})
 
 
 def _refuse_different(parts: Sequence[Run]) -> None:

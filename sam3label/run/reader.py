@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import (
+    USES,
     Candidate,
     ConceptList,
     Correction,
@@ -22,6 +23,7 @@ from sam3label.core.records import (
     Processor,
     Stamp,
     Verdict,
+    VerdictUse,
     Verify,
 )
 from sam3label.core.text import count, verb
@@ -39,7 +41,7 @@ from sam3label.run.saturation import QUERIES, enough
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DamagedStoreError
 
-TRUSTED_VERIFIER, LAST_VERIFIER = "trusted verifier", "last verifier"  # the notes that name them
+TRUSTED_VERIFIERS, LAST_VERIFIER = "trusted verifiers", "last verifier"  # the notes: use -> name, and a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Run:
         self._columns = [known.get(prompt.identity, -1) for prompt in self.prompts]
         self._heeds_verdicts = any(concept.verify != Verify() for concept in concepts.concepts)
         self._last_verifier: str | None = None
+        self._verifiers: dict[VerdictUse, str] | None = None
         self._missing: dict[int | None, frozenset[str]] = {}  # by question
 
     @classmethod
@@ -236,9 +239,15 @@ class Run:
         relaxed = tuple(replace(c, conf=0.0, presence=0.0) for c in self.concepts.concepts)
         return Run(self._store, replace(self.concepts, concepts=relaxed), self._places)
 
-    def without_verdicts(self) -> Run:
-        """Return the same run, in which no verdict of a verifier changes anything."""
-        deaf = tuple(replace(c, verify=Verify()) for c in self.concepts.concepts)
+    def without_verdicts(self, but_missing: bool = False) -> Run:
+        """Return the same run, in which no verdict of a verifier changes anything.
+
+        With `but_missing` what was found because it said that some are missing is there.
+        """
+        deaf = tuple(
+            replace(c, verify=Verify(missing_conf=c.verify.missing_conf if but_missing else None))
+            for c in self.concepts.concepts
+        )
         return Run(self._store, replace(self.concepts, concepts=deaf), self._places)
 
     # ---- what was labelled
@@ -289,7 +298,7 @@ class Run:
     def frames(self, unit: Unit) -> Iterator[SeenFrame]:
         """Yield the frames of one unit with all that was seen in them; a photo has one."""
         keys = [prompt.key for prompt in self.prompts]
-        corrections, verdicts = self.corrections(unit.item.id), self._counting(unit.item.id)
+        corrections, verdicts = self.corrections(unit.item.id), self.counting_verdicts(unit.item.id)
         for (frame, candidates), row in zip(self._by_frame(unit), self.presence(unit).tolist(), strict=True):
             presence = {key: value for key, value in zip(keys, row, strict=True) if value == value}
             decisions = decide(candidates, self.concepts, verdicts.get(frame, ()))
@@ -324,7 +333,7 @@ class Run:
 
     def _images(self, unit: Unit, corrected: bool) -> Iterator[LabeledImage]:
         corrections = self.corrections(unit.item.id) if corrected else []
-        verdicts = self._counting(unit.item.id)
+        verdicts = self.counting_verdicts(unit.item.id)
         for frame, candidates in self._by_frame(unit):
             decisions = decide(candidates, self.concepts, verdicts.get(frame, ()))
             yield self._image(unit, frame, decisions, corrections)
@@ -347,10 +356,17 @@ class Run:
     # ---- what a verifier said
 
     @property
-    def verifier(self) -> str | None:
-        """The verifier whose verdicts count where the list lets them: the last one that was trusted."""
-        name = self.note(TRUSTED_VERIFIER)
-        return name if isinstance(name, str) else None
+    def verifiers(self) -> dict[VerdictUse, str]:
+        """The verifiers whose verdicts count where the list lets them, by what each of them was trusted with last."""
+        if self._verifiers is None:
+            noted = self.note(TRUSTED_VERIFIERS) or {}
+            self._verifiers = {use: str(noted[use]) for use in USES if noted.get(use)}
+        return self._verifiers
+
+    def rely_on(self, uses: Mapping[VerdictUse, str | None]) -> None:
+        """Let a verifier's verdicts of these uses count from now on; with None nobody's."""
+        self._verifiers = {use: name for use in USES if (name := {**self.verifiers, **uses}.get(use))}
+        self.keep_note(TRUSTED_VERIFIERS, self._verifiers)
 
     @property
     def last_verifier(self) -> str | None:
@@ -368,12 +384,24 @@ class Run:
         """Keep verdicts, all or none. What the model saw and what people said is never touched."""
         self._store.add_verdicts(verdicts)
 
-    def _counting(self, item_id: str) -> dict[int, list[Verdict]]:
+    @property
+    def heeds_verdicts(self) -> bool:
+        """Whether verdicts count: the list lets them, and a verifier is trusted."""
+        return self._heeds_verdicts and bool(self.verifiers)
+
+    @property
+    def heeded(self) -> str:
+        """Say whose verdicts count on what, for notes."""
+        return "Verdicts count: " + ", ".join(f"{use} by {name}" for use, name in self.verifiers.items())
+
+    def counting_verdicts(self, item_id: str) -> dict[int, list[Verdict]]:
         """Return the trusted verdicts on an item by frame, if any class of the list lets verdicts count."""
         by_frame: dict[int, list[Verdict]] = {}
-        if self._heeds_verdicts and (verifier := self.verifier) is not None:
+        for verifier in dict.fromkeys(self.verifiers.values()) if self._heeds_verdicts else ():
+            parts = {part for use, parts in USES.items() if self.verifiers.get(use) == verifier for part in parts}
             for verdict in self._store.verdicts(verifier, item_id):
-                by_frame.setdefault(verdict.frame, []).append(verdict)
+                if verdict.part in parts:
+                    by_frame.setdefault(verdict.frame, []).append(verdict)
         return by_frame
 
     def count_objects(self) -> dict[str, tuple[int, int]]:
@@ -455,7 +483,8 @@ def _own_concepts(store: Store) -> ConceptList:
 
 def refuse_below_floor(concepts: ConceptList, floor: float) -> None:
     """Raise `ConfigError` where a class wants scores that a run with this floor does not keep."""
-    low = [f"{c.name} ({c.conf:g})" for c in concepts.concepts if c.conf < floor]
+    wanted = [(c.name, conf) for c in concepts.concepts for conf in (c.conf, c.verify.missing_conf) if conf is not None]
+    low = [f"{name} ({conf:g})" for name, conf in wanted if conf < floor]
     if low:
         raise ConfigError(
             f"the run keeps candidates with a score of at least {floor:g}, and these classes have a lower conf: "

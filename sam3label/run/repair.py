@@ -15,7 +15,7 @@ from sam3label.core.problems import Problem
 from sam3label.core.records import Candidate, Correction, UnitResult, Verdict
 from sam3label.errors import Sam3LabelError, StoreError
 from sam3label.run import row_by_row
-from sam3label.run.reader import LAST_VERIFIER, TRUSTED_VERIFIER, open_run
+from sam3label.run.reader import LAST_VERIFIER, TRUSTED_VERIFIERS, open_run
 from sam3label.run.rows import Unit
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DATABASE, DamagedStoreError
@@ -23,7 +23,7 @@ from sam3label.run.store_errors import DATABASE, DamagedStoreError
 T = TypeVar("T")
 _TOGETHER = 64  # units that are written in one transaction
 _NOTES = ("concepts", "info", "exemplars", "trust", "settings", "extent", "pace", "review", "review_conflicts",
-          "review_pending", "verifiers", TRUSTED_VERIFIER, LAST_VERIFIER)  # fmt: skip
+          "review_pending", "verifiers", TRUSTED_VERIFIERS, LAST_VERIFIER)  # fmt: skip
 
 
 @dataclass(slots=True)

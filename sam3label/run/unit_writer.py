@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sam3label.core.records import Likeness, MediaItem, Processor, Stamp, UnitResult
+from sam3label.run import correction_rows
 from sam3label.run.answer_rows import Presence, columns
 from sam3label.run.database import Database
 from sam3label.run.prompt_rows import PromptRows
@@ -57,6 +58,7 @@ class UnitWriter:
             [(REPLACED, id_) for (id_,) in ids],
         )
         self._db.executemany("DELETE FROM looks WHERE item_id = ?", ids)
+        correction_rows.drop_verdicts(self._db, ids)
 
     def undo(self) -> None:
         """Forget which questions and processors were written: their rows went with a transaction."""

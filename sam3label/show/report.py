@@ -21,13 +21,13 @@ import yaml
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core.colors import as_hex, class_color
 from sam3label.core.files import write_whole
-from sam3label.core.records import ConceptList
+from sam3label.core.records import USES, ConceptList
 from sam3label.review.reasons import EXPLAINED, Case, cases, worst_first
 from sam3label.review.survey import survey_run
 from sam3label.run.reader import Run
 from sam3label.show import report_pictures
 from sam3label.show.lettering import Fonts
-from sam3label.show.report_counts import PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, ReportCounts, tally_run
+from sam3label.show.report_counts import DECIDERS, PRESENCE_BINS, SCORE_BINS, SIZE_EDGES, ReportCounts, tally_run
 
 if TYPE_CHECKING:
     from sam3label.quality.mistakes import Mistakes
@@ -88,6 +88,7 @@ def collect(
         "sizes": [f"{low:g}-{high:g}" if np.isfinite(high) else f"{low:g}+" for low, high in pairwise(SIZE_EDGES)],
         "embedded": tally.embedded.to_json(len(run.concepts.concepts)),
         "together": _together(run.concepts, tally),
+        "deciders": _deciders(run, tally),
         "kinds": {kind: EXPLAINED[kind] for kind in worst},
         **{place: [next(drawn) for _ in wanted] for place, wanted in pictures.items()},
         "truth": _against_truth(mistakes) if mistakes else None,
@@ -169,6 +170,19 @@ def _class(concepts: ConceptList, tally: ReportCounts, class_id: int) -> dict[st
         "size_counts": tally.sizes[class_id].tolist() if class_id in tally.sizes else [0] * (len(SIZE_EDGES) - 1),
         "presence_bins": tally.presence.get(class_id, nothing).tolist(),
     }
+
+
+def _deciders(run: Run, tally: ReportCounts) -> dict[str, Any] | None:
+    """Return whose word made how many labels, and what each verifier is worth; None where the model alone decided."""
+    columns = [name for name in DECIDERS if any(tally.deciders[c, name] for c in range(len(run.concepts.names)))]
+    verifiers = [
+        {"name": name, "uses": [{"use": use, **known[use]} for use in USES if known.get(use)]}
+        for name, known in (run.note("verifiers") or {}).items()
+    ]
+    if set(columns) <= {"model"} and not verifiers:
+        return None
+    table = [[tally.deciders[c, name] for name in columns] for c in range(len(run.concepts.names))]
+    return {"columns": columns, "table": table, "verifiers": verifiers, "trusted": run.verifiers}
 
 
 def _against_truth(mistakes: Mistakes) -> dict[str, Any]:

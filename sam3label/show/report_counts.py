@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3label.core.records import ConceptList, Label, LabeledImage
-from sam3label.run.decide import select_labels
+from sam3label.run.decide import VETO_BELOW, Verdicts, select_labels
 from sam3label.run.reader import Run, SeenFrame
 
 MAX_EMBEDDED = 100_000  # candidates
 SCORE_BINS = 20
 PRESENCE_BINS = 10
+DECIDERS = ("people", "verifier", "model", "dropped by people", "dropped by the verifier", "found by the verifier")
 SIZE_EDGES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, np.inf)  # square root of the area, in pixels
 
 
@@ -61,6 +62,7 @@ class ReportCounts:
     scores: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)  # candidates, [SCORE_BINS]
     sizes: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)  # labels, [len(SIZE_EDGES) - 1]
     presence: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)  # images and those labelled, [2, bins]
+    deciders: Counter[tuple[int, str]] = field(default_factory=Counter)  # labels by class and one of DECIDERS
 
 
 def tally_run(run: Run, on_unit: Callable[[], None] = lambda: None) -> ReportCounts:
@@ -69,8 +71,12 @@ def tally_run(run: Run, on_unit: Callable[[], None] = lambda: None) -> ReportCou
     tally = ReportCounts(_Embedded(max(1, -(-totals.candidates // MAX_EMBEDDED))))
     everything = run.without_thresholds().concepts
     for unit in run.done_units():
+        verdicts, corrections = run.counting_verdicts(unit.item.id), run.corrections(unit.item.id)
         for seen in run.frames(unit):
             _add(tally, run.concepts, seen, everything)
+            frame = seen.image.frame
+            touched = {one.label_id for one in corrections if one.frame == frame and one.label_id is not None}
+            _add_deciders(tally, run.concepts, seen, touched, Verdicts(verdicts.get(frame, ())))
         on_unit()
     return tally
 
@@ -85,6 +91,26 @@ def _add(tally: ReportCounts, concepts: ConceptList, seen: SeenFrame, everything
         tally.embedded.images += 1
     tally.images += 1
     tally.photos += seen.image.item.kind == "image"
+
+
+def _add_deciders(
+    tally: ReportCounts, concepts: ConceptList, seen: SeenFrame, touched: Set[str], said: Verdicts
+) -> None:
+    """Count whose word made each label one, or none: a person's, a trusted verifier's, or the model's alone."""
+    kept = {label.id for label in seen.image.labels}
+    for label in seen.image.labels:
+        if label.id in touched:
+            who = "people"
+        elif label.score < concepts.concepts[label.class_id].conf and label.given is None:
+            who = "found by the verifier"
+        else:
+            heard = said.heard_of(label.class_name, label.id)
+            who = "verifier" if heard is not None and heard >= VETO_BELOW else "model"
+        tally.deciders[label.class_id, who] += 1
+    for decision in seen.decisions:
+        if decision.label.id not in kept and decision.outcome in ("label", "verdict"):
+            who = "people" if decision.outcome == "label" else "the verifier"
+            tally.deciders[decision.label.class_id, f"dropped by {who}"] += 1
 
 
 def _add_counts(tally: ReportCounts, image: LabeledImage) -> None:

@@ -61,6 +61,7 @@ class Agenda:
     targets: tuple[Subject, ...]
     known: int = 0
     left_out: int = 0  # beyond the budget
+    videos: int = 0  # that are not asked about
 
     @property
     def about_classes(self) -> int:
@@ -98,15 +99,18 @@ def verifier_of(model: str) -> str:
 def plan(run: Run, verifier: str, budget: int | None = None) -> Agenda:
     """Return what is worth a question, best first; no more than `budget` of it. Photos only.
 
-    Labels that a person has reviewed come first: those answers tell how far the verifier can be trusted.
+    What a person has reviewed comes first: those answers tell how far the verifier can be trusted. What was found
+    because a trusted verifier said that some are missing is asked about like any other label.
     Memory grows with the budget, not with the run.
     """
-    run = run.without_verdicts()
+    run = run.without_verdicts(but_missing=True)
     survey = survey_run(run, audit=0)
     known, total = 0, 0
     heap: list[tuple[float, int, Subject]] = []
+    videos: set[str] = set()
     for unit in run.done_units():
         if unit.item.kind != "image":
+            videos.add(unit.item.id)
             continue
         answered = {(v.class_name, v.label_id) for v in run.verdicts(verifier, unit.item.id)}
         for target in _targets(run, next(look(run, unit)), survey):
@@ -121,7 +125,7 @@ def plan(run: Run, verifier: str, budget: int | None = None) -> Agenda:
             else:
                 heapq.heappushpop(heap, entry)
     best = sorted(heap, reverse=True)
-    return Agenda(tuple(target for _, _, target in best), known, total - len(best))
+    return Agenda(tuple(target for _, _, target in best), known, total - len(best), len(videos))
 
 
 def _targets(run: Run, seen: SeenImage, survey: Survey) -> Iterator[Subject]:
@@ -132,7 +136,7 @@ def _targets(run: Run, seen: SeenImage, survey: Survey) -> Iterator[Subject]:
             named[label_id] = max(named.get(label_id, 0.0), reason.gain)
     for concept in run.concepts.concepts:
         presence = max((seen.presence.get(key, 0.0) for key in concept.prompts), default=0.0)
-        yield Subject(_doubt(presence, 0.5), seen.item_id, concept.id)
+        yield Subject(_doubt(presence, 0.5) + seen.reviewed, seen.item_id, concept.id)
     for label in seen.labels:
         conf = run.concepts.concepts[label.class_id].conf
         gain = max(named.get(label.id, 0.0), 0.5 * _doubt(label.score, conf)) + seen.reviewed
@@ -155,10 +159,9 @@ def verify(run: Run, todo: Agenda, server: Server, verifier: str) -> Iterator[Do
     """
     done = Done()
     rows = list[Verdict]()
-    blind = run.without_verdicts()
     by_key = {target.key: target for target in todo.targets}
     try:
-        for answer in server.ask(_questions(blind, todo.targets, done)):
+        for answer in server.ask(_questions(run, todo.targets, done)):
             done.asked += 1
             target = by_key[answer.question.key]
             if answer.error is not None:
@@ -190,7 +193,7 @@ def _questions(run: Run, targets: Iterable[Subject], done: Done) -> Iterator[Inq
 def _question(run: Run, unit: Unit, target: Subject) -> Inquiry:
     pixels = decode_image(unit.item.path)
     concept = run.concepts.concepts[target.class_id]
-    labels = next(look(run, unit)).labels
+    labels = next(look(run.without_verdicts(but_missing=target.label_id is not None), unit)).labels
     words = {"name": concept.name, "synonyms": _synonyms(concept)}
     if target.label_id is None:
         own = [label for label in labels if label.class_id == target.class_id]

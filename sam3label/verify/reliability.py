@@ -1,34 +1,60 @@
 """How far a verifier can be trusted: its verdicts on what people reviewed, against what those people decided.
 
-Until that is good enough its verdicts are shown and change nothing. The floor is a Matthews correlation (MCC) that a
-verifier without eyes cannot reach: one that accepts everything has 0.
+Each use is weighed by itself: is a class there, are some of it missing, is a label good? Until a use is good enough its
+verdicts are shown and change nothing. The floor is a Matthews correlation (MCC) that a verifier without eyes cannot
+reach: one that accepts everything has 0. Whether a class is there SAM 3 says too, so a verifier must also be no worse
+at that than the labels are without it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sam3label.core.records import Label
+import numpy as np
+
+from sam3label.core import masks
+from sam3label.core.records import USES, Label, LabeledImage, Verdict, VerdictUse
 from sam3label.core.text import count
 from sam3label.review.survey import look
-from sam3label.run.reader import LAST_VERIFIER, TRUSTED_VERIFIER, Run
+from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
+from sam3label.run.reader import LAST_VERIFIER, Run
 
-LEAST_CASES = 20  # verdicts on reviewed labels, and at least
-LEAST_WRONG = 5  # of them on labels that people rejected
+LEAST_CASES = 20  # verdicts on what people reviewed, and at least
+LEAST_WRONG = 5  # of them where the answer is no
 LEAST_MCC = 0.5
+
+_SENTENCES: dict[VerdictUse, str] = {
+    "presence": "Is there any? Against {cases}: it sees some in {yes}, and people in {yes_right} of them; it sees none "
+    "in {no}, and people in {no_right} of them; MCC {mcc:.2f}, of the labels without it {rival:.2f}.",
+    "missing": "Are all masked? Against {cases}: yes of {yes}, and people added none to {yes_right} of them; no of "
+    "{no}, and people added some to {no_right} of them; MCC {mcc:.2f}.",
+    "masks": "Is the label good? Against {cases}: accepted {yes}, of which people kept {yes_right}; rejected {no}, of "
+    "which people changed or deleted {no_right}; MCC {mcc:.2f}.",
+}
+_CASES: dict[VerdictUse, tuple[str, str]] = {
+    "presence": ("reviewed photo and class", "reviewed pairs of photo and class"),
+    "missing": ("reviewed photo and class", "reviewed pairs of photo and class"),
+    "masks": ("reviewed label", "reviewed labels"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Labels of reviewed images by what the verifier said and what the person did: kept as it was, or not."""
+    """One use: what the verifier said (accepted it, or rejected), by what people made of it (kept it, or it was wrong).
+
+    Accepted is also that there is some and that all are masked. `rival` is the MCC of the labels without the verifier,
+    where they answer the same question.
+    """
 
     accepted_kept: int = 0
     accepted_wrong: int = 0
     rejected_kept: int = 0
     rejected_wrong: int = 0
+    rival: float = -1.0
 
     @property
     def cases(self) -> int:
@@ -37,39 +63,75 @@ class Reliability:
     @property
     def mcc(self) -> float:
         """Matthews correlation coefficient in [-1, 1]; 0 where one answer is all there is."""
-        tp, fp, fn, tn = self.accepted_kept, self.accepted_wrong, self.rejected_kept, self.rejected_wrong
-        below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-        return (tp * tn - fp * fn) / math.sqrt(below) if below else 0.0
+        return matthews(self.accepted_kept, self.accepted_wrong, self.rejected_kept, self.rejected_wrong)
 
     @property
     def is_trusted(self) -> bool:
         wrong = self.accepted_wrong + self.rejected_wrong
-        return self.cases >= LEAST_CASES and wrong >= LEAST_WRONG and self.mcc >= LEAST_MCC
+        enough = self.cases >= LEAST_CASES and wrong >= LEAST_WRONG
+        return enough and self.mcc >= max(LEAST_MCC, self.rival)
 
-    def sentences(self) -> Iterator[str]:
-        """Yield what is known of the verifier, and whether its verdicts count."""
-        if not self.cases:
-            yield (
-                "No verdict is on a label that a person reviewed, so nothing is known of this verifier: its verdicts "
-                "are kept and change nothing. Review some images (sam3label review push), then verify again."
-            )
-            return
+    def sentence(self, use: VerdictUse) -> str:
+        """Say what is known of one use, and whether its verdicts count."""
         accepts, rejects = self.accepted_kept + self.accepted_wrong, self.rejected_kept + self.rejected_wrong
-        yield (
-            f"Against {count(self.cases, 'reviewed label')}: accepted {accepts}, of which people kept "
-            f"{interval(self.accepted_kept, accepts)}; rejected {rejects}, of which people changed or deleted "
-            f"{interval(self.rejected_wrong, rejects)}; MCC {self.mcc:.2f}."
-        )
+        known = _SENTENCES[use].format(
+            cases=count(self.cases, *_CASES[use]), mcc=self.mcc, rival=self.rival, yes=accepts, no=rejects,
+            yes_right=interval(self.accepted_kept, accepts), no_right=interval(self.rejected_wrong, rejects),
+        )  # fmt: skip
         if self.is_trusted:
-            yield "Its verdicts count where the concept list lets them (verify:)."
-        else:
-            yield (
-                f"Its verdicts are kept and change nothing: that takes {LEAST_CASES} reviewed labels, {LEAST_WRONG} of "
-                f"them wrong, and an MCC of {LEAST_MCC:g}."
-            )
+            return f"{known} This counts where the concept list lets it (verify: {use})."
+        if self.mcc >= LEAST_MCC and self.mcc < self.rival:
+            return f"{known} This is kept and changes nothing: the labels know better."
+        return (
+            f"{known} This is kept and changes nothing: that takes {LEAST_CASES} of them, {LEAST_WRONG} where the "
+            f"answer is no, and an MCC of {LEAST_MCC:g}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "mcc": self.mcc, "trusted": self.is_trusted}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierTrust:
+    """What a verifier is worth at each of its uses."""
+
+    presence: Reliability = field(default=Reliability())
+    missing: Reliability = field(default=Reliability())
+    masks: Reliability = field(default=Reliability())
+
+    def of(self, use: VerdictUse) -> Reliability:
+        """Return one of the three."""
+        found: Reliability = getattr(self, use)
+        return found
+
+    @property
+    def uses(self) -> tuple[VerdictUse, ...]:
+        """What it is trusted with."""
+        return tuple(use for use in USES if self.of(use).is_trusted)
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what is known of the verifier, and whether its verdicts count."""
+        if not any(self.of(use).cases for use in USES):
+            yield (
+                "No verdict is on what a person reviewed, so nothing is known of this verifier: its verdicts are kept "
+                "and change nothing. Review some images (sam3label review push), then verify again."
+            )
+        for use in USES:
+            if self.of(use).cases:
+                yield self.of(use).sentence(use)
+
+    def to_json(self) -> dict[str, Any]:
+        return {use: self.of(use).to_json() for use in USES}
+
+
+def matthews(tp: int, fp: int, fn: int, tn: int) -> float:
+    """Return Matthews' correlation of a table of two answers.
+
+    >>> matthews(10, 0, 0, 10)
+    1.0
+    """
+    below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return (tp * tn - fp * fn) / math.sqrt(below) if below else 0.0
 
 
 def interval(hits: int, cases: int) -> str:
@@ -86,39 +148,78 @@ def interval(hits: int, cases: int) -> str:
     return f"{share:.2f} ({max(0.0, center - half):.2f} to {min(1.0, center + half):.2f})"
 
 
-def score(run: Run, verifier: str) -> Reliability:
-    """Compare a verifier's verdicts on labels of reviewed photos with what became of those labels."""
+# ---- against what people decided
+
+_Counts = Counter[tuple[VerdictUse | str, bool, bool]]  # (use, the verifier's yes, the people's yes)
+
+
+def score(run: Run, verifier: str) -> VerifierTrust:
+    """Compare a verifier's verdicts on reviewed photos with what became of them."""
     blind = run.without_verdicts()
-    counts = {(said, kept): 0 for said in (True, False) for kept in (True, False)}
+    counts: _Counts = Counter()
     for unit in run.done_units():
-        verdicts = [v for v in run.verdicts(verifier, unit.item.id) if v.label_id is not None and v.score is not None]
+        verdicts = [v for v in run.verdicts(verifier, unit.item.id) if v.score is not None]
         if not verdicts:
             continue
         image = next(blind.unit_images(unit))
-        if not image.reviewed:
+        if image.reviewed:
+            before = next(look(blind, unit)).labels
+            _compare_labels(counts, verdicts, before, image)
+            _compare_classes(counts, verdicts, before, image)
+    rival = matthews(*_table(counts, "labels"))
+    return VerifierTrust(
+        Reliability(*_table(counts, "presence"), rival=rival),
+        Reliability(*_table(counts, "missing")),
+        Reliability(*_table(counts, "masks")),
+    )
+
+
+def _table(counts: _Counts, use: str) -> tuple[int, int, int, int]:
+    return counts[use, True, True], counts[use, True, False], counts[use, False, True], counts[use, False, False]
+
+
+def _compare_labels(counts: _Counts, verdicts: Sequence[Verdict], labels: Sequence[Label], image: LabeledImage) -> None:
+    before, after = {label.id: label for label in labels}, {label.id: label for label in image.labels}
+    worst: dict[str, float] = {}
+    for v in verdicts:
+        if v.label_id is not None and v.score is not None:
+            worst[v.label_id] = min(v.score, worst.get(v.label_id, 1.0))
+    for label_id in worst.keys() & before.keys():
+        kept = label_id in after and _same(before[label_id], after[label_id])
+        counts["masks", worst[label_id] >= VETO_BELOW, kept] += 1
+
+
+def _compare_classes(
+    counts: _Counts, verdicts: Sequence[Verdict], labels: Sequence[Label], image: LabeledImage
+) -> None:
+    for v in verdicts:
+        if v.label_id is not None or v.score is None:
             continue
-        before = {label.id: label for label in next(look(blind, unit)).labels}
-        after = {label.id: label for label in image.labels}
-        worst: dict[str, float] = {}
-        for v in verdicts:
-            if v.label_id is not None and v.score is not None:
-                worst[v.label_id] = min(v.score, worst.get(v.label_id, 1.0))
-        for label_id, said in worst.items():
-            if label_id in before:
-                counts[said >= 0.5, after.get(label_id) is not None and _same(before[label_id], after[label_id])] += 1
-    return Reliability(counts[True, True], counts[True, False], counts[False, True], counts[False, False])
+        before = [label for label in labels if label.class_name == v.class_name]
+        after = [label for label in image.labels if label.class_name == v.class_name]
+        if v.part == "any":
+            counts["presence", v.score >= VETO_BELOW, bool(after)] += 1
+            counts["labels", bool(before), bool(after)] += 1
+        elif v.part == "all":
+            counts["missing", v.score >= VETO_BELOW, _had_all(before, after)] += 1
+
+
+def _had_all(before: Sequence[Label], after: Sequence[Label]) -> bool:
+    """Return whether each object that a person left there had a mask before."""
+    if not before or not after:
+        return not after
+    overlap = masks.iou_matrix([label.rle for label in after], [label.rle for label in before])
+    return bool(np.all(overlap.max(axis=1) >= SAME_OBJECT_IOU))
 
 
 def _same(before: Label, after: Label) -> bool:
     return before.class_id == after.class_id and before.rle == after.rle
 
 
-def keep(run: Run, verifier: str, trust: Reliability) -> None:
-    """Let the verifier's verdicts count from now on, or no longer."""
-    if trust.is_trusted:
-        run.keep_note(TRUSTED_VERIFIER, verifier)
-    elif run.verifier == verifier:
-        run.keep_note(TRUSTED_VERIFIER, None)
+def keep(run: Run, verifier: str, trust: VerifierTrust) -> None:
+    """Let the verifier's verdicts count from now on where they are good enough, and elsewhere no longer."""
+    lost = {use: None for use, name in run.verifiers.items() if name == verifier and use not in trust.uses}
+    run.rely_on({**lost, **dict.fromkeys(trust.uses, verifier)})
     run.keep_note(LAST_VERIFIER, verifier)
     known = dict(run.note("verifiers") or {})
     run.keep_note("verifiers", known | {verifier: trust.to_json()})

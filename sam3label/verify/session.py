@@ -9,7 +9,7 @@ from sam3label.errors import ConfigError
 from sam3label.run.reader import Run
 from sam3label.verify import judge, reliability
 from sam3label.verify.judge import Agenda, Done
-from sam3label.verify.reliability import Reliability
+from sam3label.verify.reliability import VerifierTrust
 from sam3label.verify.server import Server, ServerOptions, Spent
 
 
@@ -25,7 +25,7 @@ class Verification:
     spent: Spent | None = None
     cost: float | None = None
     is_spent: bool = False
-    reliability: Reliability | None = None
+    trust: VerifierTrust | None = None
 
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:

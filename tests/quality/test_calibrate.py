@@ -20,7 +20,16 @@ from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts, load_concepts, parse_concepts
 from sam3label.concepts.starter import starter
 from sam3label.core import masks, outlines
-from sam3label.core.records import Candidate, Concept, ConceptList, MediaItem, Rle, UnitResult
+from sam3label.core.records import (
+    Candidate,
+    Concept,
+    ConceptList,
+    MediaItem,
+    Rle,
+    UnitResult,
+    Verdict,
+    Verify,
+)
 from sam3label.demo.shapes import make_scene, matches
 from sam3label.errors import InputError, OutputError
 from sam3label.quality.calibrate import Goal, Thresholds, calibrate_run
@@ -172,9 +181,73 @@ def test_answers_follow_the_rules_of_select(presence: float, iou: float, conf: f
         with open_run(folder) as run:
             (example,) = read_examples(run, read_truth(tmp_path / "t.json"), [])[0]
         labels = sorted((x.score for x in select_labels(found, ConceptList((concept,)))), reverse=True)
-        reply = answers(example, presence, iou)
+        reply = answers(example, presence, iou, None)
         assert [s for s in reply.score if s >= conf] == labels
         assert reply.counts(conf)[1] == len(labels)
+
+
+@pytest.mark.parametrize(
+    "verify",
+    [Verify("replace"), Verify("veto"), Verify("off", 0.5), Verify("replace", 0.3, 0.1), Verify("veto", 0.7, 0.2)],
+)
+def test_answers_heed_verdicts_as_labels_do(verify: Verify, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    concept = Concept(0, "cat", ("cat",), ("dog",), 0.4, 0.7, 0.2, max_instances=4, verify=verify)
+    (tmp_path / "t.json").write_text(json.dumps(one_image_truth([rectangle(5, 5, 15, 15)])))
+    for _ in range(20):
+        found = [
+            candidate(
+                str(rng.choice(["cat", "cat", "dog"])), round(float(rng.random()) * 0.8, 2),
+                rectangle(*(int(v) for v in rng.integers(0, 30, 2)), *(int(v) for v in rng.integers(3, 25, 2))),
+                query=q, presence=0.8,
+            )
+            for q in range(10)
+        ]  # fmt: skip
+        said = [Verdict("a.jpg", 0, "cat", None, part, float(rng.random()), "eyes") for part in ("any", "all")]
+        said += [Verdict("a.jpg", 0, "cat", c.id, "right", float(rng.random()), "eyes") for c in found]
+        folder = make_run(
+            tmp_path / f"run{rng.integers(1 << 40)}", ConceptList((concept,)), unit("a.jpg", *found, prompts=2)
+        )
+        with open_run(folder) as run:
+            run.record_verdicts(said)
+            run.rely_on(dict.fromkeys(("presence", "missing", "masks"), "eyes"))
+            (example,) = read_examples(run, read_truth(tmp_path / "t.json"), [])[0]
+            image = run.image("a.jpg")
+        assert image is not None
+        reply = answers(example, concept.presence, concept.iou, verify.reject_below)
+        assert reply.counts(concept.conf)[1] == len(image.labels)
+
+
+def test_a_verifiers_threshold_is_calibrated_with_the_rest(small_set: tuple[Path, Path], tmp_path: Path) -> None:
+    """Every circle that is none has a low score of the verifier, and the list asks for too high a one."""
+    folder, truth_file = tmp_path / "run", small_set[1]
+    shutil.copytree(small_set[0], folder)
+    wanted = ConceptList(tuple(replace(c, conf=0.1, verify=Verify("off", 0.95)) for c in CLASSES.concepts))
+    truth = read_truth(truth_file)
+    files = {image.file_name: image_id for image_id, image in truth.images.items()}
+    with open_run(folder, wanted) as run:
+        for unit_ in run.done_units():
+            objects = [o.rle for o in truth.objects.get((files[unit_.item.id], 1), ()) if o.rle]
+            run.record_verdicts(
+                [
+                    Verdict(unit_.item.id, 0, "circle", c.id, "right", 0.8 if _fits(c.rle, objects) else 0.2, "eyes")
+                    for c in run.candidates(unit_)
+                ]
+            )
+        run.rely_on({"masks": "eyes"})
+    calibration = calibrate_run(folder, truth_file, wanted)
+    circle = calibration.classes[0]
+    assert circle.old.reject_below == 0.95 and circle.new.reject_below in (0.3, 0.5, 0.7)
+    assert circle.before is not None and circle.before.recall == 0.0
+    assert circle.after is not None and circle.after.precision == 1.0
+    assert "Verdicts count: masks by eyes." in calibration.notes
+    (tmp_path / "own.yaml").write_text(dump_concepts(wanted))
+    write_concepts(calibration, tmp_path / "new.yaml", tmp_path / "own.yaml")
+    assert load_concepts(tmp_path / "new.yaml") == calibration.concepts
+
+
+def _fits(rle: Rle, objects: list[Rle]) -> bool:
+    return bool(objects) and float(masks.iou_matrix([rle], objects).max()) >= 0.5
 
 
 def one_image_truth(objects: list[Rle]) -> dict[str, Any]:

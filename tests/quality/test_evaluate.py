@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 from sam3label.annotations.truth import read_truth
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core import masks
-from sam3label.core.records import Concept, ConceptList, Correction, Rle, UnitResult
+from sam3label.core.records import Concept, ConceptList, Correction, Rle, UnitResult, Verdict, Verify
 from sam3label.errors import InputError
 from sam3label.quality.evaluate import evaluate_results, evaluate_run
 from sam3label.quality.run_answers import match_files
+from sam3label.run.reader import open_run
 from sam3label.run.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
@@ -384,6 +385,21 @@ def test_labels_of_a_run_are_judged_by_class(tmp_path: Path) -> None:
     assert "The run did not look for 'horse': these categories of the truth were left out." in out.notes
     assert "The truth does not have 'cow': these classes of the run were left out." in out.notes
     assert any("own conf thresholds decide" in note for note in out.notes)
+
+
+def test_what_verdicts_changed_is_said(tmp_path: Path) -> None:
+    heeding = concepts(Concept(0, "cat", ("cat", "kitten"), conf=0.3, verify=Verify("off", 0.5)), "dog", "cow")
+    folder, truth = small_run(tmp_path / "run"), small_truth(tmp_path / "gt.json")
+    rejected = candidate("kitten", 0.7, rectangle(0, 0, 20, 20)).id
+    with open_run(folder, heeding) as run:
+        run.record_verdicts([Verdict("in/a.jpg", 0, "cat", rejected, "right", 0.1, "eyes")])
+    deaf = evaluate_run(folder, [truth], heeding)
+    with open_run(folder, heeding) as run:
+        run.rely_on({"masks": "eyes"})
+    found = evaluate_run(folder, [truth], heeding)
+    assert found.cgf1 < deaf.cgf1
+    note = f"Verdicts count: masks by eyes. Without them cgF1 is {deaf.cgf1:.3f} instead of {found.cgf1:.3f}."
+    assert note in found.notes and note not in deaf.notes
 
 
 def test_other_thresholds_and_corrections_change_the_answer(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.builders import candidate, concepts, phrase_prompts, rectangle, uni
 from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core.records import Correction, Likeness, MediaItem, Processor, Stamp, UnitResult, Verdict
 from sam3label.errors import StoreError
-from sam3label.run.reader import TRUSTED_VERIFIER, open_run
+from sam3label.run.reader import TRUSTED_VERIFIERS, open_run
 from sam3label.run.repair import examine, repair
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DATABASE
@@ -72,7 +72,7 @@ def test_what_is_beside_units_is_carried_too(run: Path, tmp_path: Path) -> None:
             UnitResult(copy, 0, 1, None, like=like, stamp=Stamp(1, 2, "f" * 32)),
         ])  # fmt: skip
         store.add_verdicts([said])
-        store.set_meta(TRUSTED_VERIFIER, "a verifier")
+        store.set_meta(TRUSTED_VERIFIERS, {"masks": "a verifier"})
     found = repair(run, tmp_path / "saved")
     assert (found.units, found.problems, found.lost) == (61, [], [])
     with Store.open(tmp_path / "saved") as saved:
@@ -80,7 +80,7 @@ def test_what_is_beside_units_is_carried_too(run: Path, tmp_path: Path) -> None:
         assert list(saved.skipped()) == [("copy.jpg", 0, like)]
         assert saved.stamp("copy.jpg") == Stamp(1, 2, "f" * 32)
         assert saved.processors() == [(gpu, 1)] and list(saved.looks()) == [("crowd.jpg", 0, b"features")]
-        assert list(saved.verdicts("a verifier")) == [said] and saved.meta(TRUSTED_VERIFIER) == "a verifier"
+        assert list(saved.verdicts("a verifier")) == [said] and saved.meta(TRUSTED_VERIFIERS) == {"masks": "a verifier"}
     db = sqlite3.connect(run / DATABASE)
     db.execute("UPDATE skipped SET distance = 'far'")
     db.commit()

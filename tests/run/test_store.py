@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builders import candidate, phrase_prompts, rectangle, unit
+from support.builders import candidate, concepts, phrase_prompts, rectangle, unit
 
-from sam3label.core.records import Correction, Processor
+from sam3label.concepts.concept_list import dump_concepts
+from sam3label.core.records import Correction, Processor, Verdict
 from sam3label.errors import StoreError
 from sam3label.run import database, row_by_row
+from sam3label.run.repair import repair
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DATABASE
 
@@ -202,6 +204,24 @@ def test_writing_works_from_another_thread(tmp_path: Path) -> None:
         thread.start()
         thread.join()
         assert store.done_ids() == {"a.jpg"}
+
+
+def test_verdicts_go_with_a_photo_that_was_replaced_and_into_a_repaired_run(tmp_path: Path) -> None:
+    items = [unit(name, candidate("cat", 0.9, rectangle(0, 0, 9, 9), item_id=name)) for name in ("a.jpg", "b.jpg")]
+    said = [Verdict(one.item.id, 0, "cat", None, part, 0.5, "eyes") for one in items for part in ("all", "any")]
+    with Store.writer(tmp_path / "run", phrase_prompts("cat"), {}) as store:
+        store.write(items)
+        store.set_meta("concepts", dump_concepts(concepts("cat")))
+        store.forget([])  # nobody verified yet
+        store.add_verdicts(said)
+        store.set_meta("trusted verifiers", {"masks": "eyes"})
+        assert list(store.verdicts("eyes")) == said
+    repair(tmp_path / "run", tmp_path / "saved")
+    with Store.open(tmp_path / "saved") as saved:
+        assert list(saved.verdicts("eyes")) == said and saved.meta("trusted verifiers") == {"masks": "eyes"}
+    with Store.writer(tmp_path / "run", phrase_prompts("cat"), {}) as store:
+        store.forget([items[0].item])
+        assert list(store.verdicts("eyes")) == said[2:]
 
 
 def test_corrections_are_appended_and_read_back_in_order(tmp_path: Path) -> None:

@@ -20,7 +20,17 @@ from typer.testing import CliRunner
 from sam3label.cli import app
 from sam3label.concepts.concept_list import dump_concepts, parse_concepts
 from sam3label.core import masks
-from sam3label.core.records import Candidate, Concept, ConceptList, Correction, MediaItem, Rle, UnitResult
+from sam3label.core.records import (
+    Candidate,
+    Concept,
+    ConceptList,
+    Correction,
+    MediaItem,
+    Rle,
+    UnitResult,
+    Verdict,
+    Verify,
+)
 from sam3label.errors import OutputError, StoreError
 from sam3label.review.reasons import EXPLAINED
 from sam3label.run.reader import Run, open_run
@@ -28,6 +38,7 @@ from sam3label.run.store import Store
 from sam3label.show.report import collect
 from sam3label.show.report import write_report as write_report_of
 from sam3label.show.report_counts import MAX_EMBEDDED
+from sam3label.verify.reliability import Reliability
 
 
 def write_report(run_folder: Path, path: Path, concepts: ConceptList | None = None) -> None:
@@ -341,6 +352,41 @@ def test_frames_of_a_video_are_images_too(tmp_path: Path) -> None:
     assert [g["item"] for g in data["gallery"]] == [f"clip, frame {n}" for n in range(10)]
     assert all(g["picture"] for g in data["gallery"])
     assert sum(data["classes"][0]["presence_bins"][0]) == 10
+
+
+def test_people_model_and_verifier_are_told_apart(browser: Browser, tmp_path: Path) -> None:
+    spots = [rectangle(0, 0, 20, 20), rectangle(30, 0, 20, 20), rectangle(0, 30, 15, 15), rectangle(30, 30, 15, 15)]
+    found = [
+        candidate("cat", score, spot, query=q)
+        for q, (score, spot) in enumerate(zip((0.9, 0.8, 0.7, 0.2), spots, strict=True))
+    ]
+    wanted = concepts(Concept(0, "cat", ("cat",), verify=Verify("off", 0.5, 0.1)))
+    run_folder = make_run(
+        tmp_path / "run",
+        wanted,
+        [unit("a.jpg", *found), unit("b.jpg", candidate("cat", 0.9, spots[0], item_id="b.jpg"))],
+    )
+    known = Reliability(30, 2, 1, 9).to_json()
+    with open_run(run_folder) as run:
+        run.record([Correction("a.jpg", 0, "approved", found[0].id)])
+        run.record_verdicts(
+            [
+                Verdict("a.jpg", 0, "cat", found[1].id, "right", 0.9, "eyes"),
+                Verdict("a.jpg", 0, "cat", found[2].id, "outline", 0.1, "eyes"),
+                Verdict("a.jpg", 0, "cat", None, "all", 0.2, "eyes"),
+            ]
+        )
+        run.rely_on({"masks": "eyes", "missing": "eyes"})
+        run.keep_note("verifiers", {"eyes": {"masks": known}})
+        data = collect(run, "x")["deciders"]
+        write_report_of(run, tmp_path / "r.html")
+    assert dict(zip(data["columns"], data["table"][0], strict=True)) == {
+        "people": 1, "verifier": 1, "model": 1, "dropped by the verifier": 1, "found by the verifier": 1,
+    }  # fmt: skip
+    opened = browser.new_page()
+    opened.goto((tmp_path / "r.html").as_uri())
+    assert "eyes\tmasks\t0.94 of 32\t0.90 of 10\t0.81\tyes" in opened.locator("#verifier-table").inner_text()
+    opened.close()
 
 
 def test_corrections_count(tmp_path: Path) -> None:
