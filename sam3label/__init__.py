@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sam3label.errors import Sam3LabelError as Sam3LabelError
     from sam3label.face import Concepts as Concepts
+    from sam3label.face import ask as ask
     from sam3label.face import check as check
     from sam3label.face import convert_weights as convert_weights
     from sam3label.face import demo_photos as demo_photos
@@ -39,6 +40,7 @@ __all__ = [
     "Run",
     "Sam3LabelError",
     "__version__",
+    "ask",
     "check",
     "convert_weights",
     "demo_photos",

@@ -164,6 +164,59 @@ def mask_boxes(
     return run
 
 
+def ask(
+    photos: Source | Sequence[Source],
+    what: str | ConceptList,
+    out: Source = "runs/asked",
+    *,
+    server: str | None = None,
+    vlm: str | None = None,
+    turns: int = 10,
+    price: str | None = None,
+    in_flight: int = 8,
+    timeout: float = 120.0,
+    max_requests: int | None = None,
+    max_cost: float | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+    **options: Any,
+) -> LabeledRun:
+    """Have the model `vlm` of an OpenAI-compatible server find what no phrase says, with SAM 3 as its tool.
+
+    `what` is what is asked for, which becomes a class of the run (beside those it has), or a list with `ask:` classes.
+    `turns` bounds its replies about one photo and class; the rest bounds all of them, as in `Run.verify`. `options` are
+    the fields of `LabelOptions`. What the session came to is in the run's `asking`; the conversations are in its
+    `transcripts()`. Photos are sent to that address, and nowhere else.
+
+    >>> sl.ask("photos", "circle without a star beside it", "runs/asked", vlm="qwen3-vl")
+    Traceback (most recent call last):
+    sam3label.errors.ConfigError: say which server to ask and which of its models: ...
+    """
+    from sam3label.run.store_errors import DATABASE
+    from sam3label.verify import asking
+    from sam3label.verify.server import parse_price
+    from sam3label.verify.session import server_options
+
+    where = server_options(
+        server, vlm, price=None if price is None else parse_price(price), in_flight=in_flight, timeout=timeout,
+        max_requests=max_requests, max_cost=max_cost,
+    )  # fmt: skip
+    concepts = what
+    if isinstance(concepts, str):
+        goes_on = (Path(out) / DATABASE).exists() and not options.get("fresh")
+        own = ConceptList(())
+        if goes_on:
+            with open_run(out) as before:
+                own = before.concepts
+        concepts = asking.with_question(own, concepts)
+    chosen = LabelOptions(**options)
+    made = asking.ask_photos(several(photos), concepts, out, where, chosen, turns, on_progress, on_message, stop)
+    run = open_run(out)
+    run.asking = made
+    return run
+
+
 def open_run(
     run: Source | Sequence[Source],
     concepts: ConceptList | Source | None = None,

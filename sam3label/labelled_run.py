@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sam3label.review.fiftyone.push import Pushed
     from sam3label.review.summary import ReviewSummary
     from sam3label.validate import Report
+    from sam3label.verify.asking import Asking
     from sam3label.verify.judge import Agenda
     from sam3label.verify.session import Verification
 
@@ -44,6 +45,7 @@ class LabeledRun(Run):
     """
 
     summary: RunSummary | None = None  # of the session that `label` just ended; None for a run that was opened
+    asking: Asking | None = None  # of the session that `ask` just ended
     concept_file: Source | None = None  # that it was opened with, where that is not its own list
 
     def __repr__(self) -> str:

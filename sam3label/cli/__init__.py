@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from sam3label.cli import review, weights
+from sam3label.cli.ask import ask
 from sam3label.cli.boundary import guarded, show_tracebacks
 from sam3label.cli.calibrate import calibrate
 from sam3label.cli.check import check
@@ -61,6 +62,7 @@ EXAMPLES = {
     "check": "sam3label check runs/site-a --repair runs/site-a-saved",
     "doctor": "sam3label doctor --model facebook/sam3",
     "verify": "sam3label verify runs/site-a --server http://localhost:8000/v1 --vlm qwen3-vl --budget 200",
+    "ask": 'sam3label ask photos "person without a helmet" -o runs/a --server http://localhost:8000/v1 --vlm qwen3-vl',
     "push": "sam3label review push runs/site-a",
     "open": "sam3label review open runs/site-a",
     "pull": "sam3label review pull runs/site-a --who anna",
@@ -89,7 +91,7 @@ def options(
 
 
 for _verb in (
-    init, run, masks, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify,
+    init, run, masks, ask, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify,
     doctor,
 ):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(guarded(_verb))

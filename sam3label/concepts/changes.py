@@ -53,6 +53,8 @@ def _differences(old: Concept, new: Concept) -> Iterator[str]:
         one, other = getattr(old, field), getattr(new, field)
         if one != other:
             yield f"{field} {_number(one)} -> {_number(other)}"
+    if old.ask != new.ask:
+        yield "another question to the agent"
     if old.verify != new.verify:
         yield "other use of a verifier's verdicts"
     yield from _words("where", [str(c) for c in old.where], [str(c) for c in new.where])

@@ -27,7 +27,7 @@ _DATA_YAML_KEYS = (  # what an Ultralytics or Roboflow data.yaml may hold beside
     *("path", "train", "val", "test", "minival", "nc", "download", "channels"),
     *("kpt_shape", "kpt_names", "flip_idx", "roboflow"),
 )
-_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "refine", "where", "verify")
+_CONCEPT_KEYS = ("prompts", "not", *RULE_KEYS, "exemplars", "tile", "refine", "where", "verify", "ask")
 _TILE_KEYS = ("size", "overlap")
 _PARTS = "top, .bottom, .left or .right"
 _CONDITIONS = (
@@ -138,7 +138,8 @@ def _concept(
     key = f"concepts.{name}"
     given = _mapping(node, key, _CONCEPT_KEYS, problems)
     exemplars = _exemplars(given.get("exemplars"), f"{key}.exemplars", folder, problems)
-    prompts = _prompts(given.get("prompts"), name, f"{key}.prompts", exemplars is not None, problems)
+    ask = _ask(given, key, problems)
+    prompts = [] if ask else _prompts(given.get("prompts"), name, f"{key}.prompts", exemplars is not None, problems)
     negatives = _phrases(given["not"], f"{key}.not", problems) if "not" in given else []
     read = {prompt.casefold() for prompt in prompts}  # the model reads no case
     for phrase in (phrase for phrase in negatives if phrase.casefold() in read):
@@ -155,7 +156,17 @@ def _concept(
         | _verify(given, key, problems)
     )
     where = _where(given["where"], f"{key}.where", known, problems) if "where" in given else ()
-    return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, **rules)
+    return Concept(number, name, tuple(prompts), tuple(negatives), exemplars=exemplars, where=where, ask=ask, **rules)
+
+
+def _ask(given: Mapping[Any, Node], key: str, problems: list[Problem]) -> str | None:
+    """Return what an agent is asked, if that is given and right: such a class is asked in no other way."""
+    if "ask" not in given:
+        return None
+    for name in ("prompts", "not", "exemplars"):
+        if name in given and given[name].value not in (None, [], ""):
+            problems.append(Problem(given[name].where, f"{key}.{name}: a class with ask: has none; make two classes"))
+    return _text(given["ask"], f"{key}.ask", problems)
 
 
 def _prompts(node: Node | None, name: str, key: str, has_exemplars: bool, problems: list[Problem]) -> list[str]:

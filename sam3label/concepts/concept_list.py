@@ -152,6 +152,8 @@ def dump_concepts(concepts: ConceptList) -> str:
 def _dump_concept(concept: Concept) -> dict[str, Any]:
     rules: dict[str, Any] = {"prompts": list(concept.prompts), "not": list(concept.negatives)}
     rules |= {key: value for key in RULE_KEYS if (value := getattr(concept, key)) is not None}
+    if concept.ask is not None:
+        rules["ask"] = concept.ask
     if concept.refine:
         rules["refine"] = True
     if concept.tile is not None:

@@ -62,6 +62,11 @@ KEYS = (
         "anywhere",
     ),
     Key(
+        "concepts.CLASS.ask",
+        "what an agent is asked to find where no phrase says it, such as person without a helmet (`sam3label ask`)",
+        "nothing",
+    ),
+    Key(
         "concepts.CLASS.verify",
         "what a trusted verifier's verdicts change: "
         "{presence: veto or replace, missing: {conf: 0.2}, masks: {reject_below: 0.3}}",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sam3label.core.text import count
 
 Box = tuple[float, float, float, float]
-Source = Literal["phrase", "exemplar", "both", "human", "given"]
+Source = Literal["phrase", "exemplar", "both", "human", "given", "agent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +345,7 @@ class Concept:
     verify: Verify = Verify()
     refine: bool = False  # masks are asked for again, from the boxes around them
     snap: bool = False  # objects that were given have their mask's box, not the one that was given
+    ask: str | None = None  # what an agent is asked to find, where no phrase says it; then there are no prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +478,8 @@ def prompts_of(concepts: ConceptList) -> Sequence[Prompt]:
 
 
 def _exemplar_prompts(concept: Concept) -> Iterator[Prompt]:
+    if concept.ask is not None:
+        yield Prompt(exemplar_key(concept.name), concept.ask, "agent", concept.name)
     if concept.exemplars is None:
         return
     if concept.exemplars.kind == "objects":
@@ -498,6 +501,22 @@ def exemplar_key(class_name: str, phrase: str | None = None) -> str:
 def exemplar_class(key: str) -> str | None:
     """Return the class an exemplar prompt's key names; None for a phrase."""
     return key.removeprefix(EXEMPLAR_KEY).split(_KEY_PARTS)[0] if key.startswith(EXEMPLAR_KEY) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What an agent and its tools said to each other about one photo and one class, and what came of it, in words.
+
+    `turns` are pairs: a reply of the model, and what it was told then. `model` names it and the digest of how it is
+    asked.
+    """
+
+    item_id: str
+    class_name: str
+    model: str
+    turns: tuple[tuple[str, str], ...]
+    outcome: str
+    at: str = ""  # ISO 8601, UTC
 
 
 CorrectionAction = Literal["added", "deleted", "relabelled", "reshaped", "approved", "reviewed"]

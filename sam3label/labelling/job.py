@@ -67,6 +67,8 @@ def label(
     """
     refuse_unfit(out)
     refuse_below_floor(concepts, options.floor)
+    if all(concept.ask is not None for concept in concepts.concepts):
+        raise ConfigError("every class has ask:, and none a phrase: sam3label ask PHOTOS -c LIST -o RUN")
     with RunLog(out) as log:
         log.begin(sources, concepts, options)
 
@@ -320,6 +322,12 @@ def _trust(
     return workers.check_references(photos, {name: figures[name] for name in figures.keys() & same}, say)
 
 
+def _agents_guides(known: Store | None, concepts: ConceptList) -> dict[str, str]:
+    """Return what the run keeps of classes that an agent answers: `sam3label ask` goes on with them."""
+    guides = {} if known is None else known.guides
+    return {c.name: guides[c.name] for c in concepts.concepts if c.ask is not None and c.name in guides}
+
+
 def _notes(
     known: Store | None,
     concepts: ConceptList,
@@ -349,6 +357,6 @@ def _notes(
     return {
         "info": info,
         "concepts": concept_lists.dump_concepts(concepts),
-        "exemplars": dict(guides),
+        "exemplars": {**_agents_guides(known, concepts), **guides},
         "settings": options.settings,
     }

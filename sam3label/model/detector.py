@@ -319,6 +319,16 @@ class Detector:
             detections += self._answer(frames[part], state, prompts, texts, exemplars[part], floor)
         return detections
 
+    @torch.inference_mode()
+    def encode_frame(self, frame: Frame) -> ImageState:
+        """Encode one image, for any number of `detect_in`."""
+        return self._encoded([frame])
+
+    @torch.inference_mode()
+    def detect_in(self, frame: Frame, state: ImageState, prompts: Sequence[Prompt], floor: float = 0.1) -> Detection:
+        """Ask prompts of an image that is encoded already: what `detect` would return of it."""
+        return self._answer([frame], state, prompts, self.phrases.texts(prompts), [{}], floor)[0]
+
     def _answer(
         self,
         frames: Sequence[Frame],

@@ -48,7 +48,8 @@ class Wanted:
                 askers[phrase].append(concept.name)
             for phrase in concept.negatives:
                 askers[phrase].append(None)
-        own = {c.name: guides[c.name] for c in concepts.concepts if c.exemplars is not None and c.name in guides}
+        guided = (c.name for c in concepts.concepts if c.exemplars is not None or c.ask is not None)
+        own = {name: guides[name] for name in guided if name in guides}
         own |= {_TILED + p: repr(c.tile) for c in concepts.concepts if c.tile for p in (*c.prompts, *c.negatives)}
         for phrase in (p for c in concepts.concepts if c.refine for p in c.prompts):
             own[_TILED + phrase] = f"{own.get(_TILED + phrase, '')} refined"
@@ -66,7 +67,12 @@ class Wanted:
         )
 
     def _excused(self, prompt: Prompt, guides: Mapping[str, str]) -> bool:
-        """Return whether the same exemplars excuse the unit from the prompt: it has some of the class, or none."""
+        """Return whether the same exemplars excuse the unit from the prompt: it has some of the class, or none.
+
+        Nothing excuses from an agent's: a photo without its decision has none.
+        """
+        if prompt.source == "agent":
+            return False
         names = (prompt.class_name,) if prompt.class_name is not None else self.askers[prompt.key]
         return all(
             name in self.guides and guides.get(name) == self.guides[name] for name in names if name is not None

@@ -1,13 +1,14 @@
-"""What people and verifiers said of labels: corrections and verdicts, appended and read. Candidates are never touched.
+"""What people, verifiers and agents said: corrections, verdicts, transcripts. Candidates are never touched.
 
 Everything that writes is part of the transaction of the caller, the store.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
-from sam3label.core.records import Correction, Verdict
+from sam3label.core.records import Correction, Transcript, Verdict
 from sam3label.run.database import Database
 from sam3label.run.rows import CORRECTION_COLUMNS, correction_of, correction_row
 
@@ -20,6 +21,12 @@ CREATE TABLE IF NOT EXISTS verdicts (
     part TEXT NOT NULL, score REAL,   -- NULL: not sure
     verifier TEXT NOT NULL, at TEXT NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (item_id, frame, class_name, label_id, part, verifier)) WITHOUT ROWID
+"""
+
+_TRANSCRIPTS = """
+CREATE TABLE IF NOT EXISTS transcripts (
+    item_id TEXT NOT NULL, class_name TEXT NOT NULL, model TEXT NOT NULL, turns TEXT NOT NULL,
+    outcome TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (item_id, class_name)) WITHOUT ROWID
 """
 
 
@@ -65,19 +72,38 @@ def add_verdicts(db: Database, verdicts: Sequence[Verdict]) -> None:
 
 def drop_verdicts(db: Database, ids: Sequence[tuple[str]]) -> None:
     """Drop what verifiers said of items."""
-    if _has_verdicts(db):
+    if _has(db, "verdicts"):
         db.executemany("DELETE FROM verdicts WHERE item_id = ?", ids)
 
 
-def _has_verdicts(db: Database) -> bool:
-    return db.one("SELECT 1 FROM sqlite_master WHERE name = 'verdicts'") is not None
+def _has(db: Database, table: str) -> bool:
+    return db.one("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)) is not None
 
 
 def verdicts_of(db: Database, verifier: str, item_id: str | None) -> Iterator[Verdict]:
     """Yield what one verifier said, of one item or of all."""
-    if not _has_verdicts(db):
+    if not _has(db, "verdicts"):
         return
     where, values = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
     for row in db.rows(f"SELECT * FROM verdicts WHERE verifier = ? {where}", (verifier, *values)):
         item, frame, class_name, label_id, part, score, who, at, seconds = row
         yield Verdict(item, frame, class_name, label_id or None, part, score, who, at, seconds)
+
+
+def add_transcripts(db: Database, transcripts: Sequence[Transcript]) -> None:
+    """Keep conversations; one about the same photo and class is replaced. The first of them makes the table."""
+    db.execute(_TRANSCRIPTS)
+    db.executemany(
+        "INSERT OR REPLACE INTO transcripts VALUES (?, ?, ?, ?, ?, ?)",
+        [(t.item_id, t.class_name, t.model, json.dumps(t.turns), t.outcome, t.at) for t in transcripts],
+    )
+
+
+def transcripts_of(db: Database, item_id: str | None) -> Iterator[Transcript]:
+    """Yield conversations about one item, or all."""
+    if not _has(db, "transcripts"):
+        return
+    where, values = ("WHERE item_id = ?", (item_id,)) if item_id is not None else ("", ())
+    for item, class_name, model, turns, outcome, at in db.rows(f"SELECT * FROM transcripts {where}", values):
+        pairs = tuple((str(said), str(told)) for said, told in json.loads(turns))
+        yield Transcript(item, class_name, model, pairs, outcome, at)

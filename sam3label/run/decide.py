@@ -15,7 +15,7 @@ The order of the rules is the meaning:
 7. `max_instances`, best first.
 
 An object that was given by hand is always a label, and in 2 it keeps its place before all that was found. Where its
-mask is not to be believed (`doubt`), the label is its box.
+mask is not to be believed (`doubt`), the label is its box. What an agent selected passes 1 whatever its score.
 
 "The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
 """
@@ -250,10 +250,11 @@ def _decide_class(labels: Sequence[Label], against: Sequence[Candidate], concept
 def _threshold(label: Label, concept: Concept) -> Outcome:
     if label.given is not None:
         return "label"
-    if label.score < concept.conf:
-        return "low score"
-    if label.presence < concept.presence:
-        return "low presence"
+    if label.source != "agent":  # which has looked, and selected it
+        if label.score < concept.conf:
+            return "low score"
+        if label.presence < concept.presence:
+            return "low presence"
     return "small" if label.area < concept.min_area else "label"
 
 

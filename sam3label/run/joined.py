@@ -14,7 +14,17 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.core.records import Candidate, ConceptList, Correction, Likeness, Processor, Stamp, Verdict, VerdictUse
+from sam3label.core.records import (
+    Candidate,
+    ConceptList,
+    Correction,
+    Likeness,
+    Processor,
+    Stamp,
+    Transcript,
+    Verdict,
+    VerdictUse,
+)
 from sam3label.core.text import count, one_line
 from sam3label.errors import StoreError
 from sam3label.run.extent import Extent
@@ -166,6 +176,9 @@ class JoinedRun(Run):
 
     def verdicts(self, verifier: str, item_id: str | None = None) -> Iterator[Verdict]:
         return chain.from_iterable(part.verdicts(verifier, item_id) for part in self._parts)
+
+    def transcripts(self, item_id: str | None = None) -> Iterator[Transcript]:
+        return chain.from_iterable(part.transcripts(item_id) for part in self._parts)
 
     def record_verdicts(self, verdicts: Sequence[Verdict]) -> None:
         """Keep verdicts, each in its photo's folder."""

@@ -22,6 +22,7 @@ from sam3label.core.records import (
     MediaItem,
     Processor,
     Stamp,
+    Transcript,
     Verdict,
     VerdictUse,
     Verify,
@@ -212,7 +213,7 @@ class Run:
         many answers as the whole.
         """
         tiled = tiled_phrases(self.concepts)
-        listed = {prompt.key for prompt in self.prompts if prompt.source != "given"}
+        listed = {prompt.key for prompt in self.prompts if prompt.source not in ("given", "agent")}
         least = enough(int(self.info.get("queries", QUERIES)))
         whole = [row for row in self._store.crowded(least) if row[2] in listed - tiled]
         return sorted([*whole, *(row for row in self._store.full_in_tiles() if row[2] in listed & tiled)])
@@ -379,6 +380,10 @@ class Run:
     def verdicts(self, verifier: str, item_id: str | None = None) -> Iterator[Verdict]:
         """Yield what one verifier said, of one item or of all."""
         return self._store.verdicts(verifier, item_id)
+
+    def transcripts(self, item_id: str | None = None) -> Iterator[Transcript]:
+        """Yield what agents and their tools said to each other, about one photo or all."""
+        return self._store.transcripts(item_id)
 
     def record_verdicts(self, verdicts: Sequence[Verdict]) -> None:
         """Keep verdicts, all or none. What the model saw and what people said is never touched."""

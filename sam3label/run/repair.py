@@ -61,6 +61,7 @@ def examine(folder: str | Path, photos: str | Path | None = None) -> StoreFindin
             found.units += unit is not None
         _look_at(lambda: list(_near_copies(store)), "the near-copies", found)
         _look_at(lambda: _verdicts(store), "the verdicts", found)
+        _look_at(lambda: list(store.transcripts()), "the transcripts", found)
         found.corrections = sum(1 for _ in _corrections(store, found))
     if found.is_sound:
         with open_run(folder, photos=photos) as run:
@@ -101,6 +102,8 @@ def repair(folder: str | Path, out: str | Path) -> StoreFindings:
             new.write(batch)
             if verdicts := _look_at(lambda: _verdicts(old), "the verdicts", found):
                 new.add_verdicts(verdicts)
+            if transcripts := _look_at(lambda: list(old.transcripts()), "the transcripts", found):
+                new.add_transcripts(transcripts)
     return found
 
 

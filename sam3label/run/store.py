@@ -28,6 +28,7 @@ from sam3label.core.records import (
     Processor,
     Prompt,
     Stamp,
+    Transcript,
     UnitResult,
     Verdict,
 )
@@ -231,6 +232,16 @@ class Store:
         """Yield what one verifier said, of one item or of all."""
         with reading(self.folder):
             yield from correction_rows.verdicts_of(self.db, verifier, item_id)
+
+    def add_transcripts(self, transcripts: Sequence[Transcript]) -> None:
+        """Keep conversations of an agent, all or none; an earlier one about the same photo and class is replaced."""
+        with in_words(self.folder), self.db:
+            correction_rows.add_transcripts(self.db, transcripts)
+
+    def transcripts(self, item_id: str | None = None) -> Iterator[Transcript]:
+        """Yield conversations of an agent, about one photo or all."""
+        with reading(self.folder):
+            yield from correction_rows.transcripts_of(self.db, item_id)
 
     # ---- items and units
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sam3label.core import masks
 from sam3label.core.colors import Rgb
-from sam3label.core.records import Label
+from sam3label.core.records import Candidate, Label
 from sam3label.show.draw import paint_mask
 from sam3label.show.lettering import Fonts
 
@@ -25,6 +25,7 @@ MASK_COLORS: tuple[Rgb, ...] = ((255, 0, 255), (0, 255, 255), (255, 255, 0))
 MARGIN = 0.5  # of the object's longer side, around it
 
 Pixels = npt.NDArray[np.uint8]
+Masked = Label | Candidate
 
 
 def whole(pixels: Pixels) -> bytes:
@@ -32,7 +33,7 @@ def whole(pixels: Pixels) -> bytes:
     return _jpeg(_fitted(pixels, SIDE))
 
 
-def numbered(pixels: Pixels, labels: Sequence[Label]) -> bytes:
+def numbered(pixels: Pixels, labels: Sequence[Masked]) -> bytes:
     """Return the photo with each label's mask painted over and its number, from 1, at its center."""
     picture = _fitted(pixels, SIDE)
     scale = picture.shape[1] / pixels.shape[1]
@@ -45,7 +46,7 @@ def numbered(pixels: Pixels, labels: Sequence[Label]) -> bytes:
     return _jpeg(picture)
 
 
-def enlarged(pixels: Pixels, label: Label) -> tuple[bytes, bytes]:
+def enlarged(pixels: Pixels, label: Masked) -> tuple[bytes, bytes]:
     """Return the label's surroundings enlarged: as they are, and with its mask."""
     x, y, w, h = label.box_xywh
     margin = MARGIN * max(w, h) + 8
@@ -57,7 +58,7 @@ def enlarged(pixels: Pixels, label: Label) -> tuple[bytes, bytes]:
     return _jpeg(plain), _jpeg(over)
 
 
-def contrasting(pixels: Pixels, label: Label) -> Rgb:
+def contrasting(pixels: Pixels, label: Masked) -> Rgb:
     """Return the mask color that differs most from what is under the mask: one that is hard to miss."""
     x, y, mask = masks.crop(label.rle)
     if not mask.size:

@@ -24,13 +24,13 @@ import numpy as np
 
 from sam3label.concepts.concept_list import load_concepts
 from sam3label.core import masks
-from sam3label.core.records import Correction, CorrectionAction, LabeledImage, Rle, Verdict, Verify
+from sam3label.core.records import USES, Correction, CorrectionAction, LabeledImage, Rle, Verdict, Verify
 from sam3label.demo.job import CONCEPTS, TRUTH
 from sam3label.demo.shapes import write_scenes
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
 from sam3label.quality.metrics import cgf1
-from sam3label.run.reader import TRUSTED_VERIFIER, Run, open_run
+from sam3label.run.reader import Run, open_run
 from sam3label.verify import reliability
 
 CONF = 0.15  # of a score: false alarms come along
@@ -146,14 +146,14 @@ def main() -> None:
     for name in (f"simulated {a}" for a in ACCURACIES):
         for mode, verify in MODES.items():
             with reading(work / "run", verify) as run:
-                known = reliability.score(run, name)
-                run.keep_note(TRUSTED_VERIFIER, name)
+                known = reliability.score(run, name).masks
+                run.rely_on(dict.fromkeys(USES, name))
                 after = figures(run, truth, rest)
                 rows.append(
                     {"verifier": name, "mode": mode, "trusted": known.is_trusted, "mcc": round(known.mcc, 3), **after}
                 )
                 print(rows[-1], flush=True)
-                run.keep_note(TRUSTED_VERIFIER, None)
+                run.rely_on(dict.fromkeys(USES))
         print(name, asdict(known))
     print(f"before: {before}")
     if arguments.out:

@@ -37,8 +37,9 @@ LAYERS = [
     ),
     _room(
         "verify",
-        "a vision-language model judges labels: `server` asks, `judge` keeps verdicts, `reliability` weighs them",
-        "show review run media core",
+        "a vision-language model judges labels (`server` asks, `judge` keeps verdicts, `reliability` weighs them), and "
+        "uses SAM 3 as a tool (`agent`)",
+        "show review labelling run concepts media model core",
     ),
     _room(
         "show",

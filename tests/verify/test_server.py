@@ -124,10 +124,11 @@ def test_a_reply_that_was_cut_off_is_no_reply() -> None:
     assert one.scores == {"right": 0.0}
 
 
-def test_a_server_without_schemas_is_told_in_words() -> None:
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_schemas_is_told_in_words(status: int) -> None:
     def answer(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
         return (
-            (400, "unknown field", {})
+            (status, "unknown field", {})
             if "response_format" in body
             else (200, completion('```json\n{"right": "yes"}\n```'), {})
         )
@@ -177,6 +178,30 @@ def test_the_budget_ends_the_asking_and_what_was_asked_is_answered() -> None:
             script.address, [question(n) for n in range(20)], max_cost=0.003, price=(1.0, 0.0), in_flight=1
         )
         assert len(answers) == 3 and server.options.cost(server.spent.tokens_in, 0) == pytest.approx(0.003)
+
+
+def test_what_is_tried_again_is_in_the_budget() -> None:
+    with serving(lambda body, n: (500, "boom", {})) as script:
+        answers, _ = asked(script.address, [question(n) for n in range(4)], max_requests=6, in_flight=1)
+        assert len(script.asked) == 6  # four of the first, two of the second, which has no answer and no failure
+        assert [one.error for one in answers] == ["the server gave no answer, tried 4 times: status 500"]
+
+
+def test_what_a_server_lacks_is_left_out_and_what_it_refuses_is_not() -> None:
+    def picky(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        return (422, "logprobs", {}) if "logprobs" in body or "top_logprobs" in body else words(right="yes")
+
+    with serving(picky) as script:
+        answers, _ = asked(script.address, [question(n) for n in range(2)], in_flight=1, retries=0)
+    assert [a.scores["right"] for a in answers] == [1.0, 1.0]
+    assert ["logprobs" in body for body in script.asked] == [True, False, False]
+    assert all("response_format" in body for body in script.asked)
+    with serving(lambda body, n: (400, "too many pictures", {})) as script:
+        (one,), _ = asked(script.address, [question()])
+        assert one.error == "the server refused the question (status 400: too many pictures)"
+    with serving(lambda body, n: words(right="yes")) as script:
+        asked(script.address, [question()])
+        assert "response_format" in script.asked[0]
 
 
 def test_what_another_try_cannot_change_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
