@@ -92,7 +92,7 @@ def ask(
             photos, what if what is not None else face.Concepts.load(str(concepts)), out, server=server, vlm=vlm,
             turns=turns, price=price, in_flight=in_flight, timeout=timeout, max_requests=max_requests,
             max_cost=max_cost, on_progress=tell, on_message=shown.say, stop=stop,
-            model=model, revision=revision, device=device, limit=limit, video="off",
+            model=model, revision=revision, device=device, limit=limit,
         )  # fmt: skip
     with asked:
         made = asked.asking

@@ -93,7 +93,7 @@ def _label(
     log: RunLog,
 ) -> RunSummary:
     found = find_media(sources, options)
-    for sentence in (*_about_links(found, options), *_about_disk(out)):
+    for sentence in (*_about_links(found, options), *_about_disk(out), *_about_agents(concepts)):
         on_message(sentence)
     examples = _examples(concepts, found.items, options)
     wanted = Wanted.of(concepts, guides_of(examples))
@@ -184,6 +184,11 @@ def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]
         yield f"{count(len(found.links_out), 'link')} out of the folders, {done}: {one_line(found.links_out[0])}" + (
             ", ..." if len(found.links_out) > 1 else ""
         )
+
+
+def _about_agents(concepts: ConceptList) -> Iterator[str]:
+    if names := [concept.name for concept in concepts.concepts if concept.ask is not None]:
+        yield f"{', '.join(map(one_line, names))}: not found by a phrase, but by sam3label ask with the same list."
 
 
 def _about_disk(out: str | Path) -> Iterator[str]:

@@ -90,6 +90,7 @@ def ask_photos(
         raise ConfigError('no class asks the agent: give one of the list ask: "person without a helmet"')
     found = find_media(sources, options)
     photos = [item for item in found.items if item.kind == "image"]
+    videos = len(found.items) - len(photos)
     guides = {c.name: digest_of(c, server.model) for c in asking.concepts}
     wanted = Wanted.of(asking, guides)
     with ExitStack() as held:
@@ -99,7 +100,8 @@ def ask_photos(
         pending = before.pending(photos, None)[: options.limit]
         if not pending:
             return Asking(before=len(photos))
-        on_message(f"{count(len(pending), 'photo')} of {len(photos):,} to ask about.")
+        others = f" Not asked about: {count(videos, 'video')} (only photos are)." if videos else ""
+        on_message(f"{count(len(pending), 'photo')} of {len(photos):,} to ask about.{others}")
         detector = _loaded(options, on_message)
         made = detector.describe()
         if known is not None:

@@ -285,15 +285,24 @@ def test_without_a_decision_there_is_no_label_and_the_same_command_asks_again(tm
         assert len(list(run.images())) == 2
 
 
-def test_a_budget_ends_it_between_photos_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_a_budget_ends_it_between_photos_the_same_command_goes_on_and_so_does_run(tmp_path: Path) -> None:
     write_scenes(tmp_path / "photos", 3, seed=3)
+    wanted = tmp_path / "list.yaml"
+    wanted.write_text("names: [disc, odd one]\nconcepts: {disc: {prompts: circle}, odd one: {ask: the odd one}}\n")
+    common = (tmp_path / "photos", "-c", wanted, "-o", tmp_path / "run", "--model", "demo")
     with serving(one_circle) as script:
-        options = ("-o", tmp_path / "run", "--server", script.address, "--vlm", "eyes", "--model", "demo")
-        spent = ask(tmp_path / "photos", "the odd one", *options, "--in-flight", 1, "--max-requests", 3)
+        options = (*common, "--server", script.address, "--vlm", "eyes")
+        spent = ask(*options, "--in-flight", 1, "--max-requests", 3)
         assert spent.exit_code == 0 and "1 photo asked about" in spent.output and "the budget is spent" in spent.output
-        rest = ask(tmp_path / "photos", "the odd one", *options)
+        rest = ask(*options)
         assert rest.exit_code == 0 and "2 photos asked about, 1 before" in rest.output
         assert len(script.asked) == 3 + 4  # the photo in the middle was begun anew
+    labelled = CliRunner().invoke(app, ["run", *map(str, common)])
+    assert labelled.exit_code == 0, labelled.output
+    assert "odd one: not found by a phrase, but by sam3label ask with the same list." in labelled.output
+    with open_run(tmp_path / "run") as run:
+        found = Counter(label.class_name for image in run.images() for label in image.labels)
+        assert len(list(run.images())) == 3 and found["disc"] >= found["odd one"] >= 1
 
 
 def test_lists_that_cannot_be_asked(tmp_path: Path) -> None:
