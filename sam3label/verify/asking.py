@@ -12,18 +12,15 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sam3label.concepts.concept_list import dump_concepts
 from sam3label.core.records import (
     Candidate,
     Concept,
@@ -37,15 +34,11 @@ from sam3label.core.records import (
     exemplar_key,
 )
 from sam3label.core.text import count
-from sam3label.errors import ConfigError, ServerError, StoreError, UndecodableError
-from sam3label.labelling.job import Standing, extent_of, find_media
+from sam3label.errors import ServerError, UndecodableError
+from sam3label.labelling.agent_job import AgentJob, agent_job
 from sam3label.labelling.options import LabelOptions
-from sam3label.labelling.run_folder import refuse_unfit
 from sam3label.media.image import read_photo
 from sam3label.media.memory import megapixels_that_fit
-from sam3label.run.asked import Wanted
-from sam3label.run.store import Store
-from sam3label.run.store_errors import DATABASE
 from sam3label.verify import agent
 from sam3label.verify.server import SPENT, Server, ServerOptions, Spent
 
@@ -84,40 +77,13 @@ def ask_photos(
 
     Photos only. Raises a `Sam3LabelError` for a bad list, checkpoint, store or server; what was decided is kept.
     """
-    refuse_unfit(out)
-    asking = ConceptList(tuple(c for c in concepts.concepts if c.ask is not None))
-    if not asking.concepts:
-        raise ConfigError('no class asks the agent: give one of the list ask: "person without a helmet"')
-    found = find_media(sources, options)
-    photos = [item for item in found.items if item.kind == "image"]
-    videos = len(found.items) - len(photos)
-    guides = {c.name: digest_of(c, server.model) for c in asking.concepts}
-    wanted = Wanted.of(asking, guides)
-    with ExitStack() as held:
-        goes_on = not options.fresh and (Path(out) / DATABASE).exists()
-        known = held.enter_context(Store.resume(out)) if goes_on else None
-        before = Standing.of(known, asking, wanted, photos, options, lambda _: None)
-        pending = before.pending(photos, None)[: options.limit]
-        if not pending:
-            return Asking(before=len(photos))
-        others = f" Not asked about: {count(videos, 'video')} (only photos are)." if videos else ""
-        on_message(f"{count(len(pending), 'photo')} of {len(photos):,} to ask about.{others}")
-        detector = _loaded(options, on_message)
-        made = detector.describe()
-        if known is not None:
-            _refuse_other(known, made)
+    digests = {c.name: digest_of(c, server.model) for c in concepts.concepts if c.ask is not None}
+    with agent_job(sources, concepts, digests, out, options, on_message) as job:
+        if isinstance(job, int):
+            return Asking(before=job)
         on_message(f"Photos are sent to {server.address}, and nowhere else.")
-        notes = _notes(known, concepts, guides, sources, options, made | {"queries": detector.queries})
-        fingerprint = {"floor": options.floor, "video": options.video_settings, "tracker": options.tracker_settings}
-        store = known or held.enter_context(
-            Store.writer(out, wanted.prompts, {**fingerprint, **made}, notes=notes, fresh=options.fresh)
-        )
-        store.begin(wanted.prompts, notes)
-        before.note(store, extent_of(store, photos, 0))
-        client = held.enter_context(Server(server))
-        job = _Job(asking, client, detector, max_turns)
-        made_of = job.work(store, pending, on_progress, (stop or threading.Event()).is_set)
-        return replace(made_of, before=len(photos) - len(pending))
+        with Server(server) as client:
+            return _Conversations(job, client, max_turns).work(on_progress, (stop or threading.Event()).is_set)
 
 
 def digest_of(concept: Concept, model: str) -> str:
@@ -133,48 +99,6 @@ def with_question(own: ConceptList, asked: str) -> ConceptList:
     return replace(own, concepts=(*own.concepts, Concept(len(own.concepts), asked, (), ask=asked)))
 
 
-def _loaded(options: LabelOptions, say: Callable[[str], None]) -> Detector:
-    from sam3label.model.checkpoint import resolve
-    from sam3label.model.detector import Detector
-
-    say(f"loading the model {options.model} ...")
-    return Detector.load(
-        resolve(options.model, options.revision), device=options.device, dtype=options.dtype, single=True
-    )
-
-
-def _refuse_other(known: Store, made: dict[str, Any]) -> None:
-    """Raise StoreError where the run's masks are of another model: one class must not be finer than another."""
-    stored = known.meta("fingerprint") or {}
-    fields = [name for name in made if stored.get(name) != made[name]]
-    if fields:
-        changes = "\n".join(f"  {name}: was {stored.get(name)}, now {made[name]}" for name in fields)
-        raise StoreError(f"{known.folder} was labelled with another model:\n{changes}\nGive its own, or another -o.")
-
-
-def _notes(
-    known: Store | None,
-    concepts: ConceptList,
-    guides: dict[str, str],
-    sources: Sequence[str | Path],
-    options: LabelOptions,
-    made: dict[str, Any],
-) -> dict[str, Any]:
-    before = {} if known is None else known.meta("info") or {}
-    info = {
-        "model": options.model,
-        **made,
-        "version": version("sam3label"),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sources": [str(source) for source in sources],
-        **before,
-        "concept_file": concepts.path,
-    }
-    settings = {} if known is not None else {"settings": options.settings}
-    kept = {} if known is None else known.guides
-    return {"info": info, "concepts": dump_concepts(concepts), "exemplars": {**kept, **guides}, **settings}
-
-
 # ---- conversations
 
 
@@ -188,40 +112,31 @@ class _Decided:
     failures: tuple[str, ...] = ()
 
 
-class _Job:
-    """Asks about photos, several at once."""
+class _Conversations:
+    """Asks about the photos of a job, several at once."""
 
-    def __init__(self, asking: ConceptList, server: Server, detector: Detector, max_turns: int) -> None:
-        self._asking, self._server, self._detector = asking, server, detector
-        self._max_turns = max_turns
+    def __init__(self, job: AgentJob, server: Server, max_turns: int) -> None:
+        self._job, self._server, self._max_turns = job, server, max_turns
         self._limit = megapixels_that_fit(server.options.in_flight + 1)
         self._lock = threading.Lock()  # of the model
 
-    def work(
-        self,
-        store: Store,
-        pending: Sequence[MediaItem],
-        on_progress: Callable[[int, int], None],
-        stopped: Callable[[], bool],
-    ) -> Asking:
+    def work(self, on_progress: Callable[[int, int], None], stopped: Callable[[], bool]) -> Asking:
         """Ask about photos and commit each. Raises ServerError once those under way are over."""
-        photos, selected, failures = 0, 0, list[tuple[str, str]]()
-        on_progress(0, len(pending))
-        for one in self._each(pending, stopped):
+        photos, selected, failures, total = 0, 0, list[tuple[str, str]](), len(self._job.pending)
+        on_progress(0, total)
+        for one in self._each(stopped):
             if one.result is None:
                 continue
-            store.add_transcripts(one.transcripts)
-            store.write([one.result])
+            self._job.keep(one.result, one.transcripts)
             photos += 1
             selected += len(one.result.candidates)
             failures += [(one.item.id, why) for why in one.failures]
-            on_progress(photos, len(pending))
-        return Asking(
-            photos, 0, selected, tuple(failures), self._server.spent, self._server.is_spent, photos < len(pending)
-        )
+            on_progress(photos, total)
+        spent, is_spent = self._server.spent, self._server.is_spent
+        return Asking(photos, self._job.before, selected, tuple(failures), spent, is_spent, photos < total)
 
-    def _each(self, pending: Sequence[MediaItem], stopped: Callable[[], bool]) -> Iterator[_Decided]:
-        source, room = iter(pending), self._server.options.in_flight
+    def _each(self, stopped: Callable[[], bool]) -> Iterator[_Decided]:
+        source, room = iter(self._job.pending), self._server.options.in_flight
         lost: ServerError | None = None
         with ThreadPoolExecutor(room) as pool:
             running: set[Future[_Decided]] = set()
@@ -246,10 +161,10 @@ class _Job:
         except UndecodableError as error:
             return _Decided(item, UnitResult(item, 0, 1, None, error=str(error)), (), (str(error),))
         frame = Frame(item, 0, photo.pixels, photo.stamp)
-        view = _View(frame, self._detector, self._lock)
-        presence = np.full((1, len(self._asking.concepts)), np.nan, np.float32)
+        view = _View(frame, self._job.detector, self._lock)
+        presence = np.full((1, len(self._job.asking.concepts)), np.nan, np.float32)
         found, transcripts, failures = list[Candidate](), list[Transcript](), list[str]()
-        for place, concept in enumerate(self._asking.concepts):
+        for place, concept in enumerate(self._job.asking.concepts):
             outcome = agent.converse(str(concept.ask), frame.pixels, view.segment, self._server, self._max_turns)
             if outcome.undecided == SPENT:
                 return _Decided(item, None)
@@ -259,7 +174,7 @@ class _Job:
                 continue
             presence[0, place] = float(bool(outcome.selected))
             found += [_selected(one, concept, n) for n, one in enumerate(outcome.selected)]
-        if len(failures) == len(self._asking.concepts):
+        if len(failures) == len(self._job.asking.concepts):
             result = UnitResult(item, 0, 1, None, error="; ".join(failures))
         else:
             result = UnitResult(item, 0, 1, frame.size_hw, tuple(found), presence, stamp=frame.stamp)

@@ -174,7 +174,7 @@ def test_a_server_without_tools_is_asked_in_words_and_one_that_fails_is_no_decis
             assert agent.converse("x", PHOTO, persons(1), server).undecided is None
         assert ["tools" in body for body in script.asked] == [True, False, False]  # refused once
     outcome, _ = conversation([(500, "boom", {})])
-    assert outcome.undecided == "the server gave no answer, tried 1 times: status 500"
+    assert outcome.undecided == "the server gave no answer, tried 1 time: status 500"
     outcome, _ = conversation([(200, {"choices": []}, {})])
     assert outcome.undecided == "the server's reply has no message"
 
