@@ -24,7 +24,7 @@ from sam3label.cli.options import (
 )
 from sam3label.cli.progress import Display, progress_display
 from sam3label.cli.tables import console, program
-from sam3label.core.text import count, one_line
+from sam3label.core.text import count, one_line, verb
 from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
@@ -245,7 +245,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
     for split in summary.splits:
         if missing := _missing(summary, split):
             named = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-            yield f"{split} has no {named}: another --seed splits otherwise, or label more photos with it."
+            them = verb(len(missing), "it", "them")
+            yield f"{split} has no {named}: another --seed splits otherwise, or label more photos with {them}."
     yield from summary.notes
     if summary.failed:
         yield f"Not in the dataset, because they could not be labelled: {count(len(summary.failed), 'file')}."

@@ -138,7 +138,8 @@ def done_line(progress: Progress) -> str:
     what = count(progress.done, "image")
     if progress.videos:
         what = f"{count(progress.done, 'image or video', 'images and videos')} ({count(progress.frames, 'frame')})"
-    return f"{what} labelled in {duration(progress.seconds)} ({rate(progress)})"
+    pace = f" ({rate(progress)})" if progress.steps[0] else ""
+    return f"{what} labelled in {duration(progress.seconds)}{pace}"
 
 
 def pace_line(progress: Progress) -> str:

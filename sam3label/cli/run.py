@@ -295,7 +295,8 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
     counts = {name: objects for name, (objects, _) in labelled.count_objects().items()}
     all_of_it = "everything that can be read" if summary.failures else "everything"
     idle = f"{all_of_it} was labelled before" if summary.found else "no image or video is in this shard"
-    screen.print(done_line(progress) if progress.finished else f"Nothing to do: {idle}.")
+    worked = progress.finished or summary.interrupted
+    screen.print(done_line(progress) if worked else f"Nothing to do: {idle}.")
     table = Table("class")
     table.add_column("objects", justify="right")
     table.add_column("this time", justify="right")

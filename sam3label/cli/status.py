@@ -14,7 +14,7 @@ import typer
 
 from sam3label.cli.options import OUTPUT, RunFolders
 from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
-from sam3label.core.text import count, one_line
+from sam3label.core.text import count, one_line, verb
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,7 +127,8 @@ def _made_by(labelled: Run, running: bool | None) -> Iterator[str]:
 def _coverage(coverage: Coverage) -> Iterator[str]:
     """Say which prompts were put to how much of the run."""
     if coverage.units and not coverage.waiting:
-        yield f"{count(len(coverage.asked), 'prompt')} of the list, each asked of all {count(coverage.units, 'image')}"
+        each = verb(len(coverage.asked), "", "each ")
+        yield f"{count(len(coverage.asked), 'prompt')} of the list, {each}asked of {_all(coverage.units)}"
     for key, asked in coverage.asked.items():
         if asked < coverage.units:
             yield f"{one_line(key)}: asked of {asked:,} of {count(coverage.units, 'image')}"
@@ -135,6 +136,10 @@ def _coverage(coverage: Coverage) -> Iterator[str]:
         yield coverage.wait
     if coverage.unlisted:
         yield f"asked once and no longer on the list, not exported: {', '.join(map(one_line, coverage.unlisted))}"
+
+
+def _all(units: int) -> str:
+    return f"all {count(units, 'image')}" if units > 1 else "the one image"
 
 
 def _computed_on(processors: Sequence[tuple[Processor, int]]) -> Iterator[str]:

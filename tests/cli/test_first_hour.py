@@ -5,17 +5,21 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from support.builders import candidate, phrase_prompts, rectangle
 from support.labelled import photo
 from typer.testing import CliRunner
 
 import sam3label
+from sam3label import face
 from sam3label.cli import app
+from sam3label.cli.run import finish
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
 from sam3label.core.records import MediaItem, UnitResult
 from sam3label.core.text import count
@@ -206,6 +210,19 @@ def test_each_step_leads_to_the_next(tmp_path: Path, tiny_checkpoint: Path, monk
     invoke("run", *common)
     log = (tmp_path / "runs" / "run" / "run.log").read_text(encoding="utf-8").splitlines()
     assert log[-1].endswith("  done, nothing was left to do: the run has 1 image labelled, 1 failed")
+
+
+def test_a_run_that_is_stopped_before_its_first_photo_says_so(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    photos, options = photo(tmp_path, "a.png"), {"model": str(tiny_checkpoint), "workers": 0}
+    with face.label(photos, ["cat"], tmp_path / "run", stop=stop, **options) as run, pytest.raises(typer.Exit) as left:
+        finish(run, stopped=True, formats=["yolo"], split=None, quiet=False)
+    said = capsys.readouterr()
+    assert left.value.exit_code == 130 and "the same command continues." in said.err
+    assert re.match(r"0 images labelled in \d+s\n", said.out) and "Nothing to do" not in said.out
 
 
 def test_what_was_started_as_a_module_is_shown_as_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
