@@ -122,7 +122,7 @@ def stepper(display: Display, what: str, total: int, unit: str = "images") -> Ca
 
 
 def job_line(progress: Progress) -> str:
-    """Return what is done, in words; what earlier sessions did is counted in."""
+    """Return what is done, in words; what earlier sessions did is counted in, but for the objects."""
     failed = f", {progress.failed:,} failed" if progress.failed else ""
     objects = sum(progress.objects.values())
     done, total = progress.finished + progress.before, progress.total + progress.before
@@ -130,7 +130,8 @@ def job_line(progress: Progress) -> str:
     if progress.videos:
         frames = f", {progress.frames:,} of" if progress.frames_total >= progress.frames else ","
         frames += f" {count(max(progress.frames_total, progress.frames), 'frame')} of videos"
-    return f"{done:,} of {count(total, 'image')}{frames}{failed}, {count(objects, 'object')}"
+    now = " this time" if progress.before else ""
+    return f"{done:,} of {count(total, 'image')}{frames}{failed}, {count(objects, 'object')}{now}"
 
 
 def done_line(progress: Progress) -> str:

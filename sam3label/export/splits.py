@@ -89,7 +89,8 @@ class Splits:
                 held[self._part(group, seed)] += size
             found[seed] = self._distance(held)
         best = min(found, key=lambda seed: (found[seed], seed))
-        return f"--seed {best} comes nearer." if found[best] < self._distance(images) else "No --seed comes nearer."
+        is_nearer = found[best] < self._distance(images)
+        return f"Exporting with --seed {best} comes nearer." if is_nearer else "No --seed comes nearer."
 
     def group(self, item_id: str) -> str:
         """Return the key of an image's group: images of one group go to one split."""
@@ -144,7 +145,7 @@ def _problems(shares: tuple[tuple[str, float], ...]) -> Iterator[Problem]:
         elif names.count(name) > 1:
             yield Problem("--split", f"{name} is given twice")
     if wrong := [f"{share:g} for {name}" for name, share in shares if not 0 < share <= 1]:
-        yield Problem("--split", f"a share is a number over 0 and up to 1, got {', '.join(wrong)}")
+        yield Problem("--split", f"a share is a number over 0 and up to 1, got {', '.join(wrong)} ({_FORM})")
     elif abs((total := sum(share for _, share in shares)) - 1) > 1e-6:
         yield Problem("--split", f"the shares must add up to 1, got {total:g} ({_FORM})")
 

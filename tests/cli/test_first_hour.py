@@ -140,8 +140,8 @@ def test_shares_that_are_not_met_are_explained_with_a_cure(labelled: Path) -> No
     output = invoke("export", labelled / "run", *common)[1]
     (seed,) = re.findall(
         r"The shares are met roughly \(train 100% for 80%, val 0% for 20%\): a hash of its name decides where a photo "
-        r"goes, so that it never moves when others come, and 11 photos cannot do better than by chance\. --seed (\d+) "
-        r"comes nearer\.",
+        r"goes, so that it never moves when others come, and 11 photos cannot do better than by chance\. "
+        r"Exporting with --seed (\d+) comes nearer\.",
         output,
     )
     assert "The split val is empty: another --seed splits otherwise." in output and "has no cat" not in output

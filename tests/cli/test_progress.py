@@ -51,7 +51,7 @@ def test_totals_are_in_frames_where_there_are_videos_and_what_was_done_before_co
     tracked = progress(total=3, done=1, failed=0, videos=2, videos_finished=0, frames=60, frames_total=400,
                      seconds=62.0, stages={"encode": 1.0, "video": 60.0}, before=384)  # fmt: skip
     first, bar, *_ = lines(shown.panel(tracked))
-    assert first == "385 of 387 images, 60 of 400 frames of videos, 76 objects"
+    assert first == "385 of 387 images, 60 of 400 frames of videos, 76 objects this time"
     assert bar.endswith(" 1.0 frames/s, 5m 40s left")
     assert bar.count("━") == (384 + 1 + 60) * (WIDTH - len("1.0 frames/s, 5m 40s left") - 1) // (384 + 1 + 400)
 
