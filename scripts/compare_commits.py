@@ -4,8 +4,8 @@
 
 Each commit is checked out beside the other and its own code labels the same drawn photos and videos with the same
 checkpoint (by default OLD's demo checkpoint), exports every format and writes a report. What names the time of day is
-taken out first: `created` in the store and the datasets, and stamps in the report. A store is compared table by table,
-and its notes key by key. Ends with 0 when nothing differs, with 1 and a list otherwise.
+taken out first: `created` in the store and the datasets, stamps in the report, times in lists of files, the pace. A
+store is compared table by table, and its notes key by key. Ends with 0 when nothing differs, else with 1 and a list.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ FORMATS = (
     "masks",
 )
 VIDEO_FORMATS = ("ytvis", "mot", "mots")
+CLOCKED = ("note pace",)  # how fast it went
+FILE_LINE = re.compile(rb'\[(\d+),\d+,"[^"]*",')  # of an export's list: size, time, digest (of stamps too), path
 STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(\.\d+)?(\+00:00|Z)?")
 
 
@@ -117,11 +119,15 @@ def tables(run: Path) -> list[tuple[str, str]]:
         names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
         rows = {name: sorted(map(repr, db.execute(f'SELECT * FROM "{name}"'))) for name in names if name != "meta"}
         notes = {f"note {key}": value for key, value in db.execute("SELECT key, value FROM meta ORDER BY key")}
-        return [(name, digest(repr(value).encode())) for name, value in (*rows.items(), *notes.items())]
+        kept = {name: value for name, value in (rows | notes).items() if name not in CLOCKED}
+        return [(name, digest(repr(value).encode())) for name, value in kept.items()]
 
 
 def digest(content: bytes) -> str:
-    return hashlib.sha256(STAMP.sub(b"TIME", content)).hexdigest()[:16]
+    content = STAMP.sub(b"TIME", content)
+    if FILE_LINE.match(content):  # in the order of the folder
+        content = b"\n".join(sorted(FILE_LINE.sub(rb"[\1,", line) for line in content.splitlines()))
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def tell(old: dict[str, str], new: dict[str, str]) -> int:

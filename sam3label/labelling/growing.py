@@ -69,8 +69,8 @@ def plan(
     here = {item.id for item in items}
     asked: dict[str, frozenset[str]] = {}
     known, whole = set[str](), set[str]()
-    for unit in store.units():
-        if unit.item.id in here and unit.item.id not in replaced and unit.error is None:
+    for unit in store.done_units():
+        if unit.item.id in here and unit.item.id not in replaced:
             missing = wanted.missing(store.asked(unit))
             known.add(unit.item.id)
             asked[unit.item.id] = asked.get(unit.item.id, frozenset()) | missing

@@ -163,7 +163,7 @@ def extent_of(store: Store, items: Sequence[MediaItem], frames_to_come: int) -> 
     kinds = Counter(({i.id: i.kind for i, _ in store.items()} | {i.id: i.kind for i in items}).values())
     frames = frames_to_come
     if kinds["video"]:
-        frames += sum(u.frame_stop - u.frame_start for u in store.units() if u.item.kind == "video" and not u.error)
+        frames += sum(u.frame_stop - u.frame_start for u in store.done_units() if u.item.kind == "video")
     return {"extent": {"images": kinds["image"], "videos": kinds["video"], "frames": frames}}
 
 

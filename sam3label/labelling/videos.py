@@ -76,7 +76,7 @@ def video_work(store: Store, wanted: Wanted, item: MediaItem, options: LabelOpti
     if options.tracks:
         passes = tuple(_with_past(store, one) for one in _passes(store, wanted, item))
         return VideoWork(item, passes, store.last_track(item.id) + 1)
-    units = [unit for unit in store.units(item.id) if unit.error is None]
+    units = list(store.done_units(item.id))
     missing = {unit.frame_start: wanted.missing(store.asked(unit)) for unit in units}
     kept_out = {n: like for (own, n), like in left_out(store, options.skip_similar).items() if own == item.id}
     reopened = {n for own, n, _ in store.skipped() if own == item.id} - kept_out.keys()
@@ -168,7 +168,7 @@ def _with_past(store: Store, one: _Pass) -> Pass:
 
 def _passes(store: Store, wanted: Wanted, item: MediaItem) -> list[_Pass]:
     """Return what a video is still to be asked: prompts that got equally far go together, the farthest first."""
-    units = [unit for unit in store.units(item.id) if unit.error is None]
+    units = list(store.done_units(item.id))
     end = units[-1].frame_stop if units else 0
     whole = bool(units) and units[-1].last
     missing = [wanted.missing(store.asked(unit)) for unit in units]

@@ -272,6 +272,10 @@ class Store:
                 before = here
                 yield unit
 
+    def done_units(self, item_id: str | None = None) -> Iterator[Unit]:
+        """Yield the units that did not fail, in the same order."""
+        return (unit for unit in self.units(item_id) if unit.error is None)
+
     def unit(self, item_id: str, frame: int = 0) -> Unit | None:
         """Return the unit that holds a frame of an item, or None."""
         with reading(self.folder):
