@@ -272,7 +272,7 @@ def shown(part: ast.expr) -> str:
 
 def are_words(choice: ast.IfExp) -> bool:
     branches = [part.value for part in (choice.body, choice.orelse) if isinstance(part, ast.Constant)]
-    return len(branches) == 2 and all(isinstance(branch, str) for branch in branches)
+    return len(branches) == 2 and all(isinstance(branch, str) and " " not in branch.strip() for branch in branches)
 
 
 def test_nobody_makes_a_plural_by_hand() -> None:
