@@ -343,11 +343,11 @@ def other_yolo(folder: Path, row: str, data: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "row", "found"),
     [
-        ("yolo", "0 0.5 0.5 0.2 0.2", "detect labels (labels/train/old.txt: 5 numbers a row), and segment"),
-        ("yolo-obb", "0 0.5 0.5 0.2 0.2", "detect labels"),
-        ("yolo-detect", "0 0.1 0.1 0.5 0.1 0.5 0.5", "segment labels (labels/train/old.txt: 7 numbers a row)"),
-        ("yolo-obb", "0 0.1 0.1 0.5 0.1 0.5 0.5", "segment labels"),
-        ("yolo-detect", "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5", "obb or segment labels"),
+        ("yolo", "0 0.5 0.5 0.2 0.2", "labels for detect (labels/train/old.txt: 5 numbers a row), and segment"),
+        ("yolo-obb", "0 0.5 0.5 0.2 0.2", "labels for detect"),
+        ("yolo-detect", "0 0.1 0.1 0.5 0.1 0.5 0.5", "labels for segment (labels/train/old.txt: 7 numbers a row)"),
+        ("yolo-obb", "0 0.1 0.1 0.5 0.1 0.5 0.5", "labels for segment"),
+        ("yolo-detect", "0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5", "labels for obb or segment"),
     ],
 )
 def test_rows_of_another_task_are_refused(tmp_path: Path, kind: str, row: str, found: str) -> None:

@@ -61,7 +61,7 @@ def test_hard_masks_come_back_exactly(tmp_path: Path, kind: str, segmentation: A
         assert [rle for _, rle in back] == [x.rle for x in item.labels]  # polygons on pixel edges lose nothing either
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LABELS)
 def test_any_labels_come_back_exactly(drawn: list[tuple[np.ndarray, int]]) -> None:
     with scratch() as folder:

@@ -237,7 +237,7 @@ def test_maps_of_a_thousand_classes_are_16_bit(tmp_path: Path) -> None:
 # ---- any labels
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(LABELS)
 def test_any_labels_come_back(drawn: list[tuple[Array, int]]) -> None:
     with scratch() as folder:

@@ -54,7 +54,7 @@ def test_hard_masks_come_back_through_ultralytics(tmp_path: Path) -> None:
     assert np.sum(np.array(ious) > 0.999) >= len(ious) * 0.7  # all but those of several parts
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(LABELS)
 def test_any_labels_come_back_through_ultralytics(drawn: list[tuple[np.ndarray, int]]) -> None:
     unique = {(m.tobytes(), c): (m, c) for m, c in drawn}.values()

@@ -424,7 +424,7 @@ WHOLE = {name: content() for name, (content, want) in oddfiles.FILES.items()
          if want == oddfiles.SIZE and "/" not in name and "exif" not in name}  # fmt: skip
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1))
 def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path, name: str, at: float) -> None:
     content = WHOLE[name]
@@ -435,7 +435,7 @@ def test_a_file_cut_anywhere_is_refused_or_whole(tmp_path: Path, name: str, at: 
     assert (pixels == decoded(content, tmp_path)).all(), name
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(WHOLE)), st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8))
 def test_flipped_bytes_end_in_pixels_or_a_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, flips: list[tuple[float, int]]

@@ -84,7 +84,7 @@ def test_equals_full_size_upsampling(make, size_hw: tuple[int, int]) -> None:  #
         check(make(side), size_hw)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     grid=st.tuples(st.integers(1, 24), st.integers(1, 24)),
     size_hw=st.tuples(st.integers(1, 90), st.integers(1, 90)),

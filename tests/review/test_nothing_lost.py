@@ -196,7 +196,7 @@ STEP = st.one_of(
 
 @example(steps=[("add", 6, 0, "ring"), "crash_after_commit", ("delete", 6, 0, "disc")])
 @example(steps=[("add", 6, 0, "ring"), "crash_after_commit", ("relabel", 6, 0, "bar"), "crash_after_commit", "push"])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, min_size=3, max_size=14))
 def test_whatever_happens_in_between(fo: Any, monkeypatch: pytest.MonkeyPatch, steps: list[Any]) -> None:
     monkeypatch.setattr(push, "BATCH", 2)
