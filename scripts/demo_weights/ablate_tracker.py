@@ -179,7 +179,8 @@ class Job:
             perceived.threshold = settings.score_threshold_detection
             tracker = Tracker(self.video, perceived, rules, settings)  # type: ignore[arg-type]
             with reading(tracker, perceived):
-                labels = self.labels(tracker, item, frames, [prompts[c] for c in classes])
+                found = self.candidates(tracker, item, frames, [prompts[c] for c in classes])
+            labels = tracks_of(found, self.concepts), tracks_of(found, replace(self.concepts, exclusive=()))
             place = self.place(kind, name, path)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.with_suffix(".tmp").write_bytes(pickle.dumps(labels))
@@ -188,10 +189,10 @@ class Job:
     def place(self, kind: str, variant: str, path: Path) -> Path:
         return self.folder / kind / variant.replace(" ", "_") / f"{path.stem}.pickle"
 
-    def labels(
+    def candidates(
         self, tracker: Tracker, item: MediaItem, frames: Sequence[Frame], prompts: Sequence[Prompt]
-    ) -> dict[int, list[Track]]:
-        """class -> its tracks, as a run and an evaluation have them."""
+    ) -> dict[int, list[Candidate]]:
+        """frame -> what a run would keep of it."""
         by_frame: dict[int, list[Candidate]] = defaultdict(list)
         for one in tracker.track(frames, prompts):
             for o in one.objects:
@@ -200,22 +201,32 @@ class Job:
                     o.instance.box_xywh, o.instance.area, o.instance.rle, o.number, o.track_score,
                 )  # fmt: skip
                 by_frame[one.frame.index].append(candidate)
-        seen: dict[tuple[int, int], dict[int, Any]] = defaultdict(dict)
-        for frame, candidates in by_frame.items():
-            for label in select_labels(candidates, self.concepts):
-                assert label.track_id is not None
-                seen[label.class_id, label.track_id][frame] = label.rle
-        tracks: dict[int, list[Track]] = defaultdict(list)
-        for (class_id, _), rles in seen.items():
-            tracks[class_id].append(Track(rles))
-        return dict(tracks)
+        return by_frame
+
+
+def tracks_of(by_frame: Mapping[int, Sequence[Candidate]], concepts: ConceptList) -> dict[int, list[Track]]:
+    """class -> its tracks, as an evaluation has them."""
+    seen: dict[tuple[int, int], dict[int, Any]] = defaultdict(dict)
+    for frame, candidates in by_frame.items():
+        for label in select_labels(candidates, concepts):
+            assert label.track_id is not None
+            seen[label.class_id, label.track_id][frame] = label.rle
+    tracks: dict[int, list[Track]] = defaultdict(list)
+    for (class_id, _), rles in seen.items():
+        tracks[class_id].append(Track(rles))
+    return dict(tracks)
 
 
 # ---- judging
 
 
-def figures(job: Job, kind: str, truth: VideoTruth, variant: Variant) -> tuple[int, dict[str, float]]:
-    """(how many videos there are so far, HOTA and its parts over them and what was asked)."""
+def figures(
+    job: Job, kind: str, truth: VideoTruth, variant: Variant, exclusive: bool = True
+) -> tuple[int, dict[str, float]]:
+    """(how many videos there are so far, HOTA and its parts over them and what was asked).
+
+    Without `exclusive`, before classes compete for the same object.
+    """
     name, _, classes = variant
     found: dict[Pair, list[Track]] = {}
     known: set[int] = set()
@@ -223,7 +234,7 @@ def figures(job: Job, kind: str, truth: VideoTruth, variant: Variant) -> tuple[i
         place = job.place(kind, name, Path(f"{video.name}.mp4"))
         if place.is_file():
             known.add(video_id)
-            for class_id, tracks in pickle.loads(place.read_bytes()).items():
+            for class_id, tracks in pickle.loads(place.read_bytes())[not exclusive].items():
                 found[video_id, class_id + 1] = tracks
     pairs = tuple(pair for pair in truth.pairs if pair[0] in known and pair[1] - 1 in classes)
     if not pairs:
@@ -254,8 +265,12 @@ def show(job: Job, kinds: Sequence[str], n: int, chosen: Sequence[Variant]) -> N
             counted, values = figures(job, kind, truth, variant)
             if counted:
                 said = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
-                _, alone = figures(job, kind, truth, (variant[0], variant[1], (last,)))
-                print(f"  {variant[0]:34} {counted:3d} videos  {said}  last class recall {alone.get('recall', 0):.3f}")
+                mine = (variant[0], variant[1], (last,))
+                of_last, before = (
+                    figures(job, kind, truth, mine, which)[1].get("recall", 0) for which in (True, False)
+                )
+                said += f"  last class recall {of_last:.3f}, before classes compete {before:.3f}"
+                print(f"  {variant[0]:34} {counted:3d} videos  {said}")
 
 
 def main() -> None:
