@@ -161,7 +161,7 @@ def reading(tracker: Tracker, perceived: Perceived) -> Iterator[None]:
 @dataclass(frozen=True)
 class Job:
     folder: Path
-    video: Any
+    model: Any
     detector: Detector
     concepts: ConceptList
     settings: Mapping[str, Any]
@@ -175,9 +175,9 @@ class Job:
         frames, prompts = list(media_video.frames(item)), prompts_of(self.concepts)
         perceived = Perceived(self.detector, prompts)
         for name, rules, classes in left:
-            settings = replace(TrackSettings.of(self.video.config, rules), **self.settings)
+            settings = replace(TrackSettings.of(self.model.config, rules), **self.settings)
             perceived.threshold = settings.score_threshold_detection
-            tracker = Tracker(self.video, perceived, rules, settings)  # type: ignore[arg-type]
+            tracker = Tracker(self.model, perceived, rules, settings)  # type: ignore[arg-type]
             with reading(tracker, perceived):
                 found = self.candidates(tracker, item, frames, [prompts[c] for c in classes])
             labels = tracks_of(found, self.concepts), tracks_of(found, replace(self.concepts, exclusive=()))
