@@ -172,6 +172,14 @@ def test_overlapping_masks_leave_the_best() -> None:
     assert keep_best(logits[:0], scores[:0], 0.1).tolist() == []
 
 
+def test_by_the_share_of_the_smaller_a_part_is_a_duplicate_of_the_whole() -> None:
+    logits = torch.full((3, 10, 10), -5.0)
+    logits[0], logits[1, :3, :3], logits[2, 9:, :] = 5.0, 5.0, 5.0
+    scores = torch.tensor([0.7, 0.6, 0.9])
+    assert keep_best(logits, scores, 0.5).tolist() == [0, 1, 2]  # a ninth, a tenth of the union
+    assert keep_best(logits, scores, 0.5, of_smaller=True).tolist() == [1, 2]  # the best is kept, be it the part
+
+
 def test_small_holes_are_filled_and_specks_cleared() -> None:
     logits = torch.full((1, 40, 40), -5.0)
     logits[0, 5:35, 5:35] = 5.0
