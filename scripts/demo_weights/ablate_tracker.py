@@ -114,7 +114,7 @@ class Perceived:
 
     def __init__(self, detector: Detector, prompts: Sequence[Prompt]) -> None:
         self.real, self.prompts = detector, prompts
-        self.device, self.image_size = detector.device, detector.image_size
+        self.device, self.image_size, self.upsampling = detector.device, detector.image_size, detector.upsampling
         self._known: dict[bytes, tuple[Tensor, list[Seen]]] = {}
 
     def precision(self) -> Any:
