@@ -166,6 +166,7 @@ def main() -> None:
     odd = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "support" / "poison"), *sys.path])}
     os.environ |= odd | {"SAM3LABEL_POISON": f"poisoned/{POISON}"}
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ |= {"RAY_worker_niceness": "0"}  # Ray's workers give way to everything else on a shared machine
     with tempfile.TemporaryDirectory() as place:
         different = series(Path(place), chosen.photos, chosen.frames, chosen.seconds, chosen.seed)
     print(f"{len(different)} differences")

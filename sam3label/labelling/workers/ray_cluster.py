@@ -618,10 +618,14 @@ def _init(address: str, replicas: int) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep Ray from printing on stdout what it thinks of workers that die: we say it. It has no public switch."""
+    """Keep Ray from printing on stdout what it thinks of workers that die: we say it.
+
+    There is no public way (Ray 2.60): the thread that listens for these errors starts with every driver and prints
+    whatever `log_to_driver`, `logging_level` and the environment say. Where a version has no such function, it prints.
+    """
     from ray._private import worker
 
-    usual = worker.print_to_stdstream
+    usual = getattr(worker, "print_to_stdstream", None)
     worker.print_to_stdstream = lambda *_, **__: None
     try:
         yield
