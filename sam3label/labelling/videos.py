@@ -185,13 +185,15 @@ def _tracked_on(guide: Guide, tracker: Tracker, work: VideoWork, options: LabelO
     """Track a video from where the store has it. Prompts that came later go through it on their own: their tracks get
     the ids after those there are."""
     item, next_id, ask = work.item, work.next_track, guide.in_tracking(work.item)
+    whole = guide.detector.device.type == "cuda" and not tracker.rules.bicubic  # frames go to the device as they are
+    read = _pinned_frames if whole else video.frames
 
     def track(frames: Iterable[Frame], prompts: Sequence[Prompt]) -> Iterator[TrackedFrame]:
         return tracker.track(frames, prompts, ask)
 
     for number, one in enumerate(work.passes, 1):
         past = past_of(one.seen, one.start, next_id)
-        for step in tracked(track, item, one.prompts, options.clip_frames, one.start, past):
+        for step in tracked(track, item, one.prompts, options.clip_frames, one.start, past, read):
             next_id = max((next_id, *(c.track_id + 1 for r in step for c in r.candidates if c.track_id is not None)))
             yield [
                 _placed(result, guide, one.prompts, last=result.last and number == len(work.passes)) for result in step
@@ -211,9 +213,7 @@ def _sampled_on(
     """Label samples of a video from the first that the store has not, or has not all answers of."""
     frames = video.sampled(work.item, options.every, options.fps, work.start)
     if guide.detector.device.type == "cuda":
-        from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
-
-        frames = loader.pinned(frames)
+        frames = _pinned(frames)
     batch_size = options.batch_size or guide.detector.image_batch
     everything = frozenset(prompt.key for prompt in guide.prompts)
 
@@ -233,6 +233,16 @@ def _sampled_on(
         return [(seen.get(frame.index, Compared()), found.get(frame.index)) for frame in batch]
 
     return sampled(detect, work.item, frames, batch_size, work.start)
+
+
+def _pinned_frames(item: MediaItem, start: int) -> Iterator[Frame]:
+    return _pinned(video.frames(item, start))
+
+
+def _pinned(frames: Iterator[Frame]) -> Iterator[Frame]:
+    from sam3label.media import loader  # with torch, of which a job with nothing to do has no need
+
+    return loader.pinned(frames)
 
 
 class _Coming:
@@ -262,13 +272,19 @@ class _Coming:
 
 
 def tracked(
-    track: Track, item: MediaItem, prompts: Sequence[Prompt], clip_frames: int, start: int = 0, past: Past = BEGINNING
+    track: Track,
+    item: MediaItem,
+    prompts: Sequence[Prompt],
+    clip_frames: int,
+    start: int = 0,
+    past: Past = BEGINNING,
+    read: Callable[[MediaItem, int], Iterator[Frame]] = video.frames,
 ) -> Iterator[list[UnitResult]]:
     """Label a video from frame `start` on, `clip_frames` of it at a time. An empty list comes after each frame of it.
 
     A video that ends early in an error ends in a failed unit; what is before it is labelled.
     """
-    coming = _Coming(video.frames(item, max(start - OVERLAP, 0)))
+    coming = _Coming(read(item, max(start - OVERLAP, 0)))
     shared = deque(coming.until(start), maxlen=OVERLAP)
     while coming.next is not None:
         stop = start + clip_frames

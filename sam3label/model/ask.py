@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam3label.core.records import BoxPrompt, Prompt
-from sam3label.model.device import Coming, Compute
+from sam3label.model.device import Coming, Compute, bring
 from sam3label.model.encode import Texts
 from sam3label.model.head import Head, ImageState, PairScores
 from sam3label.model.memory import Batches
@@ -92,7 +92,7 @@ class Asker:
             prompt, valid = self._prompts(state, images, numbers, filled, texts)
             answer = self.scorer(state.tokens[images], prompt, valid)
         scores = torch.cat((answer.scores, answer.presence_logits.sigmoid()[:, None]), 1)
-        return Scored(pairs, answer, prompt, valid, self._compute.bring(scores))
+        return Scored(pairs, answer, prompt, valid, bring(scores))
 
     def _prompts(
         self, state: ImageState, images: Tensor, numbers: Tensor, pairs: Sequence[Pair], texts: Texts

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sam3label.core import masks
 from sam3label.core.records import Frame
+from sam3label.model.device import send
 from sam3label.model.tracks import Births
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Spool:
         size = 3 * self._side**2
         self._file.seek(number * size)
         levels = np.frombuffer(bytearray(self._file.read(size)), np.uint8).reshape(1, 3, self._side, self._side)
-        return torch.from_numpy(levels).to(device).float().sub_(127.5).mul_(1 / 127.5)
+        return send(levels, device).float().sub_(127.5).mul_(1 / 127.5)
 
 
 def spooled() -> IO[bytes]:

@@ -23,12 +23,34 @@ class Coming:
     def __init__(self, buffer: torch.Tensor, arrival: Any) -> None:
         self._buffer, self._arrival = buffer, arrival
 
-    def numpy(self) -> npt.NDArray[np.float32]:
+    def numpy(self) -> npt.NDArray[Any]:
         """Return the values; wait for them the first time."""
         if self._arrival is not None:
             self._arrival.synchronize()
             self._arrival = None
         return self._buffer.numpy()
+
+
+def send(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """Return the values on a device. To CUDA they go by way of page-locked memory: nobody waits for them."""
+    here = torch.from_numpy(values)
+    if device.type != "cuda":
+        return here.to(device)
+    return here.pin_memory().to(device, non_blocking=True)
+
+
+def bring(values: torch.Tensor) -> Coming:
+    """Return values that are brought to the host, which goes on meanwhile."""
+    if values.device.type != "cuda":
+        return Coming(values.to("cpu"), None)
+    buffer = torch.empty(values.shape, dtype=values.dtype).pin_memory()
+    buffer.copy_(values, non_blocking=True)
+    return Coming(buffer, torch.cuda.current_stream(values.device).record_event())
+
+
+def rows_of(values: torch.Tensor, rows: Sequence[int] | npt.NDArray[np.integer[Any]]) -> torch.Tensor:
+    """Return some rows of values on a device, by numbers that the host knows: it does not wait for them to arrive."""
+    return values.index_select(0, send(np.asarray(rows, np.int64), values.device)) if len(rows) else values[:0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +66,8 @@ class Compute:
         return self.dtype != torch.float32 and self.device.type == "cuda"
 
     def send(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
-        """Return the values on the device. To CUDA they go by way of page-locked memory: nobody waits for them."""
-        here = torch.from_numpy(values)
-        if self.device.type != "cuda":
-            return here.to(self.device)
-        return here.pin_memory().to(self.device, non_blocking=True)
-
-    def bring(self, values: torch.Tensor) -> Coming:
-        """Return values that are brought to the host, which goes on meanwhile."""
-        if self.device.type != "cuda":
-            return Coming(values.to("cpu"), None)
-        buffer = torch.empty(values.shape, dtype=values.dtype).pin_memory()
-        buffer.copy_(values, non_blocking=True)
-        return Coming(buffer, torch.cuda.current_stream(self.device).record_event())
+        """Return the values on this device, as `send` does."""
+        return send(values, self.device)
 
     @contextmanager
     def precision(self) -> Iterator[None]:

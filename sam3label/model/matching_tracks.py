@@ -1,6 +1,7 @@
 """Which detection is which object: matches in a frame, births, and objects taken back soon after their birth. Pure.
 
-Detections and objects of different phrases never match. Shape legend: K detections, N objects, h x w logits.
+Detections and objects of different phrases never match. Shape legend: K detections, N objects, h x w logits, `inside`
+bool: where they are over 0, on the host.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sam3label.model.clean_masks import overlaps
+from sam3label.model.clean_masks import Inside, overlaps
+from sam3label.model.device import send
 from sam3label.model.track_rules import CONFIRM_FRAMES, Rules, TrackSettings
 
 
@@ -21,10 +23,13 @@ from sam3label.model.track_rules import CONFIRM_FRAMES, Rules, TrackSettings
 class FrameDetections:
     """The detections of a frame, phrase after phrase: mask logits [K, h, w] on the device, the rest on the host.
 
+    `inside` is where the logits are over 0.
+
     Objects of phrases that were not asked in this frame are under no detection, and that says nothing of them.
     """
 
     masks: Tensor
+    inside: Inside
     scores: npt.NDArray[np.float32]
     phrases: npt.NDArray[np.int64]
     at_border: npt.NDArray[np.bool_]
@@ -43,17 +48,16 @@ class FrameMatches:
 
 
 def match(
-    found: FrameDetections, masks: Tensor, phrases: Sequence[int], settings: TrackSettings, rules: Rules
+    found: FrameDetections, inside: Inside, phrases: Sequence[int], settings: TrackSettings, rules: Rules
 ) -> FrameMatches:
-    """Match detections with the objects' masks, logits [N, h, w]."""
+    """Match detections with the objects' masks [N, h, w]."""
     owners = np.asarray(phrases, np.int64)
-    inside = (masks > 0).flatten(1)
-    seen = inside.any(1).cpu().numpy()
+    seen = inside.any((1, 2))
     same = found.phrases[:, None] == owners[None]
     other = np.float32(-1 if rules.phrase_by_phrase else 0)  # under every threshold, or matched where one is 0
     iou = np.full(same.shape, other)
     if same.size:
-        iou = np.where(same, overlaps((found.masks > 0).flatten(1), inside).float().cpu().numpy(), other)
+        iou = np.where(same, overlaps(found.inside, inside), other)
     new = _new(found, iou, owners, settings, rules)
     covered = (iou >= settings.trk_assoc_iou_thresh).any(0)
     clear = _clear(iou, same, settings.high_iou_thresh) if rules.clear_matches_only else iou
@@ -215,29 +219,29 @@ class Lives:
 
 
 def recently_hidden(
-    masks: Tensor, last_hidden: Sequence[int], phrases: Sequence[int], least: float, back: bool
-) -> Tensor:
+    inside: Inside, last_hidden: Sequence[int], phrases: Sequence[int], least: float, back: bool
+) -> npt.NDArray[np.bool_]:
     """Return bool [N]: of a phrase's objects that overlap by `least` IoU, those hidden later, if both were.
 
     `last_hidden`: the last frame in which each was hidden, -1 if none. `back`: time runs backwards.
     """
-    owners, hidden = torch.as_tensor(phrases), torch.as_tensor(last_hidden)
-    inside = (masks > 0).flatten(1)
-    over = (overlaps(inside, inside).cpu() >= least) & (owners[:, None] == owners[None])
-    over.fill_diagonal_(False)
+    owners, hidden = np.asarray(phrases), np.asarray(last_hidden)
+    over = (overlaps(inside, inside) >= least) & (owners[:, None] == owners[None])
+    np.fill_diagonal(over, False)
     later = hidden[:, None] < hidden[None] if back else hidden[:, None] > hidden[None]
-    suppressed: Tensor = (over & later & (hidden > -1)[None]).any(1)
-    return suppressed.to(masks.device)
+    suppressed: npt.NDArray[np.bool_] = (over & later & (hidden > -1)[None]).any(1)
+    return suppressed
 
 
 def without_shrunk(masks: Tensor, phrases: Sequence[int], least: float = 0.3) -> Tensor:
     """Return logits [N, 1, a, b], at most -10 for masks with less than `least` left once a phrase's masks part."""
     out = masks.clone()
-    owners = torch.as_tensor(phrases, device=masks.device)
+    owners = np.asarray(phrases)
     for phrase in sorted(set(phrases)):
-        rows = torch.nonzero(owners == phrase)[:, 0]
-        if len(rows) < 2:
+        places = np.flatnonzero(owners == phrase)
+        if len(places) < 2:
             continue
+        rows = send(places, masks.device)
         own = masks[rows]
         before, after = (own > 0).sum((-1, -2)).clamp(min=1), (apart(own) > 0).sum((-1, -2))
         out[rows] = torch.where((after / before >= least)[..., None, None], own, own.clamp(max=-10.0))

@@ -6,19 +6,23 @@ the official loop and `transformers`' do differently is asked of `Rules`, one fi
 Objects born in one frame to one phrase are a *litter*: officially they are tracked as one batch, and share what is
 remembered and corrected.
 
+Whatever is decided is decided on the host, from bits of masks: where a frame's detections come to the host after what
+the tracker said of it, it waits for both at once, and for nothing else in the frame.
+
 Shape legend: N objects, K detections, h x w mask logits, X the side of a mask that is remembered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sam3label.model.clean_masks import clean_masks
+from sam3label.model.clean_masks import Inside, clean_masks
+from sam3label.model.device import Coming, bring, rows_of, send
 from sam3label.model.matching_tracks import (
     FrameDetections,
     FrameMatches,
@@ -30,21 +34,35 @@ from sam3label.model.matching_tracks import (
 )
 from sam3label.model.recall import ObjectPast, recall, worth_keeping
 from sam3label.model.track_rules import Rules, TrackSettings
-from sam3label.model.tracker_parts import SURE, UNSURE, FrameFeatures, Heads, Recalled, TrackerParts, enlarge, shrink
+from sam3label.model.tracker_parts import SURE, UNSURE, FrameFeatures, Recalled, TrackerParts, enlarge, shrink
 from sam3label.model.tracks import Births, Followed, Memory, Tracks
 
-AT_ONCE = 16  # objects in one pass of memory attention
 SOLID = 1024.0  # logits, positive or negative, of a mask that is given
-K = TypeVar("K", bound=Hashable)
 ALWAYS_HIDDEN = 100_000  # later than any frame: an object that was taken back before it was ever seen again
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """The tracker's answer for all objects: raw logits [N, h, w] and score logits [N], on their way to the host.
+
+    `inside` is where the masks are over 0, `said` [2, N] scores and expected IoUs, `pointers` are by place of those
+    that were looked for.
+    """
+
+    raw: Tensor
+    scores: Tensor
+    inside: Coming
+    said: Coming
+    pointers: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class _Tracked:
-    """The tracker's answer for all objects: raw and cleaned logits [N, h, w], score logits [N], also on the host."""
+    """The same on the host too: raw and cleaned logits [N, h, w], where these are over 0, score logits [N] twice."""
 
     raw: Tensor
     masks: Tensor
+    inside: Inside
     scores: Tensor
     values: list[float]
 
@@ -87,28 +105,37 @@ class TrackSession:
         """The objects that have been taken back."""
         return self.lives.removed
 
-    def step(self, now: int, features: FrameFeatures, found: FrameDetections, size_hw: tuple[int, int]) -> Tracks:
-        """Go through one frame, whose detections are `found`."""
-        tracks = self._pass(now, features, found, size_hw)
+    def step(
+        self,
+        now: int,
+        features: FrameFeatures,
+        found: FrameDetections,
+        size_hw: tuple[int, int],
+        begun: Begun | None = None,
+    ) -> Tracks:
+        """Go through one frame, whose detections are `found`. `begun`: what `begin` returned for it, where it was."""
+        tracks = self._pass(now, features, found, size_hw, begun or self.begin(now, features))
         if self.rules.first_frame_twice and now == self.first and self.targets:
-            tracks = self._pass(now, features, found, size_hw).after(tracks)
+            tracks = self._pass(now, features, found, size_hw, self.begin(now, features)).after(tracks)
         for target in self.targets:
             target.first_mask = None
         self._forget(now)
         return tracks
 
-    def _pass(self, now: int, features: FrameFeatures, found: FrameDetections, size_hw: tuple[int, int]) -> Tracks:
-        tracked = self._track(now, features)
+    def _pass(
+        self, now: int, features: FrameFeatures, found: FrameDetections, size_hw: tuple[int, int], begun: Begun
+    ) -> Tracks:
+        tracked = self._arrived(now, begun)
         phrases, numbers = [one.phrase for one in self.targets], [one.number for one in self.targets]
-        matches = match(found, tracked.masks, phrases, self.settings, self.rules)
+        matches = match(found, tracked.inside, phrases, self.settings, self.rules)
         born = list(range(self._next, self._next + len(matches.born)))
         self._next += len(born)
         gone, hidden = self.lives.update(now, numbers, matches, born)
         corrections = self.correct(now, features, found, matches, tracked)
-        masks = self._hide_overlapping(now, tracked.masks, phrases, gone)
+        masks = self._hide_overlapping(now, tracked, phrases, gone)
         self._remember(now, features, masks, phrases, corrections.remembered)
         births = Births(
-            found.masks[matches.born],
+            rows_of(found.masks, matches.born),
             born,
             [int(found.phrases[k]) for k in matches.born],
             [float(found.scores[k]) for k in matches.born],
@@ -122,7 +149,8 @@ class TrackSession:
         shown = {
             one.number: corrections.shown.get(place, masks[place]) for place, one in enumerate(before[: len(masks)])
         }
-        shown |= dict(zip(born, clean_masks(births.masks, self.settings.fill_hole_area), strict=True))
+        cleaned, _ = clean_masks(births.masks, found.inside[matches.born], self.settings.fill_hole_area)
+        shown |= dict(zip(born, cleaned, strict=True))
         seen = torch.tensor(tracked.values).sigmoid().tolist()
         values = dict(zip(numbers, seen, strict=True)) | {one.number: one.score for one in before[len(masks) :]}
         return Tracks(
@@ -140,34 +168,46 @@ class TrackSession:
         self.lives.adopt(now, births.numbers)
         before = len(self.targets)
         empty = features.tokens.new_zeros(0)
-        self._bear(now, features, births, size_hw, _Tracked(empty, empty, empty, []))
+        self._bear(now, features, births, size_hw, _Tracked(empty, empty, np.empty((0, 0, 0), np.bool_), empty, []))
         for target in self.targets[before:]:
             target.first_mask = None
 
     # ---- finding objects again
 
-    def _track(self, now: int, features: FrameFeatures) -> _Tracked:
-        side = self.parts.mask_side
-        raw = features.tokens.new_zeros((len(self.targets), side, side), dtype=torch.float32)
-        scores = raw.new_full((len(self.targets),), SURE)
+    def begin(self, now: int, features: FrameFeatures) -> Begun:
+        """Have the tracker look for all objects in a frame, which `step` is given next. Waits for nothing."""
         recalled: dict[int, Recalled] = {}
-        quality = self._quality()
+        order: list[int] = []  # places of the objects in the order in which they are answered for
+        quality, side = self._quality(), self.parts.mask_side
+        none = features.tokens.new_zeros((0, side, side), dtype=torch.float32)
+        masks, said = [none], [none.new_zeros((2, 0))]
         for place, target in enumerate(self.targets):
             if now in target.memories and target.first_mask is not None:  # its first frame, again
-                raw[place] = target.first_mask
+                order.append(place)
+                masks.append(target.first_mask[None])
+                said.append(none.new_full((2, 1), SURE))
             else:
                 recalled[place] = self._recalled(now, target, quality[target.litter])
-        for places in _alike(recalled):
-            heads = self.parts.track(features, [recalled[place] for place in places], self.most_pointers)
-            raw[places], scores[places] = heads.masks.float(), heads.scores.float()
-            self._note(now, places, heads)
-        masks = clean_masks(raw, self.settings.fill_hole_area)
-        return _Tracked(raw, masks.clone() if masks is raw else masks, scores, scores.tolist())
+        pointers: dict[int, Tensor] = {}
+        if recalled:
+            heads = self.parts.track(features, list(recalled.values()), self.most_pointers)
+            order += recalled
+            masks.append(heads.masks.float())
+            said.append(torch.stack((heads.scores.float(), heads.ious.float())))
+            pointers = dict(zip(recalled, heads.pointers, strict=True))
+        raw, told, back = torch.cat(masks), torch.cat(said, 1), np.argsort(order)
+        if (back != np.arange(len(back))).any():
+            raw, told = rows_of(raw, back), rows_of(told.T, back).T
+        return Begun(raw, told[0], bring(raw > 0), bring(told), pointers)
 
-    def _note(self, now: int, places: Sequence[int], heads: Heads) -> None:
-        quality = effective_iou(heads.scores.float(), heads.ious.float()).tolist()
-        for row, place in enumerate(places):
-            self.targets[place].memories[now] = Memory(heads.pointers[row].clone(), quality[row])
+    def _arrived(self, now: int, begun: Begun) -> _Tracked:
+        """Wait for what was begun, and note it."""
+        scores, ious = (torch.from_numpy(values) for values in begun.said.numpy())
+        quality = effective_iou(scores, ious).tolist()
+        for place, pointer in begun.pointers.items():
+            self.targets[place].memories[now] = Memory(pointer.clone(), quality[place])
+        masks, inside = clean_masks(begun.raw, begun.inside.numpy(), self.settings.fill_hole_area)
+        return _Tracked(begun.raw, masks, inside, begun.scores, scores.tolist())
 
     def _recalled(self, now: int, target: Followed, quality: Mapping[int, float]) -> Recalled:
         memories = target.memories
@@ -217,7 +257,7 @@ class TrackSession:
 
     def _confirm(self, now: int, features: FrameFeatures, found: FrameDetections, sure: Mapping[int, int]) -> None:
         """Pointers from the detections' masks; the frame is a conditioning one of all objects of their litters."""
-        given = self._given(found.masks[list(sure.values())])
+        given = self._given(rows_of(found.masks, list(sure.values())))
         pointers = self.parts.pointer_of(features, given, self.rules.first_pointer_single)
         known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
         for place, pointer in zip(sure, pointers, strict=True):
@@ -238,9 +278,9 @@ class TrackSession:
 
     # ---- memory
 
-    def _hide_overlapping(self, now: int, masks: Tensor, phrases: Sequence[int], gone: Iterable[int]) -> Tensor:
+    def _hide_overlapping(self, now: int, tracked: _Tracked, phrases: Sequence[int], gone: Iterable[int]) -> Tensor:
         """Empty those of overlapping masks whose object was hidden last; note who is hidden."""
-        least = self.settings.suppress_overlapping_based_on_recent_occlusion_threshold
+        least, masks = self.settings.suppress_overlapping_based_on_recent_occlusion_threshold, tracked.masks
         if least <= 0 or not len(masks):
             return masks
         gone = set(gone)
@@ -248,11 +288,13 @@ class TrackSession:
             (ALWAYS_HIDDEN if one.number in gone else -1) if one.last_hidden is None else one.last_hidden
             for one in self.targets
         ]
-        suppressed = recently_hidden(masks, last, phrases, least, self.backwards)
-        hidden = (suppressed | ~(masks > 0).flatten(1).any(1)).tolist()
+        suppressed = recently_hidden(tracked.inside, last, phrases, least, self.backwards)
+        hidden = suppressed | ~tracked.inside.any((1, 2))
         for target, before, is_hidden in zip(self.targets, last, hidden, strict=True):
             target.last_hidden = now if is_hidden else before
-        return torch.where(suppressed[:, None, None], UNSURE, masks)
+        if not suppressed.any():
+            return masks
+        return torch.where(send(suppressed, masks.device)[:, None, None], UNSURE, masks)
 
     def _remember(
         self, now: int, features: FrameFeatures, masks: Tensor, phrases: Sequence[int], instead: Mapping[int, Tensor]
@@ -300,9 +342,9 @@ class TrackSession:
         ]  # fmt: skip
         others = [] if self.rules.births_leave_others else self._tracked_only(now)
         if others:
-            again = self._to_memory(enlarge(tracked.raw[others][:, None], self.parts.image_side))
+            again = self._to_memory(enlarge(rows_of(tracked.raw, others)[:, None], self.parts.image_side))
             remembered = torch.cat((again, remembered))
-            appears = torch.cat((tracked.scores[others] > 0, appears))
+            appears = torch.cat((rows_of(tracked.scores, others) > 0, appears))
         memories = self.parts.memory_of(features, remembered, appears)
         self._store(now, [*(self.targets[place] for place in others), *born], memories)
         self.targets = self.targets + born
@@ -316,13 +358,14 @@ class TrackSession:
             high = given * (SURE - UNSURE) + UNSURE
             return shrink(high, self.parts.mask_side)[:, 0], self._to_memory(high)
         solid = torch.empty((len(given), 1, *size_hw), device=given.device)
-        for rows in _by(phrases):
+        litters = [send(np.array(rows), given.device) for rows in _by(phrases)]
+        for rows in litters:
             inside = shrink(given[rows], *size_hw) > 0.5
             later = inside.flip(0).cumsum(0).flip(0) - inside.long()  # how many of the later ones take a pixel
             solid[rows] = torch.where(inside & (later == 0), SOLID, -SOLID)
         low = shrink(solid, self.parts.mask_side)
         high = enlarge(low, self.parts.image_side)
-        for rows in _by(phrases):
+        for rows in litters:
             high[rows] = apart(high[rows])
         return low[:, 0], shrink((high > 0).float(), self.parts.memory_side)
 
@@ -364,17 +407,9 @@ def effective_iou(scores: Tensor, ious: Tensor) -> Tensor:
     return (2 * scores.sigmoid() - 1).clamp(min=0) * ious
 
 
-def _alike(recalled: Mapping[int, Recalled]) -> Iterator[list[int]]:
-    """Yield places of objects that can be attended to together, some at a time."""
-    places = list(recalled)
-    for rows in _by([recalled[place].form for place in places]):
-        for start in range(0, len(rows), AT_ONCE):
-            yield [places[row] for row in rows[start : start + AT_ONCE]]
-
-
-def _by(keys: Sequence[K]) -> list[list[int]]:
+def _by(keys: Sequence[int]) -> list[list[int]]:
     """Return the rows of each key, in the order of their first."""
-    rows: dict[K, list[int]] = {}
+    rows: dict[int, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
     return list(rows.values())

@@ -31,6 +31,9 @@ from sam3label.model.ask import Exemplar
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clean_masks import keep_best
 from sam3label.model.detector import Detector, Seen
+from sam3label.model.device import bring, rows_of, send
+from sam3label.model.encode_ahead import Ahead
+from sam3label.model.head import ImageState
 from sam3label.model.mask_runs import Instance
 from sam3label.model.matching_tracks import FrameDetections
 from sam3label.model.track_rules import BORDER, CONFIRM_FRAMES, OFFICIAL, Rules, TrackSettings
@@ -71,6 +74,22 @@ class _Waiting:
     tracks: Tracks
 
 
+@dataclass(frozen=True, slots=True)
+class _EncodedFrame:
+    """Holds a frame as the model takes it, what the image encoder says of it, and its state: all that is made of it
+    before anything is asked."""
+
+    pixels: Tensor
+    grid: Tensor
+    state: ImageState
+
+    def used_in(self, stream: torch.cuda.Stream) -> None:
+        """Keep this memory, made in another stream, until `stream` is done with it."""
+        self.pixels.record_stream(stream)
+        self.grid.record_stream(stream)
+        self.state.used_in(stream)
+
+
 class Tracker:
     """Tracks objects with a loaded SAM 3 video model, which shares its detector with photos. One clip at a time."""
 
@@ -79,6 +98,7 @@ class Tracker:
     ) -> None:
         self.detector, self.rules, self.settings, self.both_ways = detector, rules, settings, both_ways
         self.parts = TrackerParts(video)
+        self._ahead = Ahead(detector.device, lambda frames: self._encoded(self.preprocess(frames[0])))
 
     @classmethod
     def load(
@@ -129,10 +149,12 @@ class Tracker:
         keep: Callable[[Tensor], None] = lambda _: None,
     ) -> Iterator[TrackedFrame]:
         waiting: deque[_Waiting] = deque()
-        for index, frame in enumerate(frames):
-            pixels = self.preprocess(frame)
-            keep(pixels)
-            presence, tracks = self._step(session, index, pixels, prompts, ask(frame), frame.size_hw)
+        for index, (frame, following) in enumerate(_followed(frames, looks=self.detector.device.type == "cuda")):
+            encoded = self._ahead.take([frame]) or self._encoded(self.preprocess(frame))
+            keep(encoded.pixels)
+            presence, tracks = self._step(
+                session, index, encoded, prompts, ask(frame), frame.size_hw, following=following
+            )
             waiting.append(_Waiting(frame, presence, tracks))
             if len(waiting) >= max(self.settings.hotstart_delay, 1):
                 yield self._finish(waiting.popleft(), waiting, session.removed)
@@ -155,7 +177,8 @@ class Tracker:
         seen: dict[int, list[both_ways.Sighted]] = {}
         for place in range(max(births, default=-1), -1, -1):
             frame, pixels = frames[place].frame, spool.read(place, self.detector.device)
-            _, tracks = self._step(session, place, pixels, prompts, ask(frame), frame.size_hw, births.get(place))
+            encoded = self._encoded(pixels)
+            _, tracks = self._step(session, place, encoded, prompts, ask(frame), frame.size_hw, births.get(place))
             found = self._objects(tracks, tracks.hidden, frame.size_hw)
             seen[place] = [both_ways.Sighted(one, one.number in tracks.confirmed) for one in found]
         return seen, session.removed
@@ -164,23 +187,31 @@ class Tracker:
         self,
         session: TrackSession,
         index: int,
-        pixels: Tensor,
+        encoded: _EncodedFrame,
         prompts: Sequence[Prompt],
         exemplars: Mapping[str, Exemplar | None],
         size_hw: tuple[int, int],
         joining: Births | None = None,
+        following: Frame | None = None,
     ) -> tuple[npt.NDArray[np.float32], Tracks]:
+        """Go through one frame. The `following` one is encoded meanwhile, in a stream of its own."""
         detector = self.detector
-        grid = detector.encode_grid(pixels)
-        state = detector.state_of_grid(grid)
-        seen = detector.look(state, prompts, self.settings.score_threshold_detection, exemplars)
+        with detector.precision():
+            features = self.parts.features(encoded.grid)
+            begun = session.begin(index, features)
+        if following is not None:
+            self._ahead.begin([following])
+        seen = detector.look(encoded.state, prompts, self.settings.score_threshold_detection, exemplars)
         found = self._found(seen)
         with detector.precision():
-            features = self.parts.features(grid)
-            tracks = session.step(index, features, found, size_hw)
+            tracks = session.step(index, features, found, size_hw, begun)
             if joining is not None:
                 session.adopt(index, features, joining, size_hw)
         return np.array([one.presence for one in seen], np.float32), tracks
+
+    def _encoded(self, pixels: Tensor) -> _EncodedFrame:
+        grid = self.detector.encode_grid(pixels)
+        return _EncodedFrame(pixels, grid, self.detector.state_of_grid(grid))
 
     def preprocess(self, frame: Frame) -> Tensor:
         """Return a frame as the model takes it, float32 [1, 3, X, X] on the device, resized as the rules say.
@@ -197,25 +228,29 @@ class Tracker:
             resized = np.array(Image.fromarray(frame.pixels).resize(side, Image.Resampling.BICUBIC))
         else:
             resized = cv2.resize(frame.pixels, side, interpolation=cv2.INTER_CUBIC)
-        pixels = torch.from_numpy(resized).to(self.detector.device).permute(2, 0, 1)[None].float()
+        pixels = send(resized, self.detector.device).permute(2, 0, 1)[None].float()
         return pixels.sub_(127.5).mul_(1 / 127.5)
 
     def _found(self, seen: Sequence[Seen]) -> FrameDetections:
-        """Return the detections of all prompts, without duplicates."""
-        settings, kept = self.settings, list[Seen]()
-        for one in seen:
-            best = keep_best(one.masks, one.scores, settings.det_nms_thresh, self.rules.nms_smaller)
-            kept.append(Seen(one.presence, one.scores[best], one.masks[best], one.boxes_xyxy[best]))
-        side = self.parts.mask_side
-        device = self.detector.device
-        masks = torch.cat([torch.empty((0, side, side), device=device), *(one.masks for one in kept)])
-        scores = torch.cat([torch.empty(0, device=device), *(one.scores for one in kept)])
-        boxes = torch.cat([torch.empty((0, 4), device=device), *(one.boxes_xyxy for one in kept)]).cpu().numpy()
-        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        """Return the detections of all prompts, without duplicates. What was begun before has then arrived too."""
+        side, device = self.parts.mask_side, self.detector.device
+        masks = torch.cat([torch.empty((0, side, side), device=device), *(one.masks for one in seen)])
+        said = torch.cat(
+            [torch.empty((0, 5), device=device), *(torch.cat((one.scores[:, None], one.boxes_xyxy), 1) for one in seen)]
+        )
+        arriving, arrived = bring(masks > 0), bring(said).numpy()
+        inside, scores, boxes = arriving.numpy(), arrived[:, 0], arrived[:, 1:]
+        phrases = np.repeat(np.arange(len(seen)), [len(one.scores) for one in seen])
+        kept: list[int] = []
+        for phrase in range(len(seen)):
+            own = np.flatnonzero(phrases == phrase)
+            best = keep_best(inside[own], scores[own], self.settings.det_nms_thresh, self.rules.nms_smaller)
+            kept += own[best].tolist()
+        centers = (boxes[kept, :2] + boxes[kept, 2:]) / 2
         at_border = ((centers <= BORDER) | (centers >= 1 - BORDER)).any(1)
-        phrases = np.repeat(np.arange(len(kept)), [len(one.scores) for one in kept])
         unasked = frozenset(number for number, one in enumerate(seen) if math.isnan(one.presence))
-        return FrameDetections(masks, scores.cpu().numpy(), phrases, at_border, unasked)
+        masks = masks if len(kept) == len(masks) else rows_of(masks, kept)
+        return FrameDetections(masks, inside[kept], scores[kept], phrases[kept], at_border, unasked)
 
     def _finish(self, one: _Waiting, later: Sequence[_Waiting], removed: set[int]) -> TrackedFrame:
         """Return a frame's objects at its size. Those of one prompt do not overlap: the better tracked one wins."""
@@ -237,6 +272,20 @@ class Tracker:
             for number, instance in zip(shown, found, strict=True)
             if instance is not None
         ]
+
+
+def _followed(frames: Iterable[Frame], looks: bool) -> Iterator[tuple[Frame, Frame | None]]:
+    """Yield each frame with the one after it, which is read only where that `looks`."""
+    if not looks:
+        yield from ((frame, None) for frame in frames)
+        return
+    before: Frame | None = None
+    for frame in frames:
+        if before is not None:
+            yield before, frame
+        before = frame
+    if before is not None:
+        yield before, None
 
 
 def _until_failure(frames: Iterable[Frame], n: int) -> tuple[Iterator[Frame], list[Frame], list[Exception]]:

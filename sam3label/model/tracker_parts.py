@@ -9,16 +9,20 @@ L tokens of an object's memory, F frames of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam3label.model.device import rows_of, send
 from sam3label.model.recall import Sizes
 
+AT_ONCE = 16  # objects in one pass of memory attention, and of the mask heads
 ABSENT = -1024.0  # mask logits of an object that is not seen
 SURE, UNSURE = 10.0, -10.0  # logits of what is known
 
@@ -42,6 +46,11 @@ class Heads:
     scores: Tensor
     ious: Tensor
 
+    @staticmethod
+    def joined(parts: Sequence[Heads]) -> Heads:
+        """Return the answers for several lots of objects, end to end."""
+        return Heads(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Heads)))
+
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
@@ -51,9 +60,9 @@ class Recalled:
     pointers: Sequence[tuple[int, Tensor]]
 
     @property
-    def form(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What objects must share to be attended to together."""
-        return tuple(rank for rank, _ in self.memories), tuple(distance for distance, _ in self.pointers)
+    def counts(self) -> tuple[int, int]:
+        """How many memories and pointers: what objects must share to be attended to together."""
+        return len(self.memories), len(self.pointers)
 
 
 class TrackerParts:
@@ -85,7 +94,19 @@ class TrackerParts:
     # ---- tracking
 
     def track(self, features: FrameFeatures, objects: Sequence[Recalled], most_pointers: int) -> Heads:
-        """Find objects in a frame by what is remembered of them, all of one form, with at most so many pointers."""
+        """Find objects in a frame by what is remembered of them, in the order given; `most_pointers` can be of each.
+
+        Those of which equally much is remembered see it together, and all are then answered for together.
+        """
+        alike = list(_alike(objects))
+        seen = torch.cat([self._attended(features, [objects[row] for row in rows], most_pointers) for rows in alike])
+        if len(alike) > 1:
+            seen = rows_of(seen, np.argsort(np.concatenate(alike)))
+        lots = [seen[start : start + AT_ONCE] for start in range(0, len(seen), AT_ONCE)]
+        return Heads.joined([self._heads(features, lot, None, self._several_masks()) for lot in lots])
+
+    def _attended(self, features: FrameFeatures, objects: Sequence[Recalled], most_pointers: int) -> Tensor:
+        """Return what the frame looks like with equally many memories of each object in mind, [N, D, g, g]."""
         memory, places, pointers = self._memory(objects, most_pointers)
         n = len(objects)
         attended = self.model.memory_attention(
@@ -95,8 +116,7 @@ class TrackerParts:
             memory_posision_embeddings=places.expand(-1, n, -1),
             num_object_pointer_tokens=pointers,
         )  # [1, N, S, D]
-        seen = self.as_map(attended[0].transpose(0, 1))
-        return self._heads(features, seen, None, self._several_masks())
+        return self.as_map(attended[0].transpose(0, 1))
 
     def _several_masks(self) -> bool:
         """Return whether a tracked object's mask is the best of three. Memory alone counts as a prompt of no points."""
@@ -105,18 +125,28 @@ class TrackerParts:
         return bool(several and config.multimask_min_pt_num <= 0 <= config.multimask_max_pt_num)
 
     def _memory(self, objects: Sequence[Recalled], most_pointers: int) -> tuple[Tensor, Tensor, int]:
-        """Return tokens [L, N, M] of the objects' memories, their places [L, 1, M], and how many are pointers'."""
-        ranks, distances = objects[0].form
-        memory = [torch.stack([one.memories[k][1] for one in objects], 1).float() for k in range(len(ranks))]
-        when = self.model.memory_temporal_positional_encoding
-        places = [self.memory_places() + when[rank - 1] for rank in ranks]
-        if distances:
-            tokens = torch.stack([torch.stack([p for _, p in one.pointers]) for one in objects], 1)  # [F, N, D]
-            split = max(tokens.shape[2] // self.model.mem_dim, 1)
-            tokens = tokens.reshape(*tokens.shape[:2], split, -1).transpose(1, 2).flatten(0, 1)  # [F * split, N, M]
+        """Return tokens [L, N, M] of the objects' memories, their places [L, N or 1, M], how many are pointers'."""
+        n, (frames, pointers) = len(objects), objects[0].counts
+        kept = torch.stack([one.memories[k][1] for k in range(frames) for one in objects])  # [F * N, S, M]
+        memory = [kept.view(frames, n, *kept.shape[1:]).transpose(1, 2).flatten(0, 1).float()]
+        places = [self._spatial_places(_numbers([one.memories for one in objects]))]
+        if pointers:
+            tokens = torch.stack([one.pointers[k][1] for k in range(pointers) for one in objects])  # [F * N, D]
+            split = max(tokens.shape[1] // self.model.mem_dim, 1)
+            tokens = tokens.view(pointers, n, split, -1).transpose(1, 2).flatten(0, 1)  # [F * split, N, M]
             memory.append(tokens.float())
+            distances = _numbers([one.pointers for one in objects])
             places.append(self._pointer_places(distances, most_pointers).repeat_interleave(split, 0))
-        return torch.cat(memory), torch.cat(places), len(memory[-1]) if distances else 0
+        own = max(place.shape[1] for place in places)
+        places = [place.expand(-1, own, -1) for place in places]
+        return torch.cat(memory), torch.cat(places), len(memory[-1]) if pointers else 0
+
+    def _spatial_places(self, ranks: npt.NDArray[np.int64]) -> Tensor:
+        """Return where and how long ago the cells of memories [F, N or 1] lie: [F * S, N or 1, M]."""
+        when = self.model.memory_temporal_positional_encoding.flatten(1)  # [ranks, M], the last for rank 0
+        own = when[send((ranks - 1) % len(when), when.device)]  # [F, N or 1, M]
+        places: Tensor = (self.memory_places() + own[:, None]).flatten(0, 1)
+        return places
 
     def memory_places(self) -> Tensor:
         """Return where the cells of a memory lie, [S, 1, M]: the same for all."""
@@ -127,17 +157,17 @@ class TrackerParts:
             self._memory_places = _tokens(encoder.position_encoding(shape, like.device, torch.float32))
         return self._memory_places
 
-    def _pointer_places(self, distances: Sequence[int], most: int) -> Tensor:
-        """Encoded distances [F, 1, M]."""
+    def _pointer_places(self, distances: npt.NDArray[np.int64], most: int) -> Tensor:
+        """Return the distances [F, N or 1] encoded, [F, N or 1, M]."""
         from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import get_1d_sine_pe
 
         device = self.model.no_object_pointer.device
         if not self.config.enable_temporal_pos_encoding_for_object_pointers:
-            return torch.zeros((len(distances), 1, self.model.mem_dim), device=device)
-        share = torch.tensor(distances, device=device, dtype=torch.float32) / float(most - 1)
+            return torch.zeros((*distances.shape, self.model.mem_dim), device=device)
+        share = send(distances.astype(np.float32), device).flatten() / float(most - 1)
         sine = get_1d_sine_pe(share, dim=self.model.hidden_dim)
         places: Tensor = self.model.temporal_positional_encoding_projection_layer(sine)
-        return places[:, None]
+        return places.view(*distances.shape, -1)
 
     def _heads(self, features: FrameFeatures, seen: Tensor, prompt: Tensor | None, several: bool) -> Heads:
         """Return the mask decoder's answer for [N, D, g, g] seen of N objects, and a mask prompt [N, 1, h, w]."""
@@ -148,14 +178,15 @@ class TrackerParts:
             input_boxes=None,
             input_masks=prompt,
         )
-        masks, ious, tokens, scores = model.mask_decoder(
-            image_embeddings=seen,
-            image_positional_embeddings=model.get_image_wide_positional_embeddings().repeat(n, 1, 1, 1),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=several,
-            high_resolution_features=[features.fine, features.middle],
-        )  # [N, 1, K, h, w], [N, 1, K], [N, 1, 1 or K, D], [N, 1, 1]
+        with torch.autocast(seen.device.type, enabled=False):  # bf16 would make neighbours equal, and borders rough
+            masks, ious, tokens, scores = model.mask_decoder(
+                image_embeddings=seen.float(),
+                image_positional_embeddings=model.get_image_wide_positional_embeddings().float().repeat(n, 1, 1, 1),
+                sparse_prompt_embeddings=sparse.float(),
+                dense_prompt_embeddings=dense.float(),
+                multimask_output=several,
+                high_resolution_features=[features.fine.float(), features.middle.float()],
+            )  # [N, 1, K, h, w], [N, 1, K], [N, 1, 1 or K, D], [N, 1, 1]
         best = ious[:, 0].argmax(1)
         rows = torch.arange(n, device=seen.device)
         appears = scores[:, 0] > 0  # [N, 1]
@@ -211,6 +242,22 @@ def shrink(masks: Tensor, *side: int) -> Tensor:
     """Resize [N, 1, a, b] to `side`, one or two numbers, bilinear with antialiasing."""
     size = (side[0], side[-1])
     return F.interpolate(masks.float(), size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _alike(objects: Sequence[Recalled]) -> Iterator[list[int]]:
+    """Yield rows of objects that can be attended to together, some at a time."""
+    by_counts: dict[tuple[int, int], list[int]] = {}
+    for row, one in enumerate(objects):
+        by_counts.setdefault(one.counts, []).append(row)
+    for rows in by_counts.values():
+        for start in range(0, len(rows), AT_ONCE):
+            yield rows[start : start + AT_ONCE]
+
+
+def _numbers(recalled: Sequence[Sequence[tuple[int, Tensor]]]) -> npt.NDArray[np.int64]:
+    """Return the ranks or distances of N objects' F memories or pointers, [F, N], or [F, 1] where all share them."""
+    numbers = np.array([[number for number, _ in own] for own in recalled], np.int64).T
+    return numbers[:, :1] if (numbers == numbers[:, :1]).all() else numbers
 
 
 def _tokens(features: Tensor) -> Tensor:

@@ -39,20 +39,11 @@ PHOTOS = ALWAYS | {
     "model/mask_runs.py:_settled": (1, 0),  # where rounding decides
 }
 EXEMPLARS = PHOTOS | {"model/head.py:encode_boxes": (2, 0)}  # the library's, of boxes
-TRACKED = PHOTOS | {  # of one object of one prompt; the first frame is seen twice
-    "model/tracker.py:preprocess": (1, 0),
-    "model/tracker.py:_found": (2, 0),
-    "model/clean_masks.py:clean_masks": (3, 0),
-    "model/matching_tracks.py:match": (2, 0),
-    "model/matching_tracks.py:recently_hidden": (1, 0),
-    "model/matching_tracks.py:without_shrunk": (1, 0),
-    "model/track_session.py:_confirm": (0, 1),
-    "model/track_session.py:_first_masks": (0, 8),
-    "model/track_session.py:_hide_overlapping": (1, 0),
-    "model/track_session.py:_note": (1, 0),
-    "model/track_session.py:_pass": (1, 0),
-    "model/track_session.py:_track": (2, 0),
-    "model/tracker_parts.py:_pointer_places": (1, 0),
+TRACKED = ALWAYS | {  # however many objects there are
+    "model/device.py:numpy": (2, 1),  # scores of what is detected; all else at once; the first frame is seen twice
+    "model/mask_runs.py:_supports": (1, 0),
+    "model/mask_runs.py:_cut": (2, 0),
+    "model/mask_runs.py:_settled": (1, 0),
 }
 
 

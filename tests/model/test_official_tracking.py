@@ -90,7 +90,8 @@ def scripted(video: Any, seed: int) -> Iterator[tuple[torch.Tensor, list[tuple[t
 def as_found(found: list[tuple[torch.Tensor, torch.Tensor]]) -> FrameDetections:
     phrases = np.repeat(np.arange(len(found)), [len(scores) for _, scores in found])
     scores = torch.cat([scores for _, scores in found]).numpy()
-    return FrameDetections(torch.cat([masks for masks, _ in found]), scores, phrases, np.zeros(len(scores), bool))
+    masks = torch.cat([masks for masks, _ in found])
+    return FrameDetections(masks, (masks > 0).numpy(), scores, phrases, np.zeros(len(scores), bool))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -157,7 +158,8 @@ def seen(*masks: torch.Tensor, scores: tuple[float, ...] = (), phrases: tuple[in
     n = len(masks)
     stacked = torch.stack(masks) if masks else torch.empty((0, 64, 64))
     given = np.array(scores or [0.9] * n, np.float32)
-    return FrameDetections(stacked, given, np.array(phrases or [0] * n, np.int64), np.zeros(n, bool))
+    numbers = np.array(phrases or [0] * n, np.int64)
+    return FrameDetections(stacked, (stacked > 0).numpy(), given, numbers, np.zeros(n, bool))
 
 
 @torch.inference_mode()

@@ -161,15 +161,21 @@ def test_three_prompts_cost_one_image_encoding_a_frame(pairs: Any) -> None:
 
 
 def test_overlapping_masks_leave_the_best() -> None:
-    logits = torch.full((4, 10, 10), -5.0)
-    logits[0, :, :5], logits[1, :, :6], logits[2, :, 5:], logits[3, :2, :2] = 5.0, 5.0, 5.0, 5.0
-    scores = torch.tensor([0.6, 0.9, 0.7, 0.6])
-    assert keep_best(logits, scores, 0.1).tolist() == [1, 2, 3]  # 1 and 2 share a tenth of their union or less
-    assert keep_best(logits, scores, 0.08).tolist() == [1, 3]
-    assert keep_best(logits, scores, 0.0).tolist() == [0, 1, 2, 3]  # 0 is "do not"
-    assert keep_best(logits[:1], scores[:1], 0.1).tolist() == [0]
-    assert keep_best(logits[[0, 0]], scores[[0, 0]], 0.1).tolist() == [0]
-    assert keep_best(logits[:0], scores[:0], 0.1).tolist() == []
+    inside = np.zeros((4, 10, 10), bool)
+    inside[0, :, :5], inside[1, :, :6], inside[2, :, 5:], inside[3, :2, :2] = True, True, True, True
+    scores = np.array([0.6, 0.9, 0.7, 0.6], np.float32)
+    assert keep_best(inside, scores, 0.1) == [1, 2, 3]  # 1 and 2 share a tenth of their union or less
+    assert keep_best(inside, scores, 0.08) == [1, 3]
+    assert keep_best(inside, scores, 0.0) == [0, 1, 2, 3]  # 0 is "do not"
+    assert keep_best(inside[:1], scores[:1], 0.1) == [0]
+    assert keep_best(inside[[0, 0]], scores[[0, 0]], 0.1) == [0]
+    assert keep_best(inside[:0], scores[:0], 0.1) == []
+
+
+def cleaned_of(logits: torch.Tensor, most: int) -> torch.Tensor:
+    cleaned, inside = clean_masks(logits, (logits > 0).numpy(), most)
+    assert np.array_equal(inside, (cleaned > 0).numpy())
+    return cleaned
 
 
 def test_by_the_share_of_the_smaller_a_part_is_a_duplicate_of_the_whole() -> None:
@@ -186,19 +192,19 @@ def test_small_holes_are_filled_and_specks_cleared() -> None:
     logits[0, 10:14, 10:14] = -5.0  # a hole of 16
     logits[0, 20:25, 20:25] = -5.0  # a hole of 25
     logits[0, 0, :4] = 5.0  # a speck of 4
-    cleaned = clean_masks(logits, 16)[0]
+    cleaned = cleaned_of(logits, 16)[0]
     assert (cleaned[10:14, 10:14] == FILLED).all()
     assert (cleaned[20:25, 20:25] == -5.0).all()
     assert (cleaned[0, :4] == CLEARED).all()
     assert int((cleaned != logits[0]).sum()) == 20
-    assert clean_masks(logits, 0) is logits
+    assert cleaned_of(logits, 0) is logits
 
 
 def test_a_small_object_is_not_a_speck() -> None:
     logits = torch.full((2, 30, 30), -5.0)
     logits[0, 3:6, 3:6] = 5.0
     logits[1, 3:6, 3:6], logits[1, 20, 20:22] = 5.0, 5.0
-    cleaned = clean_masks(logits, 16)
+    cleaned = cleaned_of(logits, 16)
     assert torch.equal(cleaned[0], logits[0])
     assert (cleaned[1, 3:6, 3:6] == 5.0).all() and (cleaned[1, 20, 20:22] == CLEARED).all()
 
@@ -216,7 +222,7 @@ def test_cleaning_agrees_with_another_library(seed: int) -> None:
         labels, _ = ndimage.label(mask, around)
         limit = min(9, int(mask.sum()) // 2)
         expected.append(mask & (np.bincount(labels.ravel())[labels] > limit))
-    assert np.array_equal((clean_masks(logits, 9) > 0).numpy(), np.stack(expected))
+    assert np.array_equal((cleaned_of(logits, 9) > 0).numpy(), np.stack(expected))
 
 
 # ---- memory

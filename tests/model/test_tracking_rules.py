@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from sam3label.model import matching_tracks
 from sam3label.model.matching_tracks import (
     FrameDetections,
     FrameMatches,
     Lives,
     apart,
-    match,
     recently_hidden,
     without_shrunk,
 )
@@ -151,7 +152,11 @@ def found(*detections: tuple[torch.Tensor, float, int], unasked: frozenset[int] 
     scores = np.array([score for _, score, _ in detections], np.float32)
     phrases = np.array([phrase for _, _, phrase in detections], np.int64)
     border = np.array([bool((mask[0] > 0).any()) for mask, _, _ in detections], bool)
-    return FrameDetections(masks, scores, phrases, border, unasked)
+    return FrameDetections(masks, (masks > 0).numpy(), scores, phrases, border, unasked)
+
+
+def match(found: FrameDetections, masks: torch.Tensor, *rest: Any) -> FrameMatches:
+    return matching_tracks.match(found, (masks > 0).numpy(), *rest)
 
 
 def test_ambiguous_matches_count_for_nothing() -> None:
@@ -188,7 +193,7 @@ def test_no_other_rule_looks_across_phrases() -> None:
     assert match(found((other, 0.9, 1)), torch.stack((one,)), [0], full, OFFICIAL).born == [0]
     assert match(found((other, 0.9, 0)), torch.stack((one,)), [0], full, OFFICIAL).born == []
     assert match(found((other, 0.9, 1)), torch.stack((one,)), [0], full, LIBRARY).born == []
-    masks = torch.stack((one, one))
+    masks = (torch.stack((one, one)) > 0).numpy()
     assert recently_hidden(masks, [3, 5], [0, 0], 0.7, back=False).tolist() == [False, True]
     assert recently_hidden(masks, [3, 5], [0, 0], 0.7, back=True).tolist() == [True, False]
     assert recently_hidden(masks, [3, 5], [0, 1], 0.7, back=False).tolist() == [False, False]
