@@ -72,7 +72,7 @@ def label_photos(
     entries = loader.entries(pending, workers, pin=on_gpu, decode=read) if pending else iter(())
     decoded: Iterator[Decoded] = (list(islice(entries, len(batch.items))) for batch in batches)
     if on_gpu and any(guide.asks_photos(key) for batch in batches for key in batch.keys):
-        decoded = begun(decoded, detector.encode_ahead)
+        decoded = begun(decoded, lambda frames: detector.encode_ahead([f for f in frames if guide.labels_fit(f)]))
     before = detector.clock.seconds()
     for batch in batches:
         with tally.stage("decode"):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from sam3label.concepts.exemplars import Examples, Reference, pixel_digest
 from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, MediaItem, Prompt, candidate_id
+from sam3label.errors import InputError
 from sam3label.labelling import canvas, tiling
 from sam3label.labelling.refining import refined
 from sam3label.labelling.windows import Window, in_image, once
@@ -103,6 +104,16 @@ class Guide:
         digest = pixel_digest(frame.pixels) if frame.size_hw in self._reference_sizes else ""
         references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(digest))}
         return Question(boxes, references)
+
+    def labels_fit(self, frame: Frame) -> bool:
+        """Return whether a photo's partial labels, if it has any, fit it: else `question` refuses it."""
+        try:
+            for examples in self.examples:
+                if examples.photos:
+                    examples.boxes_on(frame)
+        except InputError:
+            return False
+        return True
 
     def in_tracking(self, item: MediaItem) -> Callable[[Frame], Mapping[str, Exemplar | None]]:
         """Return what the frames of a tracked video give its prompts, as for `Tracker.track`.
