@@ -21,6 +21,7 @@ from sam3label.run.repair import examine
 from sam3label.run.store import Store
 
 KILLS, PHOTOS = 20, 48
+DAMAGED = (3, 10, 11, 30)  # photos that fail; two of them are a batch
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,8 @@ def done(out: Path) -> int:
 
 def test_twenty_kills_lose_nothing_and_double_nothing(nursery: Nursery, tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", PHOTOS)
+    for number in DAMAGED:
+        (tmp_path / "photos" / f"{number:04d}.jpg").write_bytes(b"no picture")
     (tmp_path / "list.yaml").write_text("names: [cat, dog]\ndefaults: {conf: 0.3}\n")
     given = tmp_path / "photos", tmp_path / "list.yaml"
     options: dict[str, Any] = {"model": str(tiny_checkpoint), "floor": 0.2, "batch_size": 2}

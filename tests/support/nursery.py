@@ -22,14 +22,15 @@ from sam3label.labelling import job, photos, writer
 from sam3label.labelling.options import LabelOptions
 from sam3label.run import database
 from sam3label.run.store import Store
+from sam3label.run.unit_writer import UnitWriter
 
 # by name: whose function it is, and whether the job dies when it is called or when it has returned
 PLACES: dict[str, tuple[Any, str, bool]] = {
     "the database is made": (database, "statements", False),
     "the run has begun": (Store, "begin", True),
     "a photo is read": (photos, "read_photo", False),
-    "a unit is written": (Store, "_write_candidates", True),
-    "a unit is half written": (Store, "_write_candidates", False),
+    "a unit is written": (UnitWriter, "_write_candidates", True),
+    "a unit is half written": (UnitWriter, "_write_candidates", False),
     "a transaction is committed": (Store, "write", True),
 }
 
