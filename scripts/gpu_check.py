@@ -28,6 +28,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
@@ -56,6 +57,11 @@ FRAMES, CLIP = 8, 12  # photos and frames of a video that are compared with the 
 ROUNDS = 40  # batches after which memory must be what it was
 PROMPTS = tuple(Prompt(phrase, phrase) for phrase in ("circle", "red square", "triangle"))
 FLOOR = 0.1
+ATTENTION = {  # of 4 images, and of 16 pairs: [images or pairs, heads, tokens, width]
+    "windows of the image encoder": (36, 16, 576, 64),
+    "whole images in the image encoder": (4, 16, 5184, 64),
+    "images in the head": (16, 8, 5184, 32),
+}
 
 
 @dataclass
@@ -320,6 +326,35 @@ def kernels(work: Callable[[], None]) -> dict[str, Any]:
     return {"busy": round(busy / (end - spans[0][0]), 3), "kernels": len(spans), "attention": attention}
 
 
+def attention_kernels(check: Check) -> str:
+    """How long each of torch's kernels takes for the attentions that matter, whichever it takes by itself."""
+    device = pick_device(check.device)
+    compute, found = Compute(device, pick_dtype("auto", device)), dict[str, dict[str, float | None]]()
+    for name, shape in ATTENTION.items():
+        query, key, value = torch.randn((3, *shape), device=device, dtype=compute.dtype)
+        attend = partial(F.scaled_dot_product_attention, query, key, value)
+        found[name] = {"torch's choice": round(_milliseconds(attend), 3)}
+        for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+            try:
+                with sdpa_kernel(kernel):
+                    found[name][kernel.name] = round(_milliseconds(attend), 3)
+            except RuntimeError:  # it has none for this card, or this shape
+                found[name][kernel.name] = None
+    check.figures["attention_ms"] = found
+    return "; ".join(f"{name}: {times}" for name, times in found.items())
+
+
+def _milliseconds(work: Callable[[], object], times: int = 10) -> float:
+    work()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(times):
+        work()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / times
+
+
 def whole_run(check: Check, photos: Path, concepts: int, floor: float) -> str:
     """From JPEG files to the committed store."""
     seen: list[tuple[float, Progress]] = []
@@ -344,6 +379,7 @@ def measure(check: Check) -> None:
     check.line("a full-size model", make)
     if not made:
         return
+    check.line("attention, milliseconds", partial(attention_kernels, check))
     photos = synthetic_photos(check.folder / "photos", 32, 12.0)
     frames = []
     for path in sorted(photos.iterdir())[:16]:

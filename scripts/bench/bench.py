@@ -8,6 +8,7 @@
   pixels   the same, left where the library's post-processing leaves it: masks of the photo's size, not yet labels
   ours     Detector.detect on decoded frames
   run      the whole run, from JPEG files to the committed store; its rate is of whole batches in its middle
+  official, ultralytics   the authors' code and Ultralytics', where they are installed, at full size (`others.py`)
 
 But for `pixels`, all end with the same labels: box, area and run-length code of each object at the photo's size; the
 library's masks are encoded by pycocotools. `--style official`, the default on a GPU, has ours ask as a run does; with
@@ -26,16 +27,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib.util
 import json
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import others
 from library import PAIRS_ON_CPU, Library, labels
 from random_checkpoint import SIZES, make_checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -63,7 +65,8 @@ from sam3label.model.read_off import MaskReader
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "small", "large"]
 THINGS = ["person", "helmet", "forklift", "truck", "car", "bicycle", "dog", "bottle", "chair", "sign"]
-BESIDE = ("phrase", "cached", "pixels", "ours")  # variants that the others are set against
+BESIDE = ("phrase", "cached", "pixels", "official", "ultralytics", "ours")  # variants that the others are set against
+WHOLE = 12  # batches on a GPU, the first three and the last of which are not counted
 # dense, FLOP/s
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
 CACHE = Path(tempfile.gettempdir()) / "sam3label-bench"
@@ -180,8 +183,17 @@ def floor_for(detector: Detector, frames: Sequence[Frame], prompts: Sequence[Pro
 class Bench:
     """What all variants share at one number of concepts."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path, photos: Path, library: Library, ours: Detector):
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        folder: Path,
+        photos: Path,
+        library: Library,
+        ours: Detector,
+        beside: Mapping[str, others.Other],
+    ) -> None:
         self.options, self.folder, self.photos, self.library, self.ours = options, folder, photos, library, ours
+        self.beside = beside
         items = list(discover([photos]))[: options.images]
         self.frames = [Frame(item, 0, decode_image(item.path)) for item in items]
 
@@ -203,6 +215,9 @@ class Bench:
     def pixels(self) -> int:
         results = self.library.cached(self.frames, self.prompts, self.floor, self.batch)
         return sum(len(result["masks"]) for _, result in results)
+
+    def other(self, name: str) -> int:
+        return self.beside[name].count(self.frames, self.prompts, self.floor)
 
     def detect(self) -> int:
         step = self.ours.image_batch
@@ -276,7 +291,8 @@ def time_once(bench: Bench, row: Row) -> None:
     if row.variant == "run":
         row.seconds.append(bench.run()[0])
         return
-    work = {"phrase": bench.phrase, "cached": bench.cached, "pixels": bench.pixels, "ours": bench.detect}[row.variant]
+    ways = {"phrase": bench.phrase, "cached": bench.cached, "pixels": bench.pixels, "ours": bench.detect}
+    work = ways.get(row.variant) or partial(bench.other, row.variant)
     now = clock(bench.options.clock)
     with peak_memory(device) as peak:
         start = now()
@@ -339,16 +355,6 @@ def agreement(one: Found, other: Found) -> dict[str, float]:
 # ---- the report
 
 
-def ultralytics_note() -> str:
-    """Why there is no column for it: its SAM 3 is built at full size only, from Meta's own file."""
-    if importlib.util.find_spec("ultralytics") is None:
-        return "Ultralytics is not installed: no column for it."
-    return (
-        "Ultralytics is installed, but no column for it: it builds SAM 3 at full size only and reads only Meta's own "
-        "sam3.pt, whose weights have other names; these random weights cannot be given to it."
-    )
-
-
 def bf16_peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
@@ -407,7 +413,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--megapixels", type=float, default=2.0, help="of the synthetic photos")
     parser.add_argument("--photos", type=Path, help="a folder of photos instead")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--variants", default="phrase,cached,pixels,ours,run")
+    parser.add_argument("--variants", default="phrase,cached,pixels,official,ultralytics,ours,run")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--style", choices=("official", "transformers"), help="what ours and run ask")
@@ -421,7 +427,13 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    variants = options.variants.split(",")
+    variants = []
+    for name in options.variants.split(","):
+        reason = others.why_not(name, options.size) if name in others.NEEDS else None
+        if reason is None:
+            variants.append(name)
+        else:
+            print(reason)
     folder = checkpoint_folder(options.size, options.cache)
     style = options.style or ("official" if pick_device(options.device).type == "cuda" else "transformers")
     ours = Detector.load(
@@ -439,14 +451,16 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch, shaped_masks(shapes):
         photos = options.photos or synthetic_photos(Path(scratch) / "photos", options.images, options.megapixels)
-        bench = Bench(options, folder, photos, library, ours)
+        beside = {name: others.load(name, folder, ours.device) for name in variants if name in others.NEEDS}
+        bench = Bench(options, folder, photos, library, ours, beside)
+        if "run" in variants and ours.device.type == "cuda" and len(bench.frames) < WHOLE * ours.image_batch:
+            print(f"run: fewer than {WHOLE} batches say little; --images {WHOLE * ours.image_batch} or more")
         for count in map(int, options.concepts.split(",")):
             measured, figures = measure(bench, count, variants)
             print_table(measured, ours.device)
             rows += measured
             report["tables"].append({"concepts": count, **figures, "rows": [asdict(row) for row in measured]})
     print_slope(rows)
-    print(ultralytics_note())
     if options.json:
         options.json.write_text(json.dumps(report, indent=2))
 

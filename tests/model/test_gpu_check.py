@@ -42,3 +42,13 @@ def test_a_line_that_fails_is_said_and_is_the_exit_code(tmp_path: Path, monkeypa
 def test_without_a_gpu_it_says_so() -> None:
     with pytest.raises(ConfigError, match="device 'cuda' is not available here"):
         gpu_check.main(["--without-speed"])
+
+
+def test_each_attention_kernel_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "ATTENTION", {"small": (1, 2, 9, 8)})
+    with pretend_cuda():
+        check = gpu_check.Check("cuda", tmp_path)
+        assert "small" in gpu_check.attention_kernels(check)
+    times = check.figures["attention_ms"]["small"]
+    assert times["torch's choice"] is not None
+    assert times.keys() == {"torch's choice", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"}

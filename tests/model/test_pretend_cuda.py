@@ -202,6 +202,29 @@ def test_the_host_waits_where_it_may_and_nowhere_else(
         assert count <= allowed[place], (place, device.lines)
 
 
+@torch.inference_mode()
+def test_what_a_graph_would_record_touches_the_host_nowhere(
+    checkpoint: Checkpoint, frames: list[Frame], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding a batch and scoring a chunk: no wait, and nothing sent, not even from page-locked memory."""
+    detector = Detector.load(checkpoint, device="cuda", dtype="bf16")
+    given: list[Any] = []
+    score = detector.asker.scorer
+    monkeypatch.setattr(detector.asker, "scorer", lambda *args: given.append(args) or score(*args))
+    detector.detect(pinned(frames[:2]), PROMPTS, 1.0)
+    pixels = detector.preprocess(pinned(frames[:2]))
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("something is sent")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    device.forget()
+    detector.encode_images(pixels)
+    with detector.precision():
+        score(*given[0])
+    assert device.operations.total() > 500 and not device.waits, device.lines
+
+
 # ---- shapes are fixed: an answer depends on its image and its prompt alone, to the last bit
 
 

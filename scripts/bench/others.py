@@ -1,0 +1,93 @@
+"""Other programs that run SAM 3's weights, for `bench.py`: the authors' code, and Ultralytics. Each installed by hand.
+
+They build the model at full size only, and read the authors' own file, which is written from the same weights. Their
+own words for a phrase are other numbers than ours (the random checkpoint has a vocabulary of its own), so what they
+find is not compared: only how long they take up to labels, box, area and run-length code of each object.
+
+    official     pip install git+https://github.com/facebookresearch/sam3
+    ultralytics  pip install ultralytics git+https://github.com/ultralytics/CLIP
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from library import labels
+from random_checkpoint import make_official_file
+
+from sam3label.core.records import Frame, Prompt
+
+NEEDS = {"official": ("sam3", "iopath"), "ultralytics": ("ultralytics", "clip")}  # packages, by column
+
+
+class Other(Protocol):
+    """Labels photos its own way."""
+
+    def count(self, frames: Sequence[Frame], prompts: Sequence[Prompt], floor: float) -> int:
+        """Label the frames, and return how many objects it found."""
+
+
+def why_not(name: str, size: str) -> str | None:
+    """Say why there is no column of this name, or None where there is one."""
+    missing = [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]
+    if missing:
+        return f"no column for {name}: {' and '.join(missing)} not installed (others.py says how)."
+    return None if size == "full" else f"no column for {name}: it builds SAM 3 at full size only (--size full)."
+
+
+def load(name: str, checkpoint: Path, device: torch.device) -> Other:
+    """Load another program's model with the weights of a checkpoint."""
+    file = checkpoint / "sam3.pt"
+    if not file.exists():
+        make_official_file(checkpoint, file)
+    return (_Official if name == "official" else _Ultralytics)(file, device)
+
+
+class _Official:
+    """The authors' code as its manual has it: an image is encoded once, then each phrase asked, in bf16 on CUDA."""
+
+    def __init__(self, file: Path, device: torch.device) -> None:
+        from sam3.model.sam3_image_processor import Sam3Processor
+        from sam3.model_builder import build_sam3_image_model
+
+        self.device = device
+        model = build_sam3_image_model(checkpoint_path=str(file), load_from_HF=False, device=device.type)
+        self.make: Any = lambda floor: Sam3Processor(model, confidence_threshold=floor)
+
+    @torch.inference_mode()
+    def count(self, frames: Sequence[Frame], prompts: Sequence[Prompt], floor: float) -> int:
+        from PIL import Image
+
+        processor, found = self.make(floor), 0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            for frame in frames:
+                state = processor.set_image(Image.fromarray(frame.pixels))
+                for prompt in prompts:
+                    answer = processor.set_text_prompt(state=state, prompt=prompt.text)
+                    found += len(labels({"scores": answer["scores"], "masks": answer["masks"].flatten(0, -3)}))
+        return found
+
+
+class _Ultralytics:
+    """Ultralytics as its manual has it: an image is encoded once, then all phrases asked at once; fp16 on CUDA."""
+
+    def __init__(self, file: Path, device: torch.device) -> None:
+        from ultralytics.models.sam import SAM3SemanticPredictor
+
+        settings = {"task": "segment", "mode": "predict", "model": str(file), "device": str(device), "save": False}
+        self.predictor: Any = SAM3SemanticPredictor(overrides={**settings, "half": device.type == "cuda"})
+        self.predictor.setup_model(verbose=False)
+
+    @torch.inference_mode()
+    def count(self, frames: Sequence[Frame], prompts: Sequence[Prompt], floor: float) -> int:
+        self.predictor.args.conf, found = floor, 0
+        for frame in frames:
+            self.predictor.set_image(frame.pixels[..., ::-1].copy())  # blue first, as OpenCV reads
+            for result in self.predictor(text=[prompt.text for prompt in prompts]):
+                if result.masks is not None:
+                    found += len(labels({"scores": result.boxes.conf, "masks": result.masks.data}))
+        return found
