@@ -684,6 +684,14 @@ def test_a_photo_whose_partial_labels_do_not_fit_fails_alone(
     assert code == 0, output
 
 
+def test_a_photo_that_will_be_refused_is_known_before_it_is_encoded(detector: Detector, tmp_path: Path) -> None:
+    write_coco(tmp_path / "p.json", {"1.jpg": [("helmet", (10, 5, 20, 30))]}, size_hw=(60, 90))
+    frames = [frame("1.jpg", 1), frame("2.jpg", 2)]
+    concepts = listed(HELMET % "{labels: p.json}", tmp_path)
+    guide = Guide(detector, concepts, read_examples(concepts, [one.item for one in frames]))
+    assert [guide.labels_fit(one) for one in frames] == [False, True]
+
+
 def test_bad_exemplars_end_the_run_before_the_model_is_loaded(
     job: tuple[list[str | Path], Path], tmp_path: Path
 ) -> None:
