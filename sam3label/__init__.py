@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sam3label.face import demo_videos as demo_videos
     from sam3label.face import doctor as doctor
     from sam3label.face import evaluate as evaluate
+    from sam3label.face import finetune as finetune
+    from sam3label.face import history as history
     from sam3label.face import init as init
     from sam3label.face import label as label
     from sam3label.face import mask_boxes as mask_boxes
@@ -47,6 +49,8 @@ __all__ = [
     "demo_videos",
     "doctor",
     "evaluate",
+    "finetune",
+    "history",
     "init",
     "label",
     "mask_boxes",

@@ -28,12 +28,16 @@ from sam3label.labelling.options import LabelOptions
 if TYPE_CHECKING:
     from sam3label.demo.job import DemoResult
     from sam3label.demo.videos import VideoDemoResult
+    from sam3label.flywheel.history import Turn
+    from sam3label.flywheel.job import Finetuned
+    from sam3label.flywheel.options import FinetuneOptions
     from sam3label.labelling.progress import Progress
     from sam3label.model.doctor import Check
     from sam3label.model.inventory import Weights
     from sam3label.quality.evaluate import Evaluation
     from sam3label.run.repair import StoreFindings
     from sam3label.show.preview import Preview
+    from sam3label.train.loop import Course
     from sam3label.validate import Report
 
 
@@ -308,6 +312,51 @@ def evaluate(
     if is_of_videos(truths, attributes, gt_split):
         return evaluate_track_results(truths[0], pred)
     return evaluate_results(truths, pred, attributes, gt_split)
+
+
+def finetune(
+    runs: Source | Sequence[Source],
+    out: Source,
+    options: FinetuneOptions | None = None,
+    *,
+    gt: Source | None = None,
+    gt_split: str | None = None,
+    concepts: ConceptList | Source | None = None,
+    photos: Source | None = None,
+    on_course: Callable[[Course], None] = lambda _: None,
+    on_labelled: Callable[[str, Progress], None] = lambda _name, _progress: None,
+    on_message: Callable[[str], None] = lambda _: None,
+    **chosen: Any,
+) -> Finetuned:
+    """Train a checkpoint on what people reviewed in runs, and write it to `out` if held-out photos say it is better.
+
+    `chosen` are the fields of `FinetuneOptions`, instead of `options`: method, steps, guard, keep_anyway, ... The same
+    call goes on where an earlier one ended. Raises `InputError` where too little was reviewed.
+
+    >>> sl.finetune("runs/demo", "checkpoints/demo-1")
+    Traceback (most recent call last):
+    sam3label.errors.InputError: 0 images with every object known, of which 0 are held out to judge by: ...
+    """
+    from contextlib import ExitStack
+
+    from sam3label.flywheel import job
+    from sam3label.flywheel.options import FinetuneOptions
+
+    tell = job.Listeners(on_course, on_labelled, on_message)
+    with ExitStack() as held:
+        opened = [held.enter_context(open_run(run, concepts, photos=photos)) for run in several(runs)]
+        return job.finetune(opened, Path(out), options or FinetuneOptions(**chosen), gt, gt_split, tell=tell)
+
+
+def history(project: Source) -> list[Turn]:
+    """Return a project's runs and the checkpoints that were made of them, oldest first. Raises `InputError`.
+
+    >>> {turn.kind for turn in sl.history("runs")}
+    {'run'}
+    """
+    from sam3label.flywheel.history import history
+
+    return history(project)
 
 
 def check(run: Source, *, photos: Source | None = None, repair: Source | None = None) -> StoreFindings:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam3label.core.files import write_whole
 from sam3label.core.records import LabeledImage
 from sam3label.errors import ConfigError
 from sam3label.labelling.options import LabelOptions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sam3label.review.fiftyone.app import ReviewApp
     from sam3label.review.fiftyone.pull import DrawnBox, Pulled
     from sam3label.review.fiftyone.push import Pushed
+    from sam3label.review.proposals import Proposal
     from sam3label.review.summary import ReviewSummary
     from sam3label.validate import Report
     from sam3label.verify.asking import Asking
@@ -332,6 +334,31 @@ class LabeledRun(Run):
         from sam3label.review.summary import summarize
 
         return summarize(self)
+
+    def review_next(
+        self,
+        n: int = 20,
+        *,
+        out: Source | None = None,
+        on_progress: OnCount = lambda done, total: None,
+        **options: Any,
+    ) -> list[Proposal]:
+        """Return photos to review next for a training: much to correct, and unlike each other and what was reviewed.
+
+        `out` is a file for their paths, one a line. `options` are the fields of `LabelOptions`; the model is the run's
+        own without one.
+
+        >>> [proposal.gain > 0 for proposal in sl.open_run("runs/demo").review_next(2, model="demo")]
+        [True, True]
+        """
+        from sam3label.labelling.features import EncoderFeatures
+        from sam3label.review.proposals import propose
+
+        own = {"model": self.info["model"]} if "model" in self.info else {}
+        proposed = propose(self, n, EncoderFeatures(LabelOptions(**{**own, **options}), on_progress))
+        if out is not None:
+            write_whole(out, "".join(f"{one.item.path}\n" for one in proposed))
+        return proposed
 
     def review_write(
         self, out: Source, *, images: Placement = "hardlink", audit: int | None = None

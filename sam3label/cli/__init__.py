@@ -26,6 +26,8 @@ from sam3label.cli.demo import demo
 from sam3label.cli.doctor import doctor
 from sam3label.cli.evaluate import evaluate
 from sam3label.cli.export import export
+from sam3label.cli.finetune import finetune
+from sam3label.cli.history import history
 from sam3label.cli.init import init
 from sam3label.cli.masks import masks
 from sam3label.cli.preview import preview
@@ -57,6 +59,8 @@ EXAMPLES = {
     "preview": "sam3label preview photos -c concepts.yaml -n 32 -o preview",
     "evaluate": "sam3label evaluate runs/site-a --gt truth.json",
     "calibrate": "sam3label calibrate runs/site-a --gt truth.json -o concepts.calibrated.yaml",
+    "finetune": "sam3label finetune runs/site-a -o checkpoints/site-a-1",
+    "history": "sam3label history .",
     "report": "sam3label report runs/site-a -o report.html",
     "render": "sam3label render runs/site-a -o rendered",
     "check": "sam3label check runs/site-a --repair runs/site-a-saved",
@@ -67,6 +71,7 @@ EXAMPLES = {
     "open": "sam3label review open runs/site-a",
     "pull": "sam3label review pull runs/site-a --who anna",
     "summary": "sam3label review summary runs/site-a",
+    "next": "sam3label review next runs/site-a -n 30",
     "write": "sam3label review write runs/site-a -o fiftyone",
     "convert": "sam3label weights convert sam3.pt weights/sam3",
 }
@@ -91,8 +96,8 @@ def options(
 
 
 for _verb in (
-    init, run, masks, ask, demo, status, check, export, validate, preview, evaluate, calibrate, report, render, verify,
-    doctor,
+    init, run, masks, ask, demo, status, check, export, validate, preview, evaluate, calibrate, finetune, history,
+    report, render, verify, doctor,
 ):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(guarded(_verb))
 

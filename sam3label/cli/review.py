@@ -1,4 +1,4 @@
-"""`sam3label review push | open | pull | summary | write`: labels go to FiftyOne, corrections come back."""
+"""`sam3label review push | open | pull | summary | next | write`: labels go to FiftyOne, corrections come back."""
 
 from __future__ import annotations
 
@@ -159,6 +159,39 @@ def summary(run: RunFolders) -> None:
 
     with open_run(run) as opened:
         typer.echo(opened.review_summary().to_text())
+
+
+@app.command("next")
+def next_photos(
+    run: RunFolders,
+    number: Annotated[int, typer.Option("-n", min=1, help="Propose so many photos.", rich_help_panel=OUTPUT)] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write their paths into this file, one a line.", rich_help_panel=OUTPUT),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare photos by this checkpoint. By default it is the one the run was made with.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    device: Device = "auto",
+    photos: PhotosNow = None,
+) -> None:
+    """Propose photos to review for a training: much to correct, and unlike each other and what was reviewed."""
+    from sam3label.face import open_run
+
+    with progress_display(False, "loading ...") as display, open_run(run, photos=photos) as opened:
+
+        def tell(done: int, total: int) -> None:
+            display.step("comparing", done, total, "photos")
+
+        chosen = {"model": model} if model else {}
+        proposed = opened.review_next(number, out=out, on_progress=tell, device=device, **chosen)
+    for one in proposed:
+        why = one_line(one.why)
+        typer.echo(f"{one_line(one.item.id)}: gain {one.gain:.2f}, {one.distance:.2f} from what is known; {why}")
 
 
 @app.command("write")

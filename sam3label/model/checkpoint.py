@@ -1,8 +1,8 @@
 """Where the weights come from, and proof that they are a complete SAM 3 detector before anything runs on them.
 
 A checkpoint is a folder in the hub's layout: `config.json`, weights in safetensors, tokenizer files. A single file
-(`sam3.pt`) becomes such a folder first. Every failure is a `CheckpointError` that says what to do next; nothing is ever
-replaced by random weights.
+(`sam3.pt`) becomes such a folder first, and what `sam3label finetune` writes names the one it was trained from. Every
+failure is a `CheckpointError` that says what to do next; nothing is ever replaced by random weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from sam3label.core.files import close_match
 from sam3label.errors import CheckpointError
+from sam3label.model.adapter import MARKER, Adapter, find_adapter
 from sam3label.model.config_check import refuse_bad_config
 from sam3label.model.identity import identity
 from sam3label.model.image_size import EncoderShape
@@ -27,7 +28,7 @@ DEMO = "demo"
 FAMILIES = ("sam3_video", "sam3")
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-_WANTED = [_CONFIG, "*.safetensors", _INDEX, *_TOKENIZER]
+_WANTED = [_CONFIG, "*.safetensors", _INDEX, MARKER, *_TOKENIZER]
 _OFFICIAL_FILES = ("sam3.1_multiplex.pt", "sam3.pt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -44,6 +45,12 @@ class Checkpoint:
     weights: tuple[Path, ...]
     source: str = ""  # repository@commit, or the path that was named
     image_size: int | None = None  # of the model's input, where it is not the checkpoint's own
+    adapter: Adapter | None = None  # what was learned upon it: `folder`, `config` and `weights` are then its base's
+
+    @property
+    def own_weights(self) -> tuple[Path, ...]:
+        """The files of this checkpoint alone, without its base's."""
+        return self.weights if self.adapter is None else (self.adapter.weights,)
 
     @property
     def release(self) -> str:
@@ -97,12 +104,31 @@ def _local(path: Path, revision: str | None) -> Checkpoint:
 
 def _whole(path: Path, source: str) -> Checkpoint:
     """Return the checkpoint in a folder, or in the one file of weights that a path or a hub's folder comes down to."""
+    if (adapter := find_adapter(path)) is not None:
+        return _tuned(adapter, source)
     folder = imported(path) if path.is_file() and _is_weight_file(path) else path
     if folder.is_dir() and (file := _only_official_file(folder)):
         folder = imported(file)
     config, weights = _checked(folder)
     tokenizer = next(folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file())
     return Checkpoint(folder, identity(weights, config, tokenizer), config, weights, source)
+
+
+def _tuned(adapter: Adapter, source: str) -> Checkpoint:
+    """Return a fine-tuned checkpoint, once its base is found to be the one that it was trained from."""
+    try:
+        base = _found(adapter.base, adapter.revision)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter.folder} was trained from {adapter.base}, which cannot be had: {error} (`sam3label weights "
+            "convert`, where both are, writes it whole.)"
+        ) from error
+    if base.identity != adapter.base_identity:
+        raise CheckpointError(
+            f"{adapter.folder} was trained from {adapter.base} as it was then ({adapter.base_identity[:19]}...), and "
+            f"that is another checkpoint now ({base.identity[:19]}...): put the old one back, or train again."
+        )
+    return replace(base, identity=adapter.identity(), source=source, adapter=adapter)
 
 
 def _is_weight_file(path: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import DEMO, Checkpoint, resolve
 from sam3label.model.identity import cache_folder
-from sam3label.model.weight_files import write_official_file
+from sam3label.model.weight_files import whole_weights, write_official_file, write_whole_checkpoint
 
 HUB_IDS = ("facebook/sam3", "facebook/sam3.1")
 
@@ -54,11 +54,17 @@ def describe(model: str) -> Weights:
         model,
         "demo" if model == DEMO else f"SAM {checkpoint.release}",
         _abilities(checkpoint),
-        sum(file.stat().st_size for file in checkpoint.weights),
+        sum(file.stat().st_size for file in checkpoint.own_weights),
         checkpoint.identity,
         "Apache-2.0, this project's" if model == DEMO else "SAM License, Meta's, where they come from facebook/sam3",
-        str(checkpoint.config.get("sam3label", {}).get("made_from", checkpoint.source)),
+        _origin(checkpoint),
     )
+
+
+def _origin(checkpoint: Checkpoint) -> str:
+    if checkpoint.adapter is not None:
+        return f"fine-tuned from {checkpoint.adapter.base}"
+    return str(checkpoint.config.get("sam3label", {}).get("made_from", checkpoint.source))
 
 
 def _abilities(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -72,9 +78,12 @@ def convert(model: str, out: Path) -> str:
     """
     checkpoint = resolve(model)
     if out.suffix == ".pt":
-        return f"{write_official_file(checkpoint.weights, out)} tensors under the official code's names: {out}"
+        return f"{write_official_file(whole_weights(checkpoint), out)} tensors under the official code's names: {out}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty: name another folder.")
+    if checkpoint.adapter is not None:
+        write_whole_checkpoint(checkpoint, out)
+        return f"a folder in the layout of facebook/sam3, with what was learned: {out}"
     if Path(model).is_file():
         shutil.copytree(checkpoint.folder, out, dirs_exist_ok=True)
         return f"a folder in the layout of facebook/sam3: {out}"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sam3label.model.checkpoint import Checkpoint
+
 Release = Literal["3", "3.1"]
 FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
 HUB_WEIGHTS = "model.safetensors"
@@ -223,17 +225,50 @@ def clip_tokenizer() -> Any:
 # ---- a folder becomes a file
 
 
-def write_official_file(weights: tuple[Path, ...], out: Path) -> int:
+def whole_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Read every weight of a checkpoint by its name, with what was learned upon it, which is float32."""
+    from safetensors.torch import load_file
+
+    from sam3label.model.adapter import add_to
+
+    tensors: dict[str, Tensor] = {}
+    for file in checkpoint.weights:
+        tensors |= load_file(file)
+    if checkpoint.adapter is not None:
+        prefix = "detector_model." if _is_hub_naming(tensors) else ""
+        add_to(tensors, checkpoint.adapter.learned(), checkpoint.adapter.folder, prefix)
+    return tensors
+
+
+def write_whole_checkpoint(checkpoint: Checkpoint, out: Path) -> None:
+    """Write a fine-tuned checkpoint into a new folder in the hub's layout, which needs its base no longer."""
+    from safetensors.torch import save_file
+
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for file in checkpoint.folder.iterdir():
+            if file.is_file() and file.resolve() not in {weights.resolve() for weights in checkpoint.weights}:
+                shutil.copyfile(file, partial / file.name)
+        (partial / f"{HUB_WEIGHTS}.index.json").unlink(missing_ok=True)
+        save_file(whole_weights(checkpoint), partial / HUB_WEIGHTS, metadata={"format": "pt"})
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        partial.replace(out)
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written ({os_reason(error)}): free space, or name another.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_official_file(weights: Mapping[str, Tensor], out: Path) -> int:
     """Write a checkpoint's weights as the official code and Ultralytics read them. Returns how many tensors."""
     import torch
-    from safetensors.torch import load_file
 
     from sam3label.model.official import to_official
 
-    ours: dict[str, Tensor] = {}
-    for file in weights:
-        ours |= load_file(file)
-    official = to_official(ours)
+    official = to_official(weights)
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3label.errors import CheckpointError
+from sam3label.model.adapter import add_to
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.identity import weights_digest
 
@@ -24,7 +25,17 @@ def load_model(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.folder} is not a complete SAM 3 detector: {'; '.join(problems)}. "
             "It may be another release or a damaged copy: use --model facebook/sam3, or fetch it again."
         )
+    _learn(checkpoint, model)
     return model.eval().requires_grad_(False)
+
+
+def _learn(checkpoint: Checkpoint, detector: Any) -> None:
+    """Put what was learned by fine-tuning into a detector."""
+    if checkpoint.adapter is None:
+        return
+    there: dict[str, Tensor] = dict(detector.state_dict())
+    changed = add_to(there, checkpoint.adapter.learned(), checkpoint.adapter.folder)
+    detector.load_state_dict({name: there[name] for name in changed}, strict=False)
 
 
 OWN_HEAD = "interactive.safetensors"
@@ -48,6 +59,7 @@ def load_video_model(checkpoint: Checkpoint, without: str = _NO_TRACKER) -> Any:
     model, problems = _load(checkpoint, Sam3VideoModel, "video model")
     if problems:
         raise CheckpointError(f"{checkpoint.folder} has no complete tracker: {'; '.join(problems)}. {without}")
+    _learn(checkpoint, model.detector_model)
     return model.eval().requires_grad_(False)
 
 

@@ -155,7 +155,7 @@ def calibrate_run(
         floor = run.floor
         examples = read_examples(run, truth, notes, compared)
         results = tuple(
-            _calibrate_class(concept, examples.get(concept.id, []), goal, folds, floor)
+            calibrate_class(concept, examples.get(concept.id, []), goal, folds, floor)
             for concept in run.concepts.concepts
         )
         if run.heeds_verdicts:
@@ -180,9 +180,8 @@ def calibrate_run(
 # ---- choosing
 
 
-def _calibrate_class(
-    concept: Concept, examples: Sequence[Example], goal: Goal, folds: int, floor: float
-) -> ClassResult:
+def calibrate_class(concept: Concept, examples: Sequence[Example], goal: Goal, folds: int, floor: float) -> ClassResult:
+    """Choose a class's thresholds, and judge the choice on images that it was made without."""
     old = Thresholds(concept.conf, concept.presence, concept.iou, concept.verify.reject_below)
     objects, images = sum(e.truth for e in examples), sum(e.truth > 0 for e in examples)
     result = ClassResult(concept.name, objects, images, old, old)

@@ -13,6 +13,7 @@ from cli.test_help import options, verbs
 import sam3label as sl
 from sam3label import face
 from sam3label.export.options import Options
+from sam3label.flywheel.options import FinetuneOptions
 from sam3label.labelling.options import LabelOptions
 from sam3label.verify.server import ServerOptions
 
@@ -32,6 +33,8 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "calibrate": (face.open_run, RUN.calibrate),
     "report": (face.open_run, RUN.report),
     "render": (face.open_run, RUN.render),
+    "finetune": (face.open_run, face.finetune, FinetuneOptions),
+    "history": (face.history,),
     "doctor": (face.doctor,),
     "masks": (face.mask_boxes, LabelOptions, RUN.export_each),
     "weights convert": (face.convert_weights,),
@@ -41,6 +44,7 @@ CALLS: dict[str, tuple[Callable[..., Any], ...]] = {
     "review open": (face.open_run, RUN.review_open),
     "review pull": (face.open_run, RUN.review_pull, LabelOptions),
     "review summary": (face.open_run, RUN.review_summary),
+    "review next": (face.open_run, RUN.review_next, LabelOptions),
     "review write": (face.open_run, RUN.review_write),
 }
 FOR_THE_EYE = {"--quiet", "--json", "--watch", "--help"}  # what is printed, where else, and how often

@@ -28,7 +28,8 @@ LAYERS = [
     _room(
         "cli",
         "one file a verb: parse, call the face, print, exit",
-        "demo verify show review validate quality export labelling run train concepts annotations media model core",
+        "demo verify show review flywheel validate quality export labelling run train concepts annotations media "
+        "model core",
     ),
     _room(
         "demo",
@@ -51,6 +52,11 @@ LAYERS = [
         "review",
         "what is worth a look, and corrections there and back; `fiftyone/` is the only door to FiftyOne",
         "export run media core",
+    ),
+    _room(
+        "flywheel",
+        "reviewed photos to a better checkpoint: what is learned from, what is held out, the gate, the card, history",
+        "quality export labelling run train annotations media model core",
     ),
     _room("validate", "reads a dataset back as trainers do", "export run media core"),
     _room(
@@ -78,7 +84,14 @@ LAYERS = [
 TOP = {"face", "labelled_run", "image_detector", "__init__", "__main__", "errors"}  # modules beside the rooms
 NEVER_IMPORTED = {"cli", "demo"}  # by any room but themselves and `cli`
 CALLED_BY_CLI = {"face", "cli", "core", "errors"}  # all that runs for the command line starts there
-CLI_VALUES = {"labelling.options", "model.track_rules", "export.options", "export.registry", "export.splits"}
+CLI_VALUES = {
+    "labelling.options",
+    "model.track_rules",
+    "export.options",
+    "export.registry",
+    "export.splits",
+    "flywheel.options",
+}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:

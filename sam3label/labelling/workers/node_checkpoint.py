@@ -32,8 +32,9 @@ class CheckpointSource:
     def of(cls, model: str, revision: str | None, checkpoint: Checkpoint) -> CheckpointSource:
         """Return it with the commit that a hub's branch stood for, so that every node gets the same."""
         local = Path(model).exists()
+        folder = checkpoint.adapter.folder if checkpoint.adapter else checkpoint.folder
         commit = "" if local else checkpoint.source.partition("@")[2]
-        return cls("" if local else model, commit or revision, str(checkpoint.folder), checkpoint.identity)
+        return cls("" if local else model, commit or revision, str(folder), checkpoint.identity)
 
 
 class MissingCheckpointError(Exception):

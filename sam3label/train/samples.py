@@ -1,0 +1,334 @@
+"""What a model is tuned on: photos with the answers that people gave, and the questions that labelling would ask.
+
+A step's batch is a pure function of the samples, the seed and the step's number, so that a training that was killed
+goes on with the very numbers it would have had.
+
+Shape legend: H x W pixels of the photo, X the model's input side, N objects of a photo, F cells a side of the masks
+that are compared, B images, P image-prompt pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sam3label.core import masks
+from sam3label.core.records import MediaItem, Rle
+from sam3label.media.image import decode_image, megapixels
+from sam3label.model.encode import VISUAL, shrink
+from sam3label.model.phrases import as_read
+from sam3label.train.detector import PAD, Batch
+
+Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # phrases -> ids [U, length], mask [U, length]
+Rng = np.random.Generator
+Window = tuple[float, float, float, float]  # x1, y1, x2, y2 of a crop, in [0, 1]
+
+MOST_EXEMPLARS = 3
+CLOSEST = 0.7  # side of the smallest crop, of the photo's
+LEAST_LEFT = 0.6  # of an object that a crop cuts; what shows less would be a question nobody can answer
+TRIES = 8  # at a crop that cuts no object too much
+_CACHE = 256 << 20  # bytes of decoded photos that are kept
+_SIDED = ("left", "right")  # words that a mirrored photo would make false
+
+
+@dataclass(frozen=True, slots=True)
+class TruthObject:
+    """An object as people left it: its box (x1, y1, x2, y2) in [0, 1], and its mask where it has one."""
+
+    box_xyxy: tuple[float, float, float, float]
+    rle: Rle | None
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseAnswer:
+    """A phrase asked of one photo, and the numbers of the objects that answer it.
+
+    `denied`: the phrase is a `not:` phrase, and says nothing but that these objects are not what it names. `guided`:
+    labelling shows exemplars with it. Without a phrase there are only exemplars.
+    """
+
+    phrase: str | None
+    answer: tuple[int, ...] = ()
+    denied: bool = False
+    guided: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtPhoto:
+    """A photo, its objects, and what labelling asks of it."""
+
+    item: MediaItem
+    size_hw: tuple[int, int]
+    objects: tuple[TruthObject, ...]
+    questions: tuple[PhraseAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A batch with what fine-tuning needs beside it."""
+
+    batch: Batch
+    denied: Tensor  # bool [P]
+    has_mask: tuple[Tensor, ...]  # B times bool [N_b]
+
+    def to(self, device: torch.device) -> Lesson:
+        """Return the same on another device."""
+        return Lesson(self.batch.to(device), self.denied.to(device), tuple(row.to(device) for row in self.has_mask))
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A photo as one step shows it: pixels [3, X, X], boxes [N, 4] cxcywh, masks [N, F, F] in [0, 1], what is known."""
+
+    pixels: Tensor
+    boxes: Tensor
+    masks: Tensor
+    has_mask: Tensor
+    questions: tuple[PhraseAnswer, ...]
+
+
+class Teacher:
+    """Makes the batches of a training, and those that it is examined with."""
+
+    def __init__(
+        self,
+        samples: Sequence[TaughtPhoto],
+        tokenize: Tokenize,
+        side: int,
+        *,
+        images: int = 8,
+        pairs_an_image: int = 10,
+        cells: int = 128,
+        seed: int = 0,
+        varied: bool = True,
+    ) -> None:
+        self.samples, self._tokenize, self.side = samples, tokenize, side
+        self.images, self.pairs_an_image, self.cells = min(images, len(samples)), pairs_an_image, cells
+        self.seed, self.varied = seed, varied
+        self._decoded: dict[str, npt.NDArray[np.uint8]] = {}
+        self._kept = 0
+
+    @property
+    def digest(self) -> str:
+        """What tells these samples and this way of showing them from others."""
+        whole = hashlib.sha256(repr((self.side, self.images, self.pairs_an_image, self.cells, self.seed)).encode())
+        for sample in self.samples:
+            whole.update(repr((sample.item.id, sample.size_hw, sample.objects, sample.questions)).encode())
+            for one in sample.objects:
+                whole.update(one.rle.counts if one.rle else b"box")
+        return whole.hexdigest()[:16]
+
+    def lesson(self, step: int) -> list[Lesson]:
+        """Return the step's images one by one, for whoever runs them together: `joined`."""
+        rng = np.random.default_rng((self.seed, 1, step))
+        return [self._lesson(self.samples[number], rng) for number in self._numbers(step)]
+
+    def exam(self, number: int) -> Lesson:
+        """Return one sample as it is, with every question."""
+        return self._made(self._view(self.samples[number], None, False, self.samples[number].questions), None)
+
+    def _numbers(self, step: int) -> list[int]:
+        """Every sample once an epoch, in another order each."""
+        places = range(step * self.images, (step + 1) * self.images)
+        count = len(self.samples)
+        orders = {epoch: np.random.default_rng((self.seed, 0, epoch)).permutation(count) for epoch in
+                  {place // count for place in places}}  # fmt: skip
+        return [int(orders[place // count][place % count]) for place in places]
+
+    def _lesson(self, sample: TaughtPhoto, rng: Rng) -> Lesson:
+        questions = _chosen(sample.questions, self.pairs_an_image, rng)
+        if not self.varied:
+            return self._made(self._view(sample, None, False, questions), rng)
+        mirrored = bool(rng.random() < 0.5) and not any(_is_sided(q.phrase) for q in questions)
+        return self._made(self._view(sample, _window(sample.objects, rng), mirrored, questions), rng)
+
+    def _view(
+        self, sample: TaughtPhoto, window: Window | None, mirrored: bool, questions: tuple[PhraseAnswer, ...]
+    ) -> _View:
+        x1, y1, x2, y2 = window or (0.0, 0.0, 1.0, 1.0)
+        height, width = sample.size_hw
+        left, right = round(x1 * width), max(round(x2 * width), round(x1 * width) + 1)
+        top, bottom = round(y1 * height), max(round(y2 * height), round(y1 * height) + 1)
+        part = np.ascontiguousarray(self._photo(sample)[top:bottom, left:right][:, :: -1 if mirrored else 1])
+        pixels = shrink(torch.from_numpy(part), self.side, torch.device("cpu"))[0]
+        pixels = pixels.round_().sub_(127.5).mul_(1 / 127.5)
+        boxes, shown, kept = [], [], []
+        for number, one in enumerate(sample.objects):
+            box = _cut(one.box_xyxy, (left / width, top / height, right / width, bottom / height))
+            part_of = None if one.rle is None else masks.decode(one.rle)[top:bottom, left:right]
+            if box is None or (part_of is not None and not part_of.any()):
+                continue
+            kept.append(number)
+            box = box if part_of is None else _around(part_of)
+            boxes.append(_mirrored(box) if mirrored else box)
+            shown.append(self._mask(part_of, mirrored))
+        place = {number: i for i, number in enumerate(kept)}
+        return _View(
+            pixels,
+            torch.tensor([_cxcywh(box) for box in boxes], dtype=torch.float32).reshape(-1, 4),
+            torch.from_numpy(np.stack(shown)).float() / 255 if shown else torch.zeros(0, self.cells, self.cells),
+            torch.tensor([sample.objects[number].rle is not None for number in kept], dtype=torch.bool),
+            tuple(replace(q, answer=tuple(place[n] for n in q.answer if n in place)) for q in questions),
+        )
+
+    def _mask(self, part: masks.Mask | None, mirrored: bool) -> npt.NDArray[np.uint8]:
+        """Return how much of each cell a mask covers, 0 to 255; nothing where it is not known."""
+        if part is None:
+            return np.zeros((self.cells, self.cells), np.uint8)
+        filled = part[:, :: -1 if mirrored else 1].astype(np.uint8) * 255
+        return np.asarray(cv2.resize(filled, (self.cells, self.cells), interpolation=cv2.INTER_AREA), np.uint8)
+
+    def _photo(self, sample: TaughtPhoto) -> npt.NDArray[np.uint8]:
+        """Return the photo as labelling decodes it; those that were read lately are kept."""
+        found = self._decoded.get(sample.item.path)
+        if found is None:
+            found = decode_image(sample.item.path, megapixels(sample.size_hw) + 1)
+            if self._kept + found.nbytes > _CACHE:
+                self._decoded.clear()
+                self._kept = 0
+            self._decoded[sample.item.path] = found
+            self._kept += found.nbytes
+        return found
+
+    def _made(self, view: _View, rng: Rng | None) -> Lesson:
+        questions = view.questions
+        guides = [_guides(q, view, rng) for q in questions]
+        most = max(1, *(len(guide) for guide in guides)) if guides else 1
+        exemplars = torch.zeros(len(questions), most, 4)
+        labels = torch.full((len(questions), most), PAD)
+        for row, guide in enumerate(guides):
+            for column, number in enumerate(guide):
+                exemplars[row, column], labels[row, column] = view.boxes[number], 1
+        phrases = list(dict.fromkeys(_text(q) for q in questions))
+        ids, valid = self._tokenize(phrases)
+        batch = Batch(
+            pixels=view.pixels[None],
+            token_ids=ids,
+            token_mask=valid,
+            image_of=torch.zeros(len(questions), dtype=torch.long),
+            phrase_of=torch.tensor([phrases.index(_text(q)) for q in questions], dtype=torch.long),
+            exemplars=exemplars,
+            exemplar_labels=labels,
+            instance_boxes=(view.boxes,),
+            instance_masks=(view.masks,),
+            targets=tuple(torch.tensor(q.answer, dtype=torch.long) for q in questions),
+        )
+        return Lesson(batch, torch.tensor([q.denied for q in questions], dtype=torch.bool), (view.has_mask,))
+
+
+def joined(lessons: Sequence[Lesson]) -> Lesson:
+    """Return lessons of single images as one, exemplars and phrases padded to the longest."""
+    parts = [lesson.batch for lesson in lessons]
+    length = max(part.token_ids.shape[1] for part in parts)
+    most = max(part.exemplars.shape[1] for part in parts)
+    before = np.cumsum([0, *(len(part.token_ids) for part in parts)]).tolist()
+    batch = Batch(
+        pixels=torch.cat([part.pixels for part in parts]),
+        token_ids=torch.cat([_padded(part.token_ids, length, 0) for part in parts]),
+        token_mask=torch.cat([_padded(part.token_mask, length, 0) for part in parts]),
+        image_of=torch.cat([part.image_of + number for number, part in enumerate(parts)]),
+        phrase_of=torch.cat([part.phrase_of + start for part, start in zip(parts, before, strict=False)]),
+        exemplars=torch.cat([_padded(part.exemplars, most, 0) for part in parts]),
+        exemplar_labels=torch.cat([_padded(part.exemplar_labels, most, PAD) for part in parts]),
+        instance_boxes=tuple(boxes for part in parts for boxes in part.instance_boxes),
+        instance_masks=tuple(shown for part in parts for shown in part.instance_masks),
+        targets=tuple(target for part in parts for target in part.targets),
+    )
+    denied = torch.cat([lesson.denied for lesson in lessons])
+    return Lesson(batch, denied, tuple(row for lesson in lessons for row in lesson.has_mask))
+
+
+def tokenizing(tokenizer: Any) -> Tokenize:
+    """Return how a checkpoint's tokenizer reads phrases, repaired as labelling repairs them."""
+
+    def tokenize(phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
+        coded = tokenizer([as_read(phrase) for phrase in phrases], return_tensors="pt", padding=True)
+        return coded.input_ids, coded.attention_mask
+
+    return tokenize
+
+
+def _padded(rows: Tensor, length: int, value: int) -> Tensor:
+    """Lengthen dimension 1 with a value."""
+    missing = length - rows.shape[1]
+    return torch.cat([rows, rows.new_full((len(rows), missing, *rows.shape[2:]), value)], 1) if missing else rows
+
+
+def _text(question: PhraseAnswer) -> str:
+    return question.phrase or VISUAL
+
+
+def _is_sided(phrase: str | None) -> bool:
+    return phrase is not None and any(word in _SIDED for word in phrase.lower().split())
+
+
+def _chosen(questions: tuple[PhraseAnswer, ...], most: int, rng: Rng) -> tuple[PhraseAnswer, ...]:
+    """Return at most so many questions, a third of them about what is not there, where there are such."""
+    there = [q for q in questions if q.answer]
+    absent = [q for q in questions if not q.answer]
+    for some in (there, absent):
+        rng.shuffle(some)  # type: ignore[arg-type]
+    few = min(len(absent), max(most // 3, most - len(there)))
+    return (*there[: most - few], *absent[:few])
+
+
+def _window(objects: Sequence[TruthObject], rng: Rng) -> Window | None:
+    """Return a crop that leaves of each object nothing or most of it; None shows the whole photo."""
+    if rng.random() < 0.3:
+        return None
+    for _ in range(TRIES):
+        side = rng.uniform(CLOSEST, 1.0, 2)
+        x, y = rng.uniform(0, 1 - side)
+        window = float(x), float(y), float(x + side[0]), float(y + side[1])
+        if all(_left(one.box_xyxy, window) == 0 or _left(one.box_xyxy, window) >= LEAST_LEFT for one in objects):
+            return window
+    return None
+
+
+def _left(box: Window, window: Window) -> float:
+    """Return how much of a box lies in the window."""
+    width = min(box[2], window[2]) - max(box[0], window[0])
+    height = min(box[3], window[3]) - max(box[1], window[1])
+    area = max((box[2] - box[0]) * (box[3] - box[1]), 1e-12)
+    return max(width, 0.0) * max(height, 0.0) / area
+
+
+def _cut(box: Window, window: Window) -> Window | None:
+    """Return the box in coordinates of the window, cut to it; None outside."""
+    wide, high = window[2] - window[0], window[3] - window[1]
+    x1, x2 = ((min(max(x, window[0]), window[2]) - window[0]) / wide for x in (box[0], box[2]))
+    y1, y2 = ((min(max(y, window[1]), window[3]) - window[1]) / high for y in (box[1], box[3]))
+    return (x1, y1, x2, y2) if x2 - x1 > 1e-6 and y2 - y1 > 1e-6 else None
+
+
+def _around(part: masks.Mask) -> Window:
+    """Return the box around a mask that is not empty, in fractions of its sides."""
+    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+    height, width = part.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+
+
+def _mirrored(box: Window) -> Window:
+    return 1 - box[2], box[1], 1 - box[0], box[3]
+
+
+def _cxcywh(box: Window) -> Window:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]
+
+
+def _guides(question: PhraseAnswer, view: _View, rng: Rng | None) -> tuple[int, ...]:
+    """Return objects to show as exemplars: up to three of the answer, every other time where there are words too."""
+    if not question.guided or not question.answer or rng is None:
+        return ()
+    if question.phrase is not None and rng.random() < 0.5:
+        return ()
+    count = int(rng.integers(1, min(MOST_EXEMPLARS, len(question.answer)) + 1))
+    return tuple(int(n) for n in rng.choice(np.array(question.answer), count, replace=False))
