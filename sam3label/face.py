@@ -28,7 +28,7 @@ from sam3label.labelling.options import LabelOptions
 if TYPE_CHECKING:
     from sam3label.demo.job import DemoResult
     from sam3label.demo.videos import VideoDemoResult
-    from sam3label.flywheel.history import Turn
+    from sam3label.flywheel.history import ProjectStep
     from sam3label.flywheel.job import Finetuned
     from sam3label.flywheel.options import FinetuneOptions
     from sam3label.labelling.progress import Progress
@@ -348,7 +348,7 @@ def finetune(
         return job.finetune(opened, Path(out), options or FinetuneOptions(**chosen), gt, gt_split, tell=tell)
 
 
-def history(project: Source) -> list[Turn]:
+def history(project: Source) -> list[ProjectStep]:
     """Return a project's runs and the checkpoints that were made of them, oldest first. Raises `InputError`.
 
     >>> {turn.kind for turn in sl.history("runs")}

@@ -47,7 +47,7 @@ class Judgement:
         """Return the figures as rows: what, before, after, gain with its interval, calibrated before and after."""
         comparison = self.comparison
         whole = (("cgF1", comparison.cgf1), ("F1", comparison.f1), ("IL_MCC", comparison.mcc))
-        rows = [(name, *_cells(change), "") for name, change in whole]
+        rows: list[tuple[str, ...]] = [(name, *_cells(change), "") for name, change in whole]
         for name, one in comparison.classes.items():
             calibrated = "" if one.calibrated is None else f"{one.calibrated[0]:.3f} -> {one.calibrated[1]:.3f}"
             rows.append((f"F1 {name} ({one.objects})", *_cells(one.f1), calibrated))

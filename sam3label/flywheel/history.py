@@ -19,7 +19,7 @@ _NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ProjectStep:
     """A run or a checkpoint of a project. `cgf1` is a checkpoint's before and after, on photos it never saw."""
 
     at: str  # ISO 8601, UTC
@@ -39,7 +39,7 @@ class Turn:
         return self.at[:16].replace("T", " "), self.kind, self.name, self.model, *counts, cgf1
 
 
-def history(project: str | Path) -> list[Turn]:
+def history(project: str | Path) -> list[ProjectStep]:
     """Return the project's runs and checkpoints, oldest first. Raises InputError where there are none."""
     folder = Path(project)
     if not folder.is_dir():
@@ -60,7 +60,7 @@ def _folders(folder: Path, depth: int = 0) -> Iterator[Path]:
             yield from _folders(child, depth + 1)
 
 
-def _turns(folder: Path, project: Path) -> Iterator[Turn]:
+def _turns(folder: Path, project: Path) -> Iterator[ProjectStep]:
     name = folder.relative_to(project).as_posix()
     if (folder / DATABASE).is_file():
         yield _run(folder, name, project)
@@ -71,21 +71,21 @@ def _turns(folder: Path, project: Path) -> Iterator[Turn]:
             yield _checkpoint(figures, name if kept else name.removesuffix(".work"), kept, project)
 
 
-def _run(folder: Path, name: str, project: Path) -> Turn:
+def _run(folder: Path, name: str, project: Path) -> ProjectStep:
     try:
         with open_run(folder) as run:
             info, corrections = run.info, run.corrections()
             reviewed = {(one.item_id, one.frame) for one in corrections if one.action == "reviewed"}
             decided = sum(one.action not in ("reviewed", "approved") for one in corrections)
             model = _shown(str(info.get("model", _NONE)), project)
-            return Turn(str(info.get("created", "")), "run", name, model, len(run), len(reviewed), decided)
+            return ProjectStep(str(info.get("created", "")), "run", name, model, len(run), len(reviewed), decided)
     except StoreError as error:
         raise InputError(f"{folder} cannot be read: {error}") from error
 
 
-def _checkpoint(figures: dict[str, Any], name: str, kept: bool, project: Path) -> Turn:
+def _checkpoint(figures: dict[str, Any], name: str, kept: bool, project: Path) -> ProjectStep:
     cgf1 = figures["held_out"]["cgF1"]
-    return Turn(
+    return ProjectStep(
         figures["created"],
         "checkpoint" if kept else "refused",
         name,

@@ -159,7 +159,7 @@ def _object(label: Label) -> JudgedObject:
 def _touched(run: Run) -> frozenset[str]:
     """Return the classes whose labels people added, removed, renamed or reshaped."""
     names = run.concepts.names
-    was = {}
+    was: dict[str, str] = {}
     corrections = [one for one in run.corrections() if one.action not in ("reviewed", "approved")]
     touched = {one.class_name for one in corrections if one.class_name}
     by_item = {one.item_id for one in corrections if one.label_id is not None}

@@ -107,7 +107,7 @@ def add_to(tensors: dict[str, Tensor], learned: Learned, where: Path, prefix: st
     `prefix` is what the names there begin with.
     """
     names = [*learned.low_rank, *learned.whole]
-    shapes = {name: (b.shape[0], a.shape[1]) for name, (a, b) in learned.low_rank.items()}
+    shapes: dict[str, tuple[int, ...]] = {n: (b.shape[0], a.shape[1]) for n, (a, b) in learned.low_rank.items()}
     shapes |= {name: tuple(value.shape) for name, value in learned.whole.items()}
     wrong = [n for n in names if prefix + n not in tensors or tuple(tensors[prefix + n].shape) != shapes[n]]
     if wrong:

@@ -275,7 +275,7 @@ def _chosen(questions: tuple[PhraseAnswer, ...], most: int, rng: Rng) -> tuple[P
     there = [q for q in questions if q.answer]
     absent = [q for q in questions if not q.answer]
     for some in (there, absent):
-        rng.shuffle(some)  # type: ignore[arg-type]
+        rng.shuffle(some)
     few = min(len(absent), max(most // 3, most - len(there)))
     return (*there[: most - few], *absent[:few])
 
