@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sam3label.face import check as check
     from sam3label.face import convert_weights as convert_weights
     from sam3label.face import demo_photos as demo_photos
+    from sam3label.face import demo_verified as demo_verified
     from sam3label.face import demo_videos as demo_videos
     from sam3label.face import doctor as doctor
     from sam3label.face import evaluate as evaluate
@@ -46,6 +47,7 @@ __all__ = [
     "check",
     "convert_weights",
     "demo_photos",
+    "demo_verified",
     "demo_videos",
     "doctor",
     "evaluate",

@@ -27,6 +27,7 @@ from sam3label.labelling.options import LabelOptions
 
 if TYPE_CHECKING:
     from sam3label.demo.job import DemoResult
+    from sam3label.demo.verified import VerifiedDemo
     from sam3label.demo.videos import VideoDemoResult
     from sam3label.flywheel.history import ProjectStep
     from sam3label.flywheel.job import Finetuned
@@ -411,6 +412,20 @@ def demo_videos(
     from sam3label.demo.videos import video_demo
 
     return video_demo(out or "runs/demo-video", number or 2, seed, on_progress)
+
+
+def demo_verified(
+    out: Source | None = None,
+    number: int | None = None,
+    seed: int = 0,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_verdict: Callable[[int, int], None] = lambda done, total: None,
+) -> VerifiedDemo:
+    """Label synthetic photos too freely into `out`, review some, and let the demo's own verifier judge the rest."""
+    from sam3label.demo.verified import verify_demo
+
+    return verify_demo(out or "runs/demo-verify", number or 24, seed, on_progress, on_verdict)
 
 
 def doctor(model: str = "facebook/sam3") -> list[Check]:

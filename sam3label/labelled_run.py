@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,6 +256,7 @@ class LabeledRun(Run):
     ) -> Verification:
         """Let the model `vlm` of an OpenAI-compatible server judge labels; photos go there, and nowhere else.
 
+        The server "demo" is the demo's own verifier, which knows drawn shapes, started on this machine.
         Its verdicts count once it agreed with what people reviewed. `limits`: in_flight, timeout, votes, max_requests
         and max_cost (US dollars, by `price` for a million tokens in and out). `dry_run` asks nothing.
 
@@ -265,12 +267,14 @@ class LabeledRun(Run):
         from sam3label.verify.server import parse_price
 
         prices = None if price is None else parse_price(price)
+        vlm = vlm or (server if server == DEMO else None)
         todo = session.agenda_of(self, vlm, None if everything else budget)
         on_plan(todo, prices)
         if dry_run:
             return session.Verification(todo)
-        options = session.server_options(server, vlm, price=prices, **limits)
-        return session.verify(self, todo, options, on_progress, on_message)
+        with _address(server) as address:
+            options = session.server_options(address, vlm, price=prices, **limits)
+            return session.verify(self, todo, options, on_progress, on_message)
 
     def review_push(
         self, dataset: str | None = None, *, audit: int | None = None, on_progress: OnCount = lambda done, total: None
@@ -374,6 +378,21 @@ class LabeledRun(Run):
 
 
 # ---- what its methods and the functions beside it share
+
+
+DEMO = "demo"  # the server that is started here
+
+
+@contextmanager
+def _address(server: str | None) -> Iterator[str | None]:
+    """Give where to ask. The demo's verifier is started on this machine, and ends with the block."""
+    if server != DEMO:
+        yield server
+        return
+    from sam3label.demo.eyes import serving
+
+    with serving() as address:
+        yield address
 
 
 class LabeledRuns(JoinedRun, LabeledRun):

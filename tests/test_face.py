@@ -33,7 +33,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FIRST = ("face.label", "face.open_run")
 IN_FIFTYONE = ("review_push", "review_pull")
-WITHOUT_AN_EXAMPLE = {"review_open", "demo_videos"}  # a server that waits for people, and a minute of work
+WITHOUT_AN_EXAMPLE = {"review_open", "demo_videos", "demo_verified"}  # waits for people, or works for a minute
 
 
 def examples() -> list[doctest.DocTest]:

@@ -33,7 +33,7 @@ PACKAGE = Path(sam3label.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = modules(PACKAGE)
 HEAVY = {"torch", "torchvision", "transformers", "fiftyone"}
-TORCH = {"model", "train", "media.loader"}  # rooms and modules that are torch through and through
+TORCH = {"model", "train", "media.loader", "demo.eyes"}  # rooms and modules that are torch through and through
 
 
 def test_every_import_is_one_the_table_allows() -> None:

@@ -21,7 +21,7 @@ def demo(
         typer.Option(
             "--out",
             "-o",
-            help="Put everything into this folder instead of runs/demo or runs/demo-video.",
+            help="Put everything into this folder, not runs/demo, demo-video or demo-verify.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -39,9 +39,21 @@ def demo(
     videos: Annotated[
         bool, typer.Option("--videos", help="Track objects through synthetic videos instead.", rich_help_panel=OUTPUT)
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Label too freely instead, and let the demo's own verifier judge it.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
 ) -> None:
     """See the main job at work, without the real weights: synthetic photos, right labels, known truth."""
-    if videos:
+    if videos and verify:
+        raise typer.BadParameter("choose one of --videos and --verify")
+    if verify:
+        _verified(out or Path("runs/demo-verify"), number, seed)
+    elif videos:
         _videos(out or Path("runs/demo-video"), number, seed)
     else:
         _photos(out or Path("runs/demo"), number, seed)
@@ -76,6 +88,36 @@ def _photos(out: Path, number: int | None, seed: int) -> None:
         "and, with access to the real weights, your own photos:\n"
         f"  {_typed('init')}\n"
         f"  {_typed('run', 'PHOTOS', '-c', 'concepts.yaml', '-o', 'runs/first', '--export', 'yolo', '--split', SPLIT)}"
+    )
+
+
+def _verified(out: Path, number: int | None, seed: int) -> None:
+    from sam3label import face
+
+    with progress_display(False, "loading the demo model ...") as display:
+
+        def tell(done: int, total: int) -> None:
+            display.step("verify", done, total, "questions")
+
+        result = face.demo_verified(out, number, seed, on_progress=display.job, on_verdict=tell)
+    before, after = result.before, result.after
+    typer.echo(
+        f"\nLabelled at a threshold that lets false alarms through, half of it reviewed by a simulated person, and "
+        f"judged by the demo's own verifier: {count(result.verdicts, 'verdict')}."
+    )
+    for line in result.trust.sentences():
+        typer.echo(f"  {line}")
+    typer.echo(
+        f"On the {count(after.images, 'photo')} that nobody reviewed, against the truth: F1 {before.f1:.3f} without "
+        f"verdicts, {after.f1:.3f} with them; presence MCC {before.presence_mcc:.3f} and {after.presence_mcc:.3f}\n"
+    )
+    _show({"run": result.runs, "concept list": result.concepts})
+    typer.echo(
+        f"\nNext, what it said and who decided what:\n  {_typed('report', result.runs)}\n"
+        "the same verifier, asked as a real server is:\n"
+        f"  {_typed('verify', result.runs, '--server', 'demo')}\n"
+        "and a real one on labels of your own:\n"
+        f"  {_typed('verify', 'RUN', '--server', 'http://localhost:8000/v1', '--vlm', 'NAME')}"
     )
 
 

@@ -23,7 +23,8 @@ def verify(
     server: Annotated[
         str | None,
         typer.Option(
-            help="Ask this OpenAI-compatible server (http://localhost:8000/v1): photos go there, and nowhere else.",
+            help="Ask this OpenAI-compatible server (http://localhost:8000/v1): photos go there, and nowhere else. "
+            "demo is the demo's own verifier, on this machine.",
             rich_help_panel=MODEL,
         ),
     ] = None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def demo(
     photos = folder / "photos"
     runs = folder / "run"
     sheet = folder / "contact_sheet.png"
-    truth = _make_photos(photos, images, seed, folder)
+    truth = make_photos(photos, images, seed, folder)
     concepts_file = folder / "concepts.yaml"
     concepts_file.write_text(
         CONCEPTS.format(**quoted(photos=photos, here=concepts_file, runs=folder / "run-2")), encoding="utf-8"
@@ -133,7 +133,7 @@ def refuse_foreign(folder: Path) -> None:
         raise OutputError(f"{folder} is not empty and not an earlier demo. Choose another folder with -o.")
 
 
-def _make_photos(photos: Path, n: int, seed: int, folder: Path) -> Path:
+def make_photos(photos: Path, n: int, seed: int, folder: Path) -> Path:
     """Fresh photos, with their truth beside the folder rather than in it."""
     for old in photos.glob("scene_*.jpg"):
         old.unlink()
@@ -146,12 +146,14 @@ def _make_photos(photos: Path, n: int, seed: int, folder: Path) -> Path:
 HELD_OUT = 9_000_000  # the demo checkpoint was never trained on scenes of these seeds
 
 
-def score(labelled: Run, truth: Path, seconds: float) -> DemoMetrics:
-    """Compare a run's labels with COCO truth of the same class names."""
-    content = json.loads(truth.read_text(encoding="utf-8"))
-    objects = _truth_masks(content)
-    pairs = []
-    for image in labelled.images():
+TruthMasks = dict[tuple[str, str], list[Rle]]  # by (item id, class name)
+
+
+def score(labelled: Run, truth: Path, seconds: float, photos: Collection[str] | None = None) -> DemoMetrics:
+    """Compare a run's labels with COCO truth of the same class names: of all photos, or of those of these ids."""
+    objects, pairs = truth_masks(truth), []
+    chosen = [image for image in labelled.images() if photos is None or image.item.id in photos]
+    for image in chosen:
         for class_id, name in enumerate(labelled.concepts.names):
             found = [label.rle for label in image.labels if label.class_id == class_id]
             pairs.append(cgf1.match(masks.iou_matrix(found, objects.get((image.item.id, name), []))))
@@ -162,15 +164,17 @@ def score(labelled: Run, truth: Path, seconds: float) -> DemoMetrics:
         f1=round(float(curves["F1"][0]), 4),
         mean_iou=round(float(matched.mean()), 4) if len(matched) else 0.0,
         presence_mcc=round(float(curves["IL_MCC"]), 4),
-        images=len(labelled),
+        images=len(chosen),
         seconds=round(seconds, 2),
     )
 
 
-def _truth_masks(content: dict[str, Any]) -> dict[tuple[str, str], list[Rle]]:
+def truth_masks(truth: Path) -> TruthMasks:
+    """Read the masks of a COCO file that `write_scenes` wrote."""
+    content = json.loads(truth.read_text(encoding="utf-8"))
     files = {image["id"]: image["file_name"] for image in content["images"]}
     names = {category["id"]: category["name"] for category in content["categories"]}
-    found: dict[tuple[str, str], list[Rle]] = {}
+    found: TruthMasks = {}
     for annotation in content["annotations"]:
         code = annotation["segmentation"]
         rle = Rle((code["size"][0], code["size"][1]), code["counts"].encode())

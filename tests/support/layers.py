@@ -34,7 +34,7 @@ LAYERS = [
     _room(
         "demo",
         "the demo job, its drawn scenes and the demo checkpoint",
-        "show quality export labelling run concepts annotations media core",
+        "verify show quality export labelling run concepts annotations media core",
     ),
     _room(
         "verify",
