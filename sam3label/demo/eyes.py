@@ -1,10 +1,11 @@
-"""The demo's verifier: two small networks that see the drawn shapes, behind the protocol of a real server.
+"""The demo's verifier: it finds the drawn shapes by their color, and a small network tells what each of them is.
 
-`Closeup` looks at one object enlarged, with its mask: which shape and color is it, and how much of it does the mask
-cover? `Overview` looks at a whole photo with the masks of a class: where are the middles of objects, what are they, and
-is each of them under a mask? The four answers of `sam3label verify` follow from these.
+A picture falls into areas of one color; the network sees the silhouette of an area and says which shape it is, also
+where a part is hidden. All answers of `sam3label verify` follow: a label is right if the area under its mask is what
+was asked for, its outline is good if mask and area are the same pixels, a class is complete if each area that is of it
+lies under a mask. Behind the protocol of a real server.
 
-Shape legend: N pictures, s x s pixels, K kinds (the shapes; `Closeup` knows "none of them" too), C colors.
+Shape legend: N silhouettes of S x S pixels, K shapes, C colors.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,128 +30,182 @@ from torch import Tensor, nn
 
 from sam3label.demo.shapes import COLORS, SHAPES, Thing, matches
 
-CLOSE_SIDE = 64  # pixels of a picture of one object
-WIDE_SIDE = 128  # of a whole photo
-CELL = 4  # pixels of a photo that one answer of `Overview` is about
-GOOD_IOU, OUTLINE_SLOPE = 0.6, 15.0  # the IoU with the object from which an outline is good, and how sharply
-MIDDLE = 0.35  # the heat at which a middle is as likely an object's as not
+WIDE_SIDE = 256  # pixels of a picture that is looked at
+SIDE = 32  # of a silhouette
+CHROMA = 55  # of 255, between the strongest and the weakest channel: the ground is grayer
+HUE_SPREAD = 6.0  # degrees in which a color's hue strays
+LEAST_AREA = 0.0012  # of a picture; less is an edge between two others
+GOOD_IOU, OUTLINE_SLOPE = 0.6, 15.0  # the IoU from which an outline is good, and how sharply
 NOISE = 14  # of 255: what JPEG changes where nothing was painted stays under it
 WEIGHTS = Path(__file__).parent / "checkpoint" / "verifier.safetensors"
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-Cover = npt.NDArray[np.uint8]  # [H, W], 255 under a mask
+Cover = npt.NDArray[np.bool_]  # [H, W], under a mask
+Silhouette = npt.NDArray[np.float32]  # [S, S] in [0, 1]
 
 
-def _conv(inside: int, outside: int, stride: int = 1) -> nn.Module:
-    conv = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+class Shapes(nn.Module):
+    """Silhouettes [N, 1, S, S] to logits of shapes [N, K]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(1, 16), _conv(16, 32), _conv(32, 64), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(64 * 16, 32), nn.ReLU(), nn.Linear(32, len(SHAPES)))
+
+    def forward(self, silhouettes: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(silhouettes - 0.5))
+        return logits
+
+
+def _conv(inside: int, outside: int) -> nn.Module:
+    conv = nn.Conv2d(inside, outside, 3, 2, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU())
 
 
-class Closeup(nn.Module):
-    """One object in its surroundings, with its mask [N, 4, s, s], to logits: kind [N, K + 1], color [N, C], IoU [N]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            _conv(4, 16, 2), _conv(16, 32, 2), _conv(32, 32), _conv(32, 56, 2), _conv(56, 56), nn.Dropout2d(0.1)
-        )
-        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(56 * 16, 56), nn.ReLU())
-        self.head = nn.Linear(56, len(SHAPES) + 1 + len(COLORS) + 1)
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen = nn.functional.avg_pool2d(self.body(pictures), 2)
-        kinds, colors, iou = self.head(self.neck(seen)).split((len(SHAPES) + 1, len(COLORS), 1), 1)
-        return kinds, colors, iou[:, 0]
+# ---- areas of one color
 
 
-class Overview(nn.Module):
-    """Photos with masks [N, 4, h, w] to logits of each cell, [N, K, h / 4, w / 4] and so on.
+@dataclass(frozen=True, slots=True)
+class Area:
+    """One connected area of a color in a picture: bool [h, w], and how likely each color is [C]."""
 
-    An object of this kind has its middle here; its color; it is under a mask.
-    """
+    pixels: Cover
+    colors: npt.NDArray[np.float32]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fine = nn.Sequential(_conv(4, 16, 2), _conv(16, 32, 2), _conv(32, 32))
-        self.middle = nn.Sequential(_conv(32, 48, 2), _conv(48, 48))
-        self.coarse = nn.Sequential(_conv(48, 48, 2), _conv(48, 48))
-        self.up = nn.ModuleList((nn.Conv2d(48, 48, 1), nn.Conv2d(48, 32, 1)))
-        self.joined = nn.ModuleList((_conv(48, 48), _conv(32, 32)))
-        self.head = nn.Conv2d(32, len(SHAPES) + len(COLORS) + 1, 1)
-        nn.init.constant_(self.head.bias[: len(SHAPES)], -2.2)  # type: ignore[index]
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        fine = self.fine(pictures)
-        middle = self.middle(fine)
-        middle = self.joined[0](middle + _twice(self.up[0](self.coarse(middle))))
-        fine = self.joined[1](fine + _twice(self.up[1](middle)))
-        kinds, colors, covered = self.head(fine).split((len(SHAPES), len(COLORS), 1), 1)
-        return kinds, colors, covered[:, 0]
+    def silhouette(self) -> Silhouette:
+        """Return its box with a margin, as a square of S x S pixels."""
+        rows, columns = np.flatnonzero(self.pixels.any(1)), np.flatnonzero(self.pixels.any(0))
+        part = self.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+        side = max(part.shape) + 2
+        square = np.zeros((side, side), np.float32)
+        top, left = (side - part.shape[0]) // 2, (side - part.shape[1]) // 2
+        square[top : top + part.shape[0], left : left + part.shape[1]] = part
+        how = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(square, (SIDE, SIDE), interpolation=how), np.float32)
 
 
-def _twice(x: Tensor) -> Tensor:
-    return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def as_input(picture: Pixels, cover: Cover, side: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 [side, side, 4]: the picture and its masks, the longer side at `side`, grey below or beside it."""
+def fitted(picture: Pixels) -> Pixels:
+    """Return the picture with its longer side at `WIDE_SIDE`."""
     height, width = picture.shape[:2]
-    scale = side / max(height, width)
+    scale = WIDE_SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas = np.full((side, side, 4), (128, 128, 128, 0), np.uint8)
-    canvas[: size[1], : size[0], :3] = cv2.resize(picture, size, interpolation=how)
-    canvas[: size[1], : size[0], 3] = cv2.resize(cover, size, interpolation=how)
-    return canvas
+    return np.asarray(cv2.resize(picture, size, interpolation=how), np.uint8)
 
 
-def as_tensor(pictures: npt.NDArray[np.uint8]) -> Tensor:
-    """Return uint8 [N, s, s, 4] as float32 [N, 4, s, s] around 0."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().sub_(128).div_(64).contiguous()
+def areas(small: Pixels) -> list[Area]:
+    """Return the areas of one color in a fitted picture, each at least `LEAST_AREA` of it."""
+    calm = cv2.medianBlur(small, 5).astype(np.float32)
+    painted = calm.max(axis=2) - calm.min(axis=2) >= CHROMA
+    away = np.abs(_hues(calm)[..., None] - _HUES)
+    away = np.minimum(away, 360 - away)  # [h, w, C]
+    nearest = np.where(painted, away.argmin(axis=2), -1)
+    found = []
+    for color in range(len(COLORS)):
+        own = cv2.morphologyEx((nearest == color).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        count, numbered, stats, _ = cv2.connectedComponentsWithStats(own, connectivity=4)
+        for k in range(1, count):
+            if stats[k, cv2.CC_STAT_AREA] >= LEAST_AREA * own.size:
+                pixels = numbered == k
+                hue = np.median(away[pixels], axis=0)
+                likely = np.exp(-0.5 * (hue / HUE_SPREAD) ** 2) + 1e-6
+                found.append(Area(pixels, (likely / likely.sum()).astype(np.float32)))
+    return found
+
+
+def alone(area: Area, cover: Cover, small: Pixels) -> Area:
+    """Return the object under a mask without others of its color that touch it: what is painted as the masked part is.
+
+    An object's brightness changes evenly across it, so that a plane fits each of its channels.
+    """
+    rows, columns = np.nonzero(area.pixels)
+    places = np.stack([np.ones(len(rows)), rows / small.shape[0], columns / small.shape[1]], axis=1)
+    values, near = small[rows, columns].astype(np.float64), cover[rows, columns]
+    for _ in range(3):
+        if near.sum() < 40:
+            return area
+        plane, *_ = np.linalg.lstsq(places[near], values[near], rcond=None)
+        off = np.abs(values - places @ plane).max(axis=1)
+        like = off <= max(9.0, 3.0 * float(np.median(off[near])))
+        near = cover[rows, columns] & like
+    pixels = np.zeros_like(area.pixels)
+    pixels[rows[like], columns[like]] = True
+    calm = cv2.morphologyEx(pixels.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    calm = cv2.morphologyEx(calm, cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+    numbered = cv2.connectedComponents(calm)[1]
+    sizes = np.bincount(numbered[cover & (numbered > 0)], minlength=1)
+    if not sizes[1:].size or not sizes[1:].max():
+        return area
+    return Area(numbered == int(sizes[1:].argmax()) + 1, area.colors)
+
+
+def parted(area: Area, cover: Cover) -> list[Area]:
+    """Return an area whole, or where masks cover a part of it, that part and what is left: objects may touch."""
+    share = float((area.pixels & cover).sum()) / float(area.pixels.sum())
+    if not 0.1 < share < 0.9:
+        return [area]
+    wide = cv2.dilate(cover.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    parts = []
+    for pixels in (area.pixels & cover, area.pixels & ~wide):
+        calm = cv2.morphologyEx(pixels.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+        count, numbered, stats, _ = cv2.connectedComponentsWithStats(calm)
+        large = (k for k in range(1, count) if stats[k, cv2.CC_STAT_AREA] >= 3 * LEAST_AREA * calm.size)
+        parts += [Area(numbered == k, area.colors) for k in large]
+    return parts or [area]
+
+
+def _hues(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return hues in degrees, [...], of RGB values [..., 3]."""
+    return np.asarray(cv2.cvtColor(np.atleast_3d(pixels / 255).astype(np.float32), cv2.COLOR_RGB2HSV)[..., 0])
+
+
+_HUES = _hues(np.array([list(COLORS.values())], np.float32))[0]
 
 
 # ---- seeing
 
 
 class Observer:
-    """Look at pictures with trained networks. Thread-safe: one look at a time."""
+    """Look at pictures with the trained network. Thread-safe: one look at a time."""
 
     def __init__(self, weights: Path = WEIGHTS) -> None:
         from safetensors.torch import load_file
 
-        self._near, self._wide = Closeup(), Overview()
-        known = load_file(weights)
-        for name, net in (("near.", self._near), ("wide.", self._wide)):
-            net.load_state_dict({k.removeprefix(name): v for k, v in known.items() if k.startswith(name)})
-            net.eval()
+        self._shapes = Shapes()
+        self._shapes.load_state_dict(load_file(weights))  # halves become floats
+        self._shapes.eval()
         self._lock = threading.Lock()
+
+    def _of_phrases(self, found: Sequence[Area], phrases: Sequence[str]) -> list[float]:
+        """Return how likely each area is what one of the phrases names."""
+        if not found:
+            return []
+        silhouettes = torch.from_numpy(np.stack([area.silhouette() for area in found]))[:, None]
+        with self._lock, torch.inference_mode():
+            shapes = self._shapes(silhouettes).softmax(1)
+        colors = torch.from_numpy(np.stack([area.colors for area in found]))
+        return [float(p) for p in torch.einsum("nk,nc,kc->n", shapes, colors, named(phrases))]
 
     def judge_label(self, phrases: Sequence[str], plain: Pixels, masked: Pixels) -> tuple[float, float]:
         """Return how sure it is that the masked object is what the phrases name, and that its outline is good."""
-        shown = as_tensor(as_input(plain, covered(plain, masked), CLOSE_SIDE)[None])
-        with self._lock, torch.inference_mode():
-            kinds, colors, iou = self._near(shown)
-        right = float(kinds[0].softmax(0)[1:] @ named(phrases) @ colors[0].softmax(0))
-        return right, float((OUTLINE_SLOPE * (iou[0].sigmoid() - GOOD_IOU)).sigmoid())
+        cover, small = _small(covered(plain, masked)), fitted(plain)
+        found = areas(small)
+        shared = [int((area.pixels & cover).sum()) for area in found]
+        if not found or max(shared) < 0.3 * cover.sum():
+            return 0.0, 0.0
+        under = alone(found[int(np.argmax(shared))], cover, small)
+        iou = int((under.pixels & cover).sum()) / int((under.pixels | cover).sum())
+        return self._of_phrases([under], phrases)[0], 1 / (1 + math.exp(-OUTLINE_SLOPE * (iou - GOOD_IOU)))
 
     def judge_class(self, phrases: Sequence[str], plain: Pixels, numbered: Pixels) -> tuple[float, float]:
         """Return how sure it is that there is any of what the phrases name, and that all of it is masked."""
-        cover = covered(plain, numbered)
-        shown = as_tensor(as_input(plain, cover, WIDE_SIDE)[None])
-        with self._lock, torch.inference_mode():
-            kinds, colors, masked = (part[0] for part in self._wide(shown))
-        there = torch.einsum("khw,chw,kc->hw", kinds.sigmoid(), colors.softmax(0), named(phrases))
-        scale = WIDE_SIDE / max(plain.shape[:2]) / CELL
-        height, width = (max(1, math.ceil(side * scale)) for side in plain.shape[:2])
-        there, masked = there[:height, :width], masked.sigmoid()[:height, :width]
-        return _sure(float(there.max())), 1 - _sure(float((there * (1 - masked)).max()))
-
-
-def _sure(heat: float) -> float:
-    """Return a chance of what the highest middle says: one at `MIDDLE` is as likely there as not."""
-    heat = min(max(heat, 1e-4), 1 - 1e-4)
-    logit = math.log(heat / (1 - heat)) - math.log(MIDDLE / (1 - MIDDLE))
-    return 1 / (1 + math.exp(-2 * logit))
+        cover = _small(covered(plain, numbered))
+        parts = [part for area in areas(fitted(plain)) for part in parted(area, cover)]
+        there = self._of_phrases(parts, phrases)
+        bare = [
+            p for p, part in zip(there, parts, strict=True) if (part.pixels & cover).sum() < 0.5 * part.pixels.sum()
+        ]
+        return max(there, default=0.0), 1 - max(bare, default=0.0)
 
 
 def named(phrases: Sequence[str]) -> Tensor:
@@ -161,8 +217,15 @@ def named(phrases: Sequence[str]) -> Tensor:
 def covered(plain: Pixels, masked: Pixels) -> Cover:
     """Return where a mask was painted: where two pictures of one size differ by more than JPEG's noise."""
     differ = np.abs(plain.astype(np.int16) - masked).max(axis=2) > NOISE
-    whole = cv2.morphologyEx(differ.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    return np.asarray(whole * 255, np.uint8)
+    return np.asarray(cv2.morphologyEx(differ.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0)
+
+
+def _small(cover: Cover) -> Cover:
+    """Return a cover at the size of the fitted picture."""
+    height, width = cover.shape
+    scale = WIDE_SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(cv2.resize(cover.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5)
 
 
 # ---- the protocol of a real server
