@@ -425,7 +425,7 @@ def demo_verified(
     """Label synthetic photos too freely into `out`, review some, and let the demo's own verifier judge the rest."""
     from sam3label.demo.verified import verify_demo
 
-    return verify_demo(out or "runs/demo-verify", number or 24, seed, on_progress, on_verdict)
+    return verify_demo(out or "runs/demo-verify", number or 48, seed, on_progress, on_verdict)
 
 
 def doctor(model: str = "facebook/sam3") -> list[Check]:

@@ -29,7 +29,7 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="Make and label so many synthetic photos, or videos: 24 or 2 by default.",
+            help="Make and label so many synthetic photos (24, or 48 for --verify), or videos (2).",
             rich_help_panel=OUTPUT,
         ),
     ] = None,

@@ -55,7 +55,7 @@ class VerifiedDemo:
 
 def verify_demo(
     out: str | Path,
-    images: int = 24,
+    images: int = 48,
     seed: int = 0,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_verdict: Callable[[int, int], None] = lambda done, total: None,

@@ -101,7 +101,9 @@ def test_it_speaks_the_protocol_of_a_real_server(observer: eyes.Observer, scenes
 
 
 def test_the_demo_shows_what_verdicts_are_worth(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["demo", "--verify", "-n", "12", "-o", str(tmp_path / "demo")], terminal_width=200)
+    done = CliRunner().invoke(
+        app, ["demo", "--verify", "--number", "12", "-o", str(tmp_path / "demo")], terminal_width=200
+    )
     assert done.exit_code == 0, done.output
     assert "Is the label good? Against" in done.output and "On the 6 photos that nobody reviewed" in done.output
     again = CliRunner().invoke(app, ["verify", str(tmp_path / "demo/run"), "--server", "demo", "--all"])
