@@ -39,7 +39,7 @@ from sam3label.labelling.workers.replica import Greeting, LostError, Replica, St
 from sam3label.labelling.workers.work import Answered, Assignment, Facts, Say, Work
 from sam3label.media.stamps import stamp_of
 
-CHUNK_PHOTOS = 16  # at least so many in a chunk for a GPU; on a CPU a batch is one
+CHUNK_PHOTOS = 32  # at least so many in a chunk for a GPU; on a CPU a batch is one
 IN_FLIGHT = 2  # chunks that a worker has at a time: one computes, one is decoded
 LEAST_PATIENCE = 300.0  # seconds until a worker counts as hanging, however fast it was;
 PATIENCE = 30  # or so many times what its work should take
