@@ -65,7 +65,7 @@ def labelled(out: Path) -> int:
 
 def command(media: Path, out: Path, *ray: str) -> list[str]:
     arguments = ["run", str(media), "-p", "circle", "-p", "star", "-o", str(out), "--model", "demo"]
-    return [sys.executable, "-m", "sam3label", *arguments, "--device", "cpu", "--clip-frames", "12", "--quiet", *ray]
+    return [sys.executable, "-m", "sam3label", *arguments, "--device", "cpu", "--clip-frames", "16", "--quiet", *ray]
 
 
 def actors() -> list[psutil.Process]:
