@@ -7,7 +7,8 @@
       StoreError                the run folder: locked, read-only, full, made with other settings
       OutputError               a dataset or report that cannot be written
       ServerError               a verifier's server: not reachable, refuses the key, does not know the model
-      ExtraMissingError         an optional extra is not installed
+      TuningStoppedError        a fine-tuning that went wrong: its last good state is kept
+    ExtraMissingError         an optional extra is not installed
     UndecodableError            one file that cannot be read: recorded as `failed(reason)`, never ends a run
 
 Library code raises these and never prints or exits; `cli` is the one error boundary.
@@ -42,6 +43,10 @@ class OutputError(Sam3LabelError):
 
 class ServerError(Sam3LabelError):
     """A verifier's server cannot be used. Verdicts that were had are kept; the same command asks for the rest."""
+
+
+class TuningStoppedError(Sam3LabelError):
+    """A fine-tuning went wrong: what it had before is kept."""
 
 
 class ExtraMissingError(Sam3LabelError):

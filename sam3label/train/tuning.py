@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam3label.errors import ConfigError, Sam3LabelError
+from sam3label.errors import ConfigError, TuningStoppedError
 from sam3label.model.memory import is_out_of_memory
 from sam3label.train import losses
 from sam3label.train.detector import LossWeights, Outputs, Precision, autocast, forward, learning_rate_factor
@@ -31,10 +31,6 @@ _OVERSAMPLED, _UNSURE = 3, 0.75  # points are drawn three times over; so many of
 DENIED_IOU = 0.5  # an answer that covers an object so far is about that object
 _GROWN = 3.0  # times the loss of the beginning at which a training has diverged
 _SMOOTH = 0.95
-
-
-class TuningStoppedError(Sam3LabelError):
-    """A training went wrong: what it had before is kept."""
 
 
 @dataclass(frozen=True, slots=True)

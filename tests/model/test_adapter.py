@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import sam3label as sl
 from sam3label.errors import CheckpointError
 from sam3label.model.adapter import MARKER, WEIGHTS, Learned, find_adapter, write_adapter
 from sam3label.model.checkpoint import resolve
@@ -20,7 +22,7 @@ from sam3label.model.weights import load_model, load_video_model
 
 ADAPTED = "detr_encoder.layers.0.cross_attn.q_proj.weight"
 VIT = "vision_encoder.backbone.layers.0.attention.q_proj.weight"
-WHOLE = "dot_product_scoring.text_proj.weight"
+WHOLE, BIAS = "dot_product_scoring.text_proj.weight", "dot_product_scoring.text_proj.bias"
 
 
 def learned(base: Path, seed: int = 0, rank: int = 2) -> Learned:
@@ -31,7 +33,7 @@ def learned(base: Path, seed: int = 0, rank: int = 2) -> Learned:
         return 0.1 * torch.randn(*shape, generator=random)
 
     low_rank = {n: (values(rank, shapes[n][1]), values(shapes[n][0], rank)) for n in (ADAPTED, VIT)}
-    return Learned(low_rank, {WHOLE: values(*shapes[WHOLE])})
+    return Learned(low_rank, {name: values(*shapes[name]) for name in (WHOLE, BIAS)})
 
 
 def write(folder: Path, base: Path, what: Learned | None = None, **changed: str) -> Path:
@@ -51,7 +53,7 @@ def test_what_was_learned_is_added_to_the_base(tmp_path: Path, tiny_checkpoint: 
     for name, (a, b) in what.low_rank.items():
         assert torch.equal(got[name], base[name] + b @ a)
     assert torch.equal(got[WHOLE], what.whole[WHOLE])
-    assert all(torch.equal(got[name], base[name]) for name in base if name not in (ADAPTED, VIT, WHOLE))
+    assert all(torch.equal(got[name], base[name]) for name in base if name not in (ADAPTED, VIT, WHOLE, BIAS))
 
 
 def test_the_tracker_stands_beside_the_tuned_detector(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -75,6 +77,19 @@ def test_written_whole_it_has_the_same_weights_and_needs_no_base(tmp_path: Path,
         shutil.copyfile(file, tmp_path / file.name)
     imported = weights(tmp_path / "sam3.pt")
     assert torch.equal(imported[ADAPTED], expected[ADAPTED])
+
+
+def test_merged_or_not_the_labels_are_the_same(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    tuned = write(tmp_path / "tuned", tiny_checkpoint)
+    convert(str(tuned), tmp_path / "whole")
+    picture = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    seen = []
+    for model in (tuned, tmp_path / "whole", tiny_checkpoint):
+        with sl.Detector(str(model), device="cpu") as detector:
+            found = detector(picture, ["red box", "cup"], floor=0.05)
+        seen.append([(label.class_name, label.score, label.box_xywh, label.rle) for label in found.labels])
+    assert seen[0] == seen[1] and seen[0]
+    assert seen[0] != seen[2]
 
 
 def test_its_identity_tells_it_from_its_base_and_from_others(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -102,8 +117,17 @@ def test_peft_reads_it(tmp_path: Path, tiny_checkpoint: Path) -> None:
     from peft import PeftModel
 
     tuned = write(tmp_path / "tuned", tiny_checkpoint)
-    merged: Any = PeftModel.from_pretrained(load_model(resolve(str(tiny_checkpoint))), str(tuned)).merge_and_unload()
-    got, expected = merged.state_dict(), weights(tuned)
+    beside: Any = PeftModel.from_pretrained(load_model(resolve(str(tiny_checkpoint))), str(tuned)).eval()
+    asked = {
+        "pixel_values": torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),
+        "input_ids": torch.tensor([[1, 5, 2]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.long),
+    }
+    with torch.no_grad():
+        unmerged, ours = beside(**asked), load_model(resolve(str(tuned)))(**asked)
+    assert torch.allclose(unmerged.pred_logits, ours.pred_logits, atol=1e-4)
+    assert torch.allclose(unmerged.pred_masks, ours.pred_masks, atol=1e-3)
+    got, expected = beside.merge_and_unload().state_dict(), weights(tuned)
     assert set(got) == set(expected)
     assert all(torch.allclose(got[name], value, atol=1e-6) for name, value in expected.items())
 

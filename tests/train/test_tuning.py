@@ -17,12 +17,13 @@ import torch
 
 from sam3label.core import masks
 from sam3label.core.records import MediaItem
+from sam3label.errors import TuningStoppedError
 from sam3label.model.checkpoint import resolve
 from sam3label.model.weights import load_model, load_tokenizer
 from sam3label.train import costs, loop
 from sam3label.train.methods import METHODS, Method, learned
 from sam3label.train.samples import PhraseAnswer, TaughtPhoto, Teacher, TruthObject, joined, tokenizing
-from sam3label.train.tuning import StepTotals, Tuner, Tuning, TuningStoppedError, answer, loss_parts, masked_pairs
+from sam3label.train.tuning import StepTotals, Tuner, Tuning, answer, loss_parts, masked_pairs
 
 SIZE = (60, 80)
 
