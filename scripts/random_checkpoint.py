@@ -9,6 +9,8 @@
          phrase) pairs. For comparing speeds on a CPU.
 `full`   the published size (about 3.4 GB), plain initialisation.
 
+With --drawn every weight is drawn by its own name instead, norms and biases too, so that two that were swapped show.
+
 The folder holds what `Sam3VideoModel` and `Sam3Processor` save: detector and tracker weights in safetensors, the
 `sam3_video` config, the processor's settings and a CLIP tokenizer with a small vocabulary built here. Nothing is
 downloaded, and the same seed gives the same weights.
@@ -17,6 +19,8 @@ downloaded, and the same seed gives the same weights.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +58,7 @@ SIZES = {
 }
 
 
-def make_checkpoint(out: Path, size: str = "tiny", seed: int = 0) -> Path:
+def make_checkpoint(out: Path, size: str = "tiny", seed: int = 0, drawn: bool = False) -> Path:
     """Write the checkpoint into the folder `out` (made if missing) and return it."""
     import torch
     from safetensors.torch import save_file
@@ -65,6 +69,8 @@ def make_checkpoint(out: Path, size: str = "tiny", seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Sam3VideoModel(config).eval()
+        if drawn:
+            draw_by_name(model, seed)
         embedding = model.tracker_model.prompt_encoder.shared_embedding  # one and the same in the official code
         embedding.load_state_dict(model.tracker_model.shared_image_embedding.state_dict())
         if size in SIZES and SIZES[size].lively:
@@ -74,6 +80,23 @@ def make_checkpoint(out: Path, size: str = "tiny", seed: int = 0) -> Path:
     save_file(model.state_dict(), out / "model.safetensors", metadata={"format": "pt"})
     _save_processor(out, tokenizer, config.image_size)
     return out
+
+
+def draw_by_name(model: Any, seed: int) -> None:
+    """Draw every weight of a model from its own name and the seed; products keep about the size of what goes in."""
+    import torch
+
+    generator = torch.Generator()
+    for name, tensor in model.state_dict().items():
+        generator.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big"))
+        with torch.no_grad():
+            tensor.normal_(generator=generator)
+            if tensor.ndim < 2:
+                tensor.mul_(0.1 if name.endswith("weight") else 0.05).add_(float(name.endswith("weight")))
+            elif "embed" in name or "token" in name:
+                tensor.mul_(0.3)
+            else:
+                tensor.mul_(1 / math.sqrt(tensor[0].numel()))
 
 
 def make_official_file(checkpoint: Path, out: Path, release: str = "3") -> Path:
@@ -227,8 +250,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--size", choices=("tiny", "small", "full"), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drawn", action="store_true", help="draw every weight by its own name")
     arguments = parser.parse_args()
-    folder = make_checkpoint(arguments.out, arguments.size, arguments.seed)
+    folder = make_checkpoint(arguments.out, arguments.size, arguments.seed, arguments.drawn)
     total = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     print(f"{folder}: {arguments.size} random SAM 3 checkpoint, seed {arguments.seed}, {total / 1e6:.1f} MB")
 

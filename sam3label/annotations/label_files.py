@@ -109,7 +109,8 @@ def _coco(path: Path) -> LabelledDataset:
             crowds += instance.crowd
             if not instance.crowd:
                 where = f"{path}: {file_name}, {name}"
-                marks[image_id].append(Mark(name, corners_of(instance.box_xywh), where, id, attributes))
+                box = corners_of(instance.box_xywh)
+                marks[image_id].append(Mark(name, box, where, id, attributes, mask=instance.rle))
     images = tuple(
         Labelled(image.file_name, tuple(marks[i]), f"{path}: {image.file_name}", image.size_hw)
         for i, image in truth.images.items()

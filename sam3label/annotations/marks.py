@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sam3label.core.problems import Problem
-from sam3label.core.records import Box
+from sam3label.core.records import Box, Given, Hint, Rle
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -20,6 +20,7 @@ class Mark:
     """An object as a label file gives it; `class_name` None means the class whose exemplars are read.
 
     `points` are (x, y, on the object or not); where there are only these, `has_box` is False and `corners` are theirs.
+    `mask` is the object's, where the file has it and has read it.
     """
 
     class_name: str | None
@@ -29,6 +30,21 @@ class Mark:
     attributes: tuple[tuple[str, str], ...] = ()
     points: tuple[tuple[float, float, bool], ...] = ()
     has_box: bool = True
+    mask: Rle | None = None
+
+    def given(self, size_hw: tuple[int, int], relative: bool) -> Given:
+        """Return the object as it was given in an image of that size, cut to it; `relative` as in `Labelled`."""
+        height, width = size_hw
+        across, down = (width, height) if relative else (1, 1)
+        points = tuple((x * across, y * down, on) for x, y, on in self.points)
+        x1, y1, x2, y2 = self.corners
+        box = (
+            max(x1 * across, 0.0),
+            max(y1 * down, 0.0),
+            min(x2 * across, float(width)),
+            min(y2 * down, float(height)),
+        )
+        return Given(Hint(box if self.has_box else None, points), self.id, self.attributes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from sam3label.annotations.label_files import read_label_file
+from sam3label.annotations.label_files import read_dataset, read_label_file
 from sam3label.annotations.marks import Labelled, some
 from sam3label.core.problems import Problem, first_of
 from sam3label.core.records import BoxPrompt, Concept, ConceptList, Exemplars, Frame, MediaItem
@@ -55,7 +55,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """The examples of one class: references, or partial labels by the id of the photo that they are of."""
+    """The examples of one class: references, or partial labels by the id of the photo that they are of.
+
+    Or its objects, by the frame of a video in which they are given.
+    """
 
     concept: Concept
     references: tuple[Reference, ...] = ()
@@ -63,9 +66,18 @@ class Examples:
     digest: str = ""  # of everything in the examples that changes the numbers
     notes: tuple[str, ...] = ()
 
+    @property
+    def gives_objects(self) -> bool:
+        """Whether these are no examples but the objects themselves."""
+        return self.concept.exemplars is not None and self.concept.exemplars.kind == "objects"
+
+    def labels_of(self, frame: Frame) -> Labelled | None:
+        """Return what is said of a photo or of a frame of a video."""
+        return self.photos.get(_frame_key(frame.item, frame.index))
+
     def boxes_on(self, frame: Frame) -> BoxPrompt | None:
         """Return the partial labels of a photo or of a frame of a video, as exemplars. Raises InputError."""
-        labelled = self.photos.get(_frame_key(frame.item, frame.index))
+        labelled = self.labels_of(frame)
         return exemplars_on(labelled, self.concept, frame.size_hw) if labelled else None
 
     def has_boxes_in(self, item: MediaItem) -> bool:
@@ -93,13 +105,10 @@ def read_examples(
     for concept in concepts.concepts:
         if concept.exemplars is None:
             continue
-        if concept.exemplars.kind == "objects":
-            text = f"the objects of {concept.exemplars.path} are given, and nothing is to be found"
-            problems.append(Problem(f"exemplars of {concept.name}", f"{text}: sam3label masks makes their masks"))
-            continue
+        gives_objects = concept.exemplars.kind == "objects"
         try:
             place = _on_disk(concept.exemplars)
-            labelled = read_label_file(place)
+            labelled = read_dataset(place).images if gives_objects else read_label_file(place)
         except InputError as error:
             problems.append(Problem(f"exemplars of {concept.name}", str(error)))
             continue
@@ -108,7 +117,9 @@ def read_examples(
             problems.append(Problem(f"exemplars of {concept.name}", f"{where} cannot be read: {error.strerror}"))
             continue
         _refuse_unknown_classes(labelled, concepts, concept.exemplars.path, problems)
-        if concept.exemplars.kind == "labels":
+        if gives_objects:
+            found.append(_given(concept, labelled, items, problems))
+        elif concept.exemplars.kind == "labels":
             found.append(_photos(concept, labelled, items, problems))
         else:
             found.append(_references(concept, labelled, place, max_megapixels, problems))
@@ -189,6 +200,40 @@ def _photos(
             "Give it a phrase or references, or label only the photos with boxes."
         )
     return Examples(concept, (), photos, _digest(used, concept), tuple(notes))
+
+
+def _given(
+    concept: Concept, labelled: Sequence[Labelled], items: Sequence[MediaItem], problems: list[Problem]
+) -> Examples:
+    """Return the objects of a class in frames of videos. Those of photos are for `sam3label masks`."""
+    assert concept.exemplars is not None
+    path = concept.exemplars.path
+    used = [entry for entry in labelled if any(m.class_name == concept.name for m in entry.marks)]
+    for entry in used:
+        problems += entry.problems(None)
+    frames = _frames_named(used, [item for item in items if item.kind == "video"])
+    found, lost = _assigned(used, list(frames), path, problems)
+    notes = []
+    if not used:
+        problems.append(Problem(path, f"no object of class '{concept.name}' in it{_others(labelled)}"))
+    elif len(lost) == len(used):
+        text = f"its objects are of {some(lost)}, and none of these is a frame of a video here, as walk.mp4/000120.jpg"
+        problems.append(Problem(path, f"{text}: sam3label masks makes masks of the objects of photos"))
+    elif lost:
+        notes.append(
+            f"{path} has objects of {count(len(lost), 'image')} that are no frames of videos here: {some(lost)}"
+        )
+    return Examples(
+        concept, (), {frames[name]: entry for name, entry in found.items()}, _objects_digest(used), (*notes,)
+    )
+
+
+def _objects_digest(labelled: Sequence[Labelled]) -> str:
+    said = sorted(
+        (entry.name, [repr((m.class_name, m.corners, m.points, m.id, m.attributes, m.mask)) for m in entry.marks])
+        for entry in labelled
+    )
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
 
 
 def _frame_key(item: MediaItem, index: int) -> str:

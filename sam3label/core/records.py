@@ -149,10 +149,11 @@ class Hint:
 class Given:
     """What a dataset says of an object whose mask was asked: its box or points, its id and its attributes there.
 
+    There is no `hint` where it gives the mask itself, and in frames of a video to which the object was followed.
     `stability` in [0, 1] says how little the mask depends on where it is cut.
     """
 
-    hint: Hint
+    hint: Hint | None
     id: str = ""
     attributes: tuple[tuple[str, str], ...] = ()
     stability: float = 1.0
@@ -242,7 +243,7 @@ class UnitResult:
 class Exemplars:
     """Labelled examples of a class: partial labels of the target images, or a folder of reference images.
 
-    Or `objects`: a dataset each of whose boxes is an object of the class, and gets a mask.
+    Or `objects`: a dataset each of whose boxes is an object of the class, and gets a mask, or in a video a track.
 
     In a canvas the target takes `share` of the width, and is shown whole and in `tiles` x `tiles` parts.
     """

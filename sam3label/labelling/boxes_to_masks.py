@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sam3label.annotations.label_files import read_dataset
-from sam3label.annotations.marks import Labelled, LabelledDataset, Mark
+from sam3label.annotations.marks import LabelledDataset
 from sam3label.annotations.photos_of import LabelledPhotos, find_photos
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
 from sam3label.core import masks
@@ -33,7 +33,6 @@ from sam3label.core.records import (
     ConceptList,
     Frame,
     Given,
-    Hint,
     MediaItem,
     Undecodable,
     UnitResult,
@@ -159,7 +158,7 @@ def _mask_boxes(
         on_message(f"loading the model {options.model} ...")
         clicker, checkpoint = _loaded(options)
         made = clicker.detector.describe()
-        fingerprint = {"masks of": job.dataset.form, "own head": clicker.own_head, **made}
+        fingerprint = {"masks of": job.dataset.form, **made}
         if known is not None:
             known.refuse_other(fingerprint)
         notes["info"] |= made | {"device": str(clicker.detector.device), "checkpoint": checkpoint.identity}
@@ -244,7 +243,7 @@ def _photos(
 def _masked(job: MaskJob, clicker: Clicker, batch: Sequence[Frame | Undecodable]) -> list[UnitResult]:
     asked = [_objects(job, entry) for entry in batch]
     good = [one for one in asked if not isinstance(one, Undecodable)]
-    hints = [[given.hint for _, given in own] for _, own in good]
+    hints = [[given.hint for _, given in own if given.hint is not None] for _, own in good]
     found = iter(clicker.masks([frame for frame, _ in good], hints) if good else ())
     results = []
     for one in asked:
@@ -269,22 +268,7 @@ def _objects(job: MaskJob, entry: Frame | Undecodable) -> tuple[Frame, list[tupl
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return Undecodable(entry.item, "; ".join(wrong[:3]) + more)
-    return entry, [(str(mark.class_name), _given(mark, labelled, entry.size_hw)) for mark in labelled.marks]
-
-
-def _given(mark: Mark, labelled: Labelled, size_hw: tuple[int, int]) -> Given:
-    """Return an object in pixels of its photo, cut to it."""
-    height, width = size_hw
-    across, down = (width, height) if labelled.relative else (1, 1)
-    points = tuple((x * across, y * down, on) for x, y, on in mark.points)
-    x1, y1, x2, y2 = mark.corners
-    box = (
-        max(x1 * across, 0.0),
-        max(y1 * down, 0.0),
-        min(x2 * across, float(width)),
-        min(y2 * down, float(height)),
-    )
-    return Given(Hint(box if mark.has_box else None, points), mark.id, mark.attributes)
+    return entry, [(str(mark.class_name), mark.given(entry.size_hw, labelled.relative)) for mark in labelled.marks]
 
 
 def _candidate(frame: Frame, number: int, named: tuple[str, Given], clicked: Clicked) -> Candidate:
@@ -293,6 +277,6 @@ def _candidate(frame: Frame, number: int, named: tuple[str, Given], clicked: Cli
     instance = clicked.instance
     rle, box, area = (instance.rle, instance.box_xywh, instance.area) if instance else (empty, (0.0, 0.0, 0.0, 0.0), 0)
     key = exemplar_key(class_name)
-    own = Given(given.hint, given.id, given.attributes, clicked.stability)
+    own = replace(given, stability=clicked.stability)
     id_ = candidate_id(frame.item.id, frame.index, key, number)
     return Candidate(id_, frame.item.id, frame.index, key, clicked.iou, 1.0, box, area, rle, source="given", given=own)

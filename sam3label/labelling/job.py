@@ -201,6 +201,10 @@ def _about_disk(out: str | Path) -> Iterator[str]:
 
 def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelOptions) -> Sequence[Examples]:
     examples = read_examples(concepts, items, options.max_megapixels)
+    if any(one.gives_objects for one in examples) and not options.tracks:
+        raise ConfigError(
+            "objects that are given in frames of videos are followed from there: --video track does that."
+        )
     referring = any(one.references for one in examples)
     if referring and options.tracks and any(item.kind == "video" for item in items):
         raise ConfigError(

@@ -65,13 +65,15 @@ class Guide:
         examples: Sequence[Examples] = (),
         clicker: Clicker | None = None,
     ) -> None:
-        self.detector, self.concepts, self.examples, self.clicker = detector, concepts, examples, clicker
+        self.detector, self.concepts, self.clicker = detector, concepts, clicker
+        self.examples = [one for one in examples if not one.gives_objects]
+        self.objects = [one for one in examples if one.gives_objects]
         self.wanted = Wanted.of(concepts, guides_of(examples))
         self.prompts = self.wanted.prompts
         self._position = {prompt.key: i for i, prompt in enumerate(self.prompts)}
         self._tiler = tiling.Tiler(detector, concepts, self.prompts)
-        self._reference_sizes = {reference.size_hw for e in examples for reference in e.references}
-        self._canvases = [e for e in examples if e.references and _mode(e) == "canvas"]
+        self._reference_sizes = {reference.size_hw for e in self.examples for reference in e.references}
+        self._canvases = [e for e in self.examples if e.references and _mode(e) == "canvas"]
         self._tokens: dict[tuple[str, str], Tensor] = {}  # (class, digest of the reference) -> [N, D]
         self._crops: dict[tuple[str, str], list[canvas.Crop]] = {}
 
@@ -164,7 +166,7 @@ class Guide:
         return detections if self.clicker is None else refined(self.clicker, self.concepts, frames, detections)
 
     def _chosen(self, only: Collection[str] | None) -> list[Prompt]:
-        return [prompt for prompt in self.prompts if only is None or prompt.key in only]
+        return [p for p in self.prompts if p.source != "given" and (only is None or p.key in only)]
 
     def _keys_of(self, examples: Examples) -> set[str]:
         return {prompt.key for prompt in self.prompts if prompt.class_name == examples.concept.name}
@@ -306,6 +308,8 @@ def _described(examples: Examples) -> str:
 
 
 def _way(examples: Examples) -> str:
+    if examples.gives_objects:
+        return f"objects {examples.digest}"
     if not examples.references:
         return f"partial labels {examples.digest}"
     rules = examples.concept.exemplars

@@ -13,7 +13,7 @@ import numpy as np
 
 from sam3label.core import masks
 from sam3label.core.matching import optimal
-from sam3label.core.records import Rle
+from sam3label.core.records import Given, Rle
 
 SAME_TRACK_IOU = 0.5
 
@@ -32,12 +32,13 @@ class Sighting:
 class Past:
     """What the next clip must know of the part of the video before it: the end of it, and which ids are used up.
 
-    `scores` holds the score each id was born with.
+    `scores` holds the score each id was born with, `given` what is said of those that were given.
     """
 
     seen: tuple[Sighting, ...] = ()
     next_id: int = 1
     scores: Mapping[int, float] = field(default_factory=dict)
+    given: Mapping[int, Given] = field(default_factory=dict)
 
 
 BEGINNING = Past()

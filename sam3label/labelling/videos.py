@@ -14,8 +14,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sam3label.core.records import Candidate, Frame, Likeness, MediaItem, Prompt, Stamp, UnitResult, candidate_id
+from sam3label.core import masks
+from sam3label.core.records import (
+    Candidate,
+    Frame,
+    Given,
+    Likeness,
+    MediaItem,
+    Prompt,
+    Rle,
+    Stamp,
+    UnitResult,
+    candidate_id,
+)
 from sam3label.errors import InputError, UndecodableError
+from sam3label.labelling.given_objects import GivenObjects, Start
 from sam3label.labelling.near_copies import Compared, NearCopies, left_out
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import JobTally
@@ -28,13 +41,16 @@ from sam3label.run.rows import Unit
 from sam3label.run.store import Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sam3label.model.checkpoint import Checkpoint
     from sam3label.model.detector import Detection
-    from sam3label.model.tracker import TrackedFrame, Tracker
+    from sam3label.model.tracker import Begin, TrackedFrame, TrackedObject, Tracker
+    from sam3label.model.tracks import Beginning
 
 OVERLAP = 8  # frames that a clip shares with the one before it, to recognise its objects
 
-Track = Callable[[Iterable[Frame], Sequence[Prompt]], Iterator["TrackedFrame"]]
+Track = Callable[[Iterable[Frame], Sequence[Prompt], "Begin"], Iterator["TrackedFrame"]]
 Detect = Callable[[Sequence[Frame]], Sequence[tuple[Compared, "Detection | None"]]]  # no answer of a near-copy
 
 
@@ -187,13 +203,14 @@ def _tracked_on(guide: Guide, tracker: Tracker, work: VideoWork, options: LabelO
     item, next_id, ask = work.item, work.next_track, guide.in_tracking(work.item)
     whole = guide.detector.device.type == "cuda" and not tracker.rules.bicubic  # frames go to the device as they are
     read = _pinned_frames if whole else video.frames
+    given = GivenObjects(item, guide.objects, guide.clicker)
 
-    def track(frames: Iterable[Frame], prompts: Sequence[Prompt]) -> Iterator[TrackedFrame]:
-        return tracker.track(frames, prompts, ask)
+    def track(frames: Iterable[Frame], prompts: Sequence[Prompt], begin: Begin) -> Iterator[TrackedFrame]:
+        return tracker.track(frames, prompts, ask, begin)
 
     for number, one in enumerate(work.passes, 1):
         past = past_of(one.seen, one.start, next_id)
-        for step in tracked(track, item, one.prompts, options.clip_frames, one.start, past, read):
+        for step in tracked(track, item, one.prompts, options.clip_frames, one.start, past, read, given):
             next_id = max((next_id, *(c.track_id + 1 for r in step for c in r.candidates if c.track_id is not None)))
             yield [
                 _placed(result, guide, one.prompts, last=result.last and number == len(work.passes)) for result in step
@@ -279,6 +296,7 @@ def tracked(
     start: int = 0,
     past: Past = BEGINNING,
     read: Callable[[MediaItem, int], Iterator[Frame]] = video.frames,
+    given: GivenObjects | None = None,
 ) -> Iterator[list[UnitResult]]:
     """Label a video from frame `start` on, `clip_frames` of it at a time. An empty list comes after each frame of it.
 
@@ -288,9 +306,9 @@ def tracked(
     shared = deque(coming.until(start), maxlen=OVERLAP)
     while coming.next is not None:
         stop = start + clip_frames
-        clip = _Clip(item, prompts, start, past)
+        clip = _Clip(item, prompts, start, past, given)
         try:
-            for one in track(_through(shared, coming.until(stop)), prompts):
+            for one in track(_through(shared, coming.until(stop)), prompts, clip.begin):
                 clip.add(one)
                 if one.frame.index >= start:
                     yield []
@@ -315,8 +333,11 @@ def _through(shared: deque[Frame], frames: Iterator[Frame]) -> Iterator[Frame]:
 class _Clip:
     """The frames of one clip as they come, becoming a unit. Frames before `start` only tell who is who."""
 
-    def __init__(self, item: MediaItem, prompts: Sequence[Prompt], start: int, past: Past) -> None:
-        self.item, self.prompts, self.start, self.before = item, prompts, start, past
+    def __init__(
+        self, item: MediaItem, prompts: Sequence[Prompt], start: int, past: Past, given: GivenObjects | None
+    ) -> None:
+        self.item, self.prompts, self.start, self.before, self.given = item, prompts, start, past, given
+        self.begun: list[tuple[int, Start]] = []  # (frame, what begins there): their places are their names
         self.stop = start
         self.next_id = past.next_id
         self.size_hw: tuple[int, int] | None = None
@@ -330,33 +351,83 @@ class _Clip:
         index, self.size_hw = tracked.frame.index, tracked.frame.size_hw
         if index < self.start:
             names = [prompt.key for prompt in self.prompts]
-            self.early += [Sighting(index, names[o.prompt], o.number, o.instance.rle) for o in tracked.objects]
+            found = [one for one in tracked.objects if one.name is None]  # who the others are is known
+            self.early += [Sighting(index, names[o.prompt], o.number, o.instance.rle) for o in found]
             return
         if self.ids is None:
             self.ids = match_tracks(self.before.seen, self.early)
         self.stop = index + 1
-        self.presence.append(tracked.presence)
-        self.heard = np.where(np.isnan(tracked.presence), self.heard, tracked.presence)
+        presence = self._with_given(tracked)
+        self.presence.append(presence)
+        self.heard = np.where(np.isnan(presence), self.heard, presence)
         for one in tracked.objects:
-            if one.number not in self.ids:
-                self.ids[one.number] = self.next_id
-                self.next_id += 1
-            track, prompt = self.ids[one.number], self.prompts[one.prompt]
-            self.candidates.append(
-                Candidate(
-                    id=candidate_id(self.item.id, index, prompt.identity, track),
-                    item_id=self.item.id,
-                    frame=index,
-                    prompt=prompt.key,
-                    score=self.before.scores.get(track, one.score),
-                    presence=float(self.heard[one.prompt]),
-                    box_xywh=one.instance.box_xywh,
-                    area=one.instance.area,
-                    rle=one.instance.rle,
-                    track_id=track,
-                    track_score=one.track_score,
-                )
+            self._see(index, one.prompt, self._track_of(one), one.score, one.track_score, one.instance.rle, one.name)
+        seen = {one.name for one in tracked.objects}
+        for name, (frame, start) in enumerate(self.begun):
+            if frame == index and name not in seen:  # nothing came of it, which is to be said
+                place = self._place_of(start)
+                self._see(index, place, self._new_track(), start.score, start.score, _nothing(tracked.frame), name)
+
+    def begin(self, frame: Frame, grid: Tensor) -> list[Beginning]:
+        """Return the objects that are given in a frame, or taken over from the clip before."""
+        from sam3label.model.tracks import Beginning
+
+        if self.given is None or not any(prompt.source == "given" for prompt in self.prompts):
+            return []
+        starts = self.given.starts(frame, grid, self.start, self.before)
+        first = len(self.begun)
+        self.begun += [(frame.index, one) for one in starts]
+        return [Beginning(s.logits, self._place_of(s), s.score, first + n) for n, s in enumerate(starts)]
+
+    def _place_of(self, start: Start) -> int:
+        return next(n for n, prompt in enumerate(self.prompts) if prompt.key == start.shown.prompt)
+
+    def _with_given(self, tracked: TrackedFrame) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        """Return a frame's presences: a prompt of given objects is not asked, and is answered by their being there."""
+        there = {one.prompt for one in tracked.objects}
+        presence = tracked.presence.copy()
+        for place, prompt in enumerate(self.prompts):
+            if prompt.source == "given":
+                presence[place] = place in there
+        return presence
+
+    def _track_of(self, one: TrackedObject) -> int:
+        assert self.ids is not None
+        if one.number not in self.ids:
+            known = None if one.name is None else self.begun[one.name][1].shown.track
+            self.ids[one.number] = self._new_track() if known is None else known
+        return self.ids[one.number]
+
+    def _new_track(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    def _see(
+        self, index: int, place: int, track: int, score: float, track_score: float, rle: Rle, name: int | None
+    ) -> None:
+        prompt, given = self.prompts[place], None
+        if name is not None:
+            frame, start = self.begun[name]
+            given = start.shown.given if frame == index else replace(start.shown.given, hint=None, stability=1.0)
+            if frame == index and start.shown.mask is not None:
+                rle = start.shown.mask  # a person's stays as it was drawn
+        self.candidates.append(
+            Candidate(
+                id=candidate_id(self.item.id, index, prompt.identity, track),
+                item_id=self.item.id,
+                frame=index,
+                prompt=prompt.key,
+                score=self.before.scores.get(track, score),
+                presence=float(self.heard[place]),
+                box_xywh=masks.box_xywh(rle),
+                area=masks.area(rle),
+                rle=rle,
+                track_id=track,
+                track_score=track_score,
+                source=prompt.source,
+                given=given,
             )
+        )
 
     def result(self, last: bool) -> UnitResult:
         candidates, presence = tuple(self.candidates), np.stack(self.presence)
@@ -368,12 +439,18 @@ class _Clip:
 
 def past_of(candidates: Iterable[Candidate], stop: int, next_id: int) -> Past:
     """Return what the clip that starts at frame `stop` must know, from the candidates of the one before it."""
-    seen, scores = [], {}
+    seen, scores, given = [], {}, dict[int, Given]()
     for one in candidates:
         if one.frame >= stop - OVERLAP and one.track_id is not None:
             seen.append(Sighting(one.frame, one.prompt, one.track_id, one.rle))
             scores[one.track_id] = one.score
-    return Past(tuple(seen), next_id, scores)
+            if one.given is not None:
+                given[one.track_id] = one.given
+    return Past(tuple(seen), next_id, scores, given)
+
+
+def _nothing(frame: Frame) -> Rle:
+    return masks.encode(np.zeros(frame.size_hw, np.bool_))
 
 
 def sampled(

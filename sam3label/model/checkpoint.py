@@ -24,6 +24,7 @@ from sam3label.model.identity import identity
 from sam3label.model.image_size import EncoderShape
 from sam3label.model.weight_files import FILE_SUFFIXES, imported
 
+OWN_HEAD = "interactive.safetensors"  # weights that only boxes and points are asked of, where there are such
 DEMO = "demo"
 FAMILIES = ("sam3_video", "sam3")
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -111,7 +112,8 @@ def _whole(path: Path, source: str) -> Checkpoint:
         folder = imported(file)
     config, weights = _checked(folder)
     tokenizer = next(folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file())
-    return Checkpoint(folder, identity(weights, config, tokenizer), config, weights, source)
+    everything = (*weights, *(path for path in (folder / OWN_HEAD,) if path.is_file()))
+    return Checkpoint(folder, identity(everything, config, tokenizer), config, weights, source)
 
 
 def _tuned(adapter: Adapter, source: str) -> Checkpoint:

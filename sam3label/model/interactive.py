@@ -67,19 +67,24 @@ class ClickAnswer:
 class Clicker:
     """A loaded tracker half that answers boxes and points, sharing the image encoder with its detector."""
 
-    def __init__(self, video: Any, detector: Detector, own_head: str = "") -> None:
+    def __init__(self, video: Any, detector: Detector) -> None:
         self.detector, self.neck, self.model = detector, video.tracker_neck, video.tracker_model
-        self.own_head = own_head  # digest of weights that only boxes and points are asked of
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, detector: Detector) -> Clicker:
         """Load the tracker half beside a detector of the same checkpoint. Raises CheckpointError if it has none."""
         video = load_video_model(checkpoint, "It cannot answer boxes and points: use --model facebook/sam3, or demo.")
         video.detector_model = detector.model
-        own_head = load_own_head(checkpoint, video.tracker_model)
+        load_own_head(checkpoint, video.tracker_model)
         for part in (video.tracker_neck, video.tracker_model):
             part.to(detector.device)
-        return cls(video, detector, own_head)
+        return cls(video, detector)
+
+    @property
+    def mask_side(self) -> int:
+        """The side of mask logits, h = w."""
+        side: int = self.model.prompt_encoder.mask_input_size[0]
+        return side
 
     @torch.inference_mode()
     def masks(self, frames: Sequence[Frame], hints: Sequence[Sequence[Hint]]) -> list[list[Clicked]]:
@@ -135,7 +140,7 @@ class Clicker:
         Of a single point, which may mean a thing or a part of it, the best of three masks is taken by its IoU.
         """
         given = [(image, hint) for image, own in enumerate(hints) for hint in own]
-        side, device = self.model.prompt_encoder.mask_input_size[0], self.detector.device
+        side, device = self.mask_side, self.detector.device
         masks = torch.empty((len(given), side, side), device=device)
         ious = torch.empty(len(given), device=device)
         for places in _by_form([hint for _, hint in given]):

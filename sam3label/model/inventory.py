@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam3label.errors import CheckpointError
-from sam3label.model.checkpoint import DEMO, Checkpoint, resolve
+from sam3label.model.checkpoint import DEMO, OWN_HEAD, Checkpoint, resolve
 from sam3label.model.identity import cache_folder
 from sam3label.model.weight_files import whole_weights, write_official_file, write_whole_checkpoint
 
@@ -78,7 +78,10 @@ def convert(model: str, out: Path) -> str:
     """
     checkpoint = resolve(model)
     if out.suffix == ".pt":
-        return f"{write_official_file(whole_weights(checkpoint), out)} tensors under the official code's names: {out}"
+        own = (checkpoint.folder / OWN_HEAD).is_file()
+        without = f" (without {OWN_HEAD}, which they have no name for)" if own else ""
+        written = write_official_file(whole_weights(checkpoint), out)
+        return f"{written} tensors under the official code's names: {out}{without}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"{out} exists and is not empty: name another folder.")
     if checkpoint.adapter is not None:

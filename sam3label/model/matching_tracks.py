@@ -145,11 +145,20 @@ class Lives:
     removed: set[int] = field(default_factory=set)
 
     def update(
-        self, now: int, numbers: Sequence[int], matches: FrameMatches, born: Sequence[int]
+        self,
+        now: int,
+        numbers: Sequence[int],
+        matches: FrameMatches,
+        born: Sequence[int],
+        given: Sequence[int] = (),
     ) -> tuple[set[int], frozenset[int]]:
-        """Return (objects that are taken back in this frame, those hidden in it). `numbers` are the objects' ids."""
+        """Return (objects that are taken back in this frame, those hidden in it). `numbers` are the objects' ids.
+
+        Those `given` begin here without a detection, and wait for none.
+        """
         settings = self.settings
-        self.adopt(now, born)
+        self.adopt(now, [*born, *given])
+        self.streak |= dict.fromkeys(given, CONFIRM_FRAMES)
         groups = [[numbers[place] for place in places] for places in matches.matched.values()]
         confirmed = {number for group in groups for number in group}
         for number in confirmed:

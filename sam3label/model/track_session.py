@@ -35,7 +35,7 @@ from sam3label.model.matching_tracks import (
 from sam3label.model.recall import ObjectPast, recall, worth_keeping
 from sam3label.model.track_rules import Rules, TrackSettings
 from sam3label.model.tracker_parts import SURE, UNSURE, FrameFeatures, Recalled, TrackerParts, enlarge, shrink
-from sam3label.model.tracks import Births, Followed, Memory, Tracks
+from sam3label.model.tracks import Beginning, Births, Followed, Memory, Tracks
 
 SOLID = 1024.0  # logits, positive or negative, of a mask that is given
 ALWAYS_HIDDEN = 100_000  # later than any frame: an object that was taken back before it was ever seen again
@@ -78,7 +78,8 @@ class _Corrections:
 class TrackSession:
     """The objects of one clip. `step` takes its frames in their order, or backwards from the last.
 
-    `born` holds, where `keeps_births`, what was born in each frame (of the first frame, in its last pass).
+    `born` holds, where `keeps_births`, what was born in each frame (of the first frame, in its last pass), and `names`
+    those of the objects that were given, by their numbers.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class TrackSession:
         self.targets: list[Followed] = []
         self.keeps_births = keeps_births
         self.born: dict[int, Births] = {}
+        self.names: dict[int, int] = {}
         self._next = 0
 
     @property
@@ -112,9 +114,13 @@ class TrackSession:
         found: FrameDetections,
         size_hw: tuple[int, int],
         begun: Begun | None = None,
+        given: Sequence[Beginning] = (),
     ) -> Tracks:
-        """Go through one frame, whose detections are `found`. `begun`: what `begin` returned for it, where it was."""
-        tracks = self._pass(now, features, found, size_hw, begun or self.begin(now, features))
+        """Go through one frame, whose detections are `found`, and from which on the objects `given` are followed.
+
+        `begun` is what `begin` returned for it, where it was called. No prompt has both detections and given objects.
+        """
+        tracks = self._pass(now, features, found, size_hw, begun or self.begin(now, features), given)
         if self.rules.first_frame_twice and now == self.first and self.targets:
             tracks = self._pass(now, features, found, size_hw, self.begin(now, features)).after(tracks)
         for target in self.targets:
@@ -123,22 +129,31 @@ class TrackSession:
         return tracks
 
     def _pass(
-        self, now: int, features: FrameFeatures, found: FrameDetections, size_hw: tuple[int, int], begun: Begun
+        self,
+        now: int,
+        features: FrameFeatures,
+        found: FrameDetections,
+        size_hw: tuple[int, int],
+        begun: Begun,
+        given: Sequence[Beginning] = (),
     ) -> Tracks:
         tracked = self._arrived(now, begun)
         phrases, numbers = [one.phrase for one in self.targets], [one.number for one in self.targets]
         matches = match(found, tracked.inside, phrases, self.settings, self.rules)
         born = list(range(self._next, self._next + len(matches.born)))
-        self._next += len(born)
-        gone, hidden = self.lives.update(now, numbers, matches, born)
+        shown_here = list(range(self._next + len(born), self._next + len(born) + len(given)))
+        self._next += len(born) + len(given)
+        self.names |= {number: one.name for number, one in zip(shown_here, given, strict=True)}
+        gone, hidden = self.lives.update(now, numbers, matches, born, shown_here)
         corrections = self.correct(now, features, found, matches, tracked)
         masks = self._hide_overlapping(now, tracked, phrases, gone)
         self._remember(now, features, masks, phrases, corrections.remembered)
+        born += shown_here
         births = Births(
-            rows_of(found.masks, matches.born),
+            torch.cat((rows_of(found.masks, matches.born), *(one.mask[None].to(found.masks) for one in given))),
             born,
-            [int(found.phrases[k]) for k in matches.born],
-            [float(found.scores[k]) for k in matches.born],
+            [*(int(found.phrases[k]) for k in matches.born), *(one.phrase for one in given)],
+            [*(float(found.scores[k]) for k in matches.born), *(one.score for one in given)],
         )
         if len(births):
             if self.keeps_births:
@@ -149,7 +164,8 @@ class TrackSession:
         shown = {
             one.number: corrections.shown.get(place, masks[place]) for place, one in enumerate(before[: len(masks)])
         }
-        cleaned, _ = clean_masks(births.masks, found.inside[matches.born], self.settings.fill_hole_area)
+        inside = np.concatenate((found.inside[matches.born], *((one.mask > 0).cpu().numpy()[None] for one in given)))
+        cleaned, _ = clean_masks(births.masks, inside, self.settings.fill_hole_area)
         shown |= dict(zip(born, cleaned, strict=True))
         seen = torch.tensor(tracked.values).sigmoid().tolist()
         values = dict(zip(numbers, seen, strict=True)) | {one.number: one.score for one in before[len(masks) :]}

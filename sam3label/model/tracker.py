@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -39,21 +40,27 @@ from sam3label.model.matching_tracks import FrameDetections
 from sam3label.model.track_rules import BORDER, CONFIRM_FRAMES, OFFICIAL, Rules, TrackSettings
 from sam3label.model.track_session import TrackSession
 from sam3label.model.tracker_parts import TrackerParts
-from sam3label.model.tracks import Births, Tracks
+from sam3label.model.tracks import Beginning, Births, Tracks
 from sam3label.model.weights import load_video_model
 
 Ask = Callable[[Frame], Mapping[str, Exemplar | None]]
+Begin = Callable[[Frame, Tensor], Sequence[Beginning]]  # of a frame and its encoding [1, V, g, g]
+VISIBLE = 0.5  # the tracker's score of an object that it sees
 
 
 @dataclass(frozen=True, slots=True)
 class TrackedObject:
-    """Holds one object in one frame. `number` is its identity within the clip; both scores are in [0, 1]."""
+    """Holds one object in one frame. `number` is its identity within the clip; both scores are in [0, 1].
+
+    `name` is that of an object that was given.
+    """
 
     number: int
     prompt: int  # place among the prompts
     score: float  # of the detection it was born from
     track_score: float  # of the tracker in this frame
     instance: Instance
+    name: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +124,16 @@ class Tracker:
 
     @torch.inference_mode()
     def track(
-        self, frames: Iterable[Frame], prompts: Sequence[Prompt], ask: Ask = lambda _: {}
+        self,
+        frames: Iterable[Frame],
+        prompts: Sequence[Prompt],
+        ask: Ask = lambda _: {},
+        begin: Begin = lambda *_: (),
     ) -> Iterator[TrackedFrame]:
         """Track every prompt's objects through the frames of one clip, all of one size.
 
-        `ask` gives the exemplars of a frame by prompt key, as for `Detector.detect`. Frames come out in
+        `ask` gives the exemplars of a frame by prompt key, as for `Detector.detect`, `begin` the objects that are
+        followed from a frame on whatever is detected. Frames come out in
         order, `hotstart_delay` of them late, or all at the end where tracking goes both ways. An error while reading
         `frames` passes through after the frames before it have come out.
         """
@@ -131,12 +143,12 @@ class Tracker:
         if self.both_ways:
             with both_ways.spooled() as file:
                 spool = both_ways.Spool(file, self.detector.image_size)
-                forward = self._forwards(session, chain(first, source), prompts, ask, spool.append)
+                forward = self._forwards(session, chain(first, source), prompts, ask, begin, spool.append)
                 light = [replace(one, frame=both_ways.without_pixels(one.frame)) for one in forward]
                 backward, removed = self._backwards(session, spool, light, prompts, ask)
                 yield from both_ways.joined(light, backward, removed, _apart)
         else:
-            yield from self._forwards(session, chain(first, source), prompts, ask)
+            yield from self._forwards(session, chain(first, source), prompts, ask, begin)
         if failure:
             raise failure[0]
 
@@ -146,20 +158,22 @@ class Tracker:
         frames: Iterable[Frame],
         prompts: Sequence[Prompt],
         ask: Ask,
+        begin: Begin,
         keep: Callable[[Tensor], None] = lambda _: None,
     ) -> Iterator[TrackedFrame]:
         waiting: deque[_Waiting] = deque()
         for index, (frame, following) in enumerate(_followed(frames, looks=self.detector.device.type == "cuda")):
             encoded = self._ahead.take([frame]) or self._encoded(self.preprocess(frame))
             keep(encoded.pixels)
+            given = partial(begin, frame)
             presence, tracks = self._step(
-                session, index, encoded, prompts, ask(frame), frame.size_hw, following=following
+                session, index, encoded, prompts, ask(frame), frame.size_hw, given, following=following
             )
             waiting.append(_Waiting(frame, presence, tracks))
             if len(waiting) >= max(self.settings.hotstart_delay, 1):
-                yield self._finish(waiting.popleft(), waiting, session.removed)
+                yield self._finish(waiting.popleft(), waiting, session)
         while waiting:
-            yield self._finish(waiting.popleft(), waiting, session.removed)
+            yield self._finish(waiting.popleft(), waiting, session)
 
     def _backwards(
         self,
@@ -177,10 +191,15 @@ class Tracker:
         seen: dict[int, list[both_ways.Sighted]] = {}
         for place in range(max(births, default=-1), -1, -1):
             frame, pixels = frames[place].frame, spool.read(place, self.detector.device)
-            encoded = self._encoded(pixels)
-            _, tracks = self._step(session, place, encoded, prompts, ask(frame), frame.size_hw, births.get(place))
-            found = self._objects(tracks, tracks.hidden, frame.size_hw)
-            seen[place] = [both_ways.Sighted(one, one.number in tracks.confirmed) for one in found]
+            encoded, joining = self._encoded(pixels), births.get(place)
+            _, tracks = self._step(session, place, encoded, prompts, ask(frame), frame.size_hw, joining=joining)
+            found = self._objects(tracks, tracks.hidden, frame.size_hw, forward.names)
+            seen[place] = [
+                both_ways.Sighted(
+                    one, one.number in tracks.confirmed or (one.name is not None and one.track_score >= VISIBLE)
+                )
+                for one in found
+            ]
         return seen, session.removed
 
     def _step(
@@ -191,6 +210,7 @@ class Tracker:
         prompts: Sequence[Prompt],
         exemplars: Mapping[str, Exemplar | None],
         size_hw: tuple[int, int],
+        begin: Callable[[Tensor], Sequence[Beginning]] = lambda _: (),
         joining: Births | None = None,
         following: Frame | None = None,
     ) -> tuple[npt.NDArray[np.float32], Tracks]:
@@ -204,7 +224,7 @@ class Tracker:
         seen = detector.look(encoded.state, prompts, self.settings.score_threshold_detection, exemplars)
         found = self._found(seen)
         with detector.precision():
-            tracks = session.step(index, features, found, size_hw, begun)
+            tracks = session.step(index, features, found, size_hw, begun, begin(encoded.grid))
             if joining is not None:
                 session.adopt(index, features, joining, size_hw)
         return np.array([one.presence for one in seen], np.float32), tracks
@@ -252,23 +272,32 @@ class Tracker:
         masks = masks if len(kept) == len(masks) else rows_of(masks, kept)
         return FrameDetections(masks, inside[kept], scores[kept], phrases[kept], at_border, unasked)
 
-    def _finish(self, one: _Waiting, later: Sequence[_Waiting], removed: set[int]) -> TrackedFrame:
+    def _finish(self, one: _Waiting, later: Sequence[_Waiting], session: TrackSession) -> TrackedFrame:
         """Return a frame's objects at its size. Those of one prompt do not overlap: the better tracked one wins."""
-        hidden = removed | one.tracks.hidden
+        hidden = session.removed | one.tracks.hidden
         if self.rules.confirm:
             ahead = [one, *later][:CONFIRM_FRAMES][-1]
             hidden |= ahead.tracks.unconfirmed
-        found = self._objects(one.tracks, hidden, one.frame.size_hw)
+        found = self._objects(one.tracks, hidden, one.frame.size_hw, session.names)
         return TrackedFrame(one.frame, one.presence, tuple(_apart(found)))
 
-    def _objects(self, tracks: Tracks, hidden: Collection[int], size_hw: tuple[int, int]) -> list[TrackedObject]:
+    def _objects(
+        self, tracks: Tracks, hidden: Collection[int], size_hw: tuple[int, int], names: Mapping[int, int]
+    ) -> list[TrackedObject]:
         shown = [number for number in sorted(tracks.masks) if number not in hidden]
         found: list[Instance | None] = []
         if shown:
             logits = torch.stack([tracks.masks[number] for number in shown]).float()
             found = mask_runs.instances(logits, size_hw, self.detector.upsampling)
         return [
-            TrackedObject(number, tracks.phrases[number], tracks.scores[number], tracks.track_scores[number], instance)
+            TrackedObject(
+                number,
+                tracks.phrases[number],
+                tracks.scores[number],
+                tracks.track_scores[number],
+                instance,
+                names.get(number),
+            )
             for number, instance in zip(shown, found, strict=True)
             if instance is not None
         ]
@@ -315,5 +344,4 @@ def _apart(objects: Sequence[TrackedObject]) -> Iterator[TrackedObject]:
             continue
         left = masks.difference(one.instance.rle, masks.union(better))
         if area := masks.area(left):
-            instance = Instance(left, masks.box_xywh(left), area)
-            yield TrackedObject(one.number, one.prompt, one.score, one.track_score, instance)
+            yield replace(one, instance=Instance(left, masks.box_xywh(left), area))

@@ -62,6 +62,19 @@ class Tracks:
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """An object that is given in a frame, and followed from there: logits [h, w], and the place of its prompt.
+
+    `score` is how sure its mask is, `name` what its giver knows it by.
+    """
+
+    mask: Tensor
+    phrase: int
+    score: float
+    name: int
+
+
+@dataclass(frozen=True, slots=True)
 class Births:
     """Objects born in a frame: their detections' logits [K, h, w], and of each the number, phrase and score."""
 

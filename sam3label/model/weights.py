@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from sam3label.errors import CheckpointError
 from sam3label.model.adapter import add_to
-from sam3label.model.checkpoint import Checkpoint
-from sam3label.model.identity import weights_digest
+from sam3label.model.checkpoint import OWN_HEAD, Checkpoint
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
@@ -38,7 +37,6 @@ def _learn(checkpoint: Checkpoint, detector: Any) -> None:
     detector.load_state_dict({name: there[name] for name in changed}, strict=False)
 
 
-OWN_HEAD = "interactive.safetensors"
 _NO_TRACKER = "Videos cannot be tracked with it: use --model facebook/sam3, or --video frames, which tracks nothing."
 
 
@@ -63,17 +61,17 @@ def load_video_model(checkpoint: Checkpoint, without: str = _NO_TRACKER) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_own_head(checkpoint: Checkpoint, tracker: Any) -> str:
-    """Load the weights that a checkpoint has for boxes and points alone into a tracker, and return their digest.
+def load_own_head(checkpoint: Checkpoint, tracker: Any) -> None:
+    """Load the weights that a checkpoint has for boxes and points alone, if it has some, into a tracker.
 
-    SAM 3's tracker answers both with the same weights and has none; the demo checkpoint's is too small for that.
-    Returns "" where there are none. Raises CheckpointError unless all of them fit.
+    SAM 3's tracker answers both with the same weights; the demo checkpoint's is too small for that. Raises
+    CheckpointError unless all of them fit.
     """
     from safetensors.torch import load_file
 
     path = checkpoint.folder / OWN_HEAD
     if not path.is_file():
-        return ""
+        return
     own, there = load_file(path), tracker.state_dict()
     wrong = [name for name, value in own.items() if name not in there or there[name].shape != value.shape]
     if wrong:
@@ -81,7 +79,6 @@ def load_own_head(checkpoint: Checkpoint, tracker: Any) -> str:
             f"{path} does not fit the tracker beside it ({', '.join(sorted(wrong)[:3])}): fetch the checkpoint again."
         )
     tracker.load_state_dict({name: value.float() for name, value in own.items()}, strict=False)
-    return weights_digest([path])
 
 
 def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:

@@ -79,6 +79,11 @@ class Wanted:
         ) and (None not in names)
 
     def superseded(self, answered: Collection[str]) -> frozenset[str]:
-        """Return phrases whose answers do not count on an image: all their classes asked with exemplars there."""
-        guided = {p.class_name for p in self.prompts if p.class_name is not None and p.key in answered}
+        """Return phrases whose answers do not count on an image: all their classes asked with exemplars there.
+
+        Objects that are given take nothing from what phrases find beside them.
+        """
+        guided = {
+            p.class_name for p in self.prompts if p.class_name is not None and p.source != "given" and p.key in answered
+        }
         return frozenset(phrase for phrase, names in self.askers.items() if guided and guided.issuperset(names))

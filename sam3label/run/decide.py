@@ -14,8 +14,9 @@ The order of the rules is the meaning:
 6. `where:` conditions on where the labels of other classes are (`conditions`), all judged on what stands by then;
 7. `max_instances`, best first.
 
-An object that was given by hand is always a label, and in 2 it keeps its place before all that was found. Where its
-mask is not to be believed (`doubt`), the label is its box. What an agent selected passes 1 whatever its score.
+An object that was given by hand is always a label, also where it was followed to, and in 2 it keeps its place before
+all that was found. Where the mask of its box is not to be believed (`doubt`), the label is the box. What an agent
+selected passes 1 whatever its score.
 
 "The same object" across phrases of different meaning is mask IoU of at least `SAME_OBJECT_IOU`.
 """
@@ -198,9 +199,11 @@ def best_first(label: Label) -> tuple[float, str]:
 
 def _given(label: Label, given: Given, concept: Concept) -> Label:
     """Return the label of an object that was given: with its mask, or where that is in doubt, with its box for one."""
+    if given.hint is None:
+        return label
     why = doubt(given.hint, label.area, label.box_xywh, label.score, concept.conf)
     if why is not None:
-        rle = _shape(given.hint, label.rle.size_hw)
+        rle = shape_of(given.hint, label.rle.size_hw)
         label = replace(label, rle=rle, area=masks.area(rle), box_xywh=masks.box_xywh(rle), doubt=why)
     if given.hint.box_xyxy is None or (concept.snap and why is None):
         return label
@@ -225,7 +228,7 @@ def doubt(hint: Hint, area: int, box_xywh: Box, iou: float, least: float) -> Dou
     return "unsure mask" if iou < least else None
 
 
-def _shape(hint: Hint, size_hw: tuple[int, int]) -> Rle:
+def shape_of(hint: Hint, size_hw: tuple[int, int]) -> Rle:
     """Return what is known of an object without its mask: the pixels of its box, or those of its points."""
     height, width = size_hw
     filled = np.zeros(size_hw, np.bool_)

@@ -65,7 +65,8 @@ def unit_of(row: tuple[Any, ...]) -> Unit:
 
 
 def given_row(given: Given) -> tuple[str, str, str, float]:
-    hint = {"box": given.hint.box_xyxy, "points": [(x, y, int(on)) for x, y, on in given.hint.points]}
+    box, points = (None, ()) if given.hint is None else (given.hint.box_xyxy, given.hint.points)
+    hint = {"box": box, "points": [(x, y, int(on)) for x, y, on in points]}
     return json.dumps(hint), given.id, json.dumps(given.attributes), given.stability
 
 
@@ -74,7 +75,8 @@ def given_of(hint: str, named: str, attributes: str, stability: float) -> Given:
     box = None if shown["box"] is None else tuple(map(float, shown["box"]))
     points = tuple((float(x), float(y), bool(on)) for x, y, on in shown["points"])
     said = tuple((str(key), str(value)) for key, value in json.loads(attributes))
-    return Given(Hint(cast(Box | None, box), points), str(named), said, float(stability))
+    given = Hint(cast(Box | None, box), points) if box or points else None
+    return Given(given, str(named), said, float(stability))
 
 
 def one_of(value: Any, allowed: Sequence[Any]) -> Any:

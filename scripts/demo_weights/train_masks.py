@@ -1,13 +1,14 @@
 """Give the demo checkpoint a head that answers boxes and points.
 
-    python scripts/demo_weights/train_masks.py --minutes 90      # into the demo checkpoint; goes on from what is there
+    python scripts/demo_weights/train_masks.py --minutes 15      # into the demo checkpoint; goes on from what is there
     python scripts/demo_weights/train_masks.py --examine --card
 
 SAM 3's tracker does both with one decoder. The demo's is too small: taught boxes, it forgets how to track. So what is
 trained is a copy of the tracker's point embeddings, its "no memory" embedding and its mask decoder, which lies beside
 the other weights (`interactive.safetensors`), and tracking stays as it was to the last bit. The image encoder and the
 neck are shared. Two heads that are thrown away afterwards ask the image's cells, after each layer of the decoder,
-whether the object covers them: without these a small decoder learns nothing at all for a long time.
+whether the object covers them: without these a small decoder learns nothing at all for a long time. What lies on other
+objects counts for more: two thirds of what such a head paints too much does.
 
 Shape legend: R objects of an update, X = 128 the side of the truth's masks, g x g cells, h x w mask logits.
 """
@@ -37,18 +38,21 @@ import train_tracker
 from sam3label.core import masks
 from sam3label.core.records import Frame, Hint, MediaItem
 from sam3label.demo.shapes import make_scene
-from sam3label.model.checkpoint import resolve
+from sam3label.model.checkpoint import OWN_HEAD, resolve
 from sam3label.model.detector import Detector
 from sam3label.model.interactive import Clicked, Clicker
 from sam3label.model.tracker_parts import TrackerParts
-from sam3label.model.weights import OWN_HEAD, load_own_head
+from sam3label.model.weights import load_own_head
 
 X = 128
 SCENES = 40_000_000  # seeds of what is trained on
 HELD_OUT = 30_000_000  # seeds of what is not
-KINDS = ("box", "loose", "point", "box", "both", "loose", "box", "point")  # in turn
+KINDS = ("box", "loose", "point", "box", "both", "loose", "box", "loose")  # in turn
 LOOSE = 0.12  # how far a side of a loose box may be off, in parts of the box
-KEEP = 4  # minutes of training that a kill may lose
+KEEP = 1  # minutes of training that a kill may lose
+CROWDED = 3.0  # how much more often an object is shown whose box is full of others
+OTHERS = 2.0  # how much more what lies on other objects counts
+AVERAGED = 0.005  # share of an update in the weights that are written
 TRAINED = ("prompt_encoder.point_embed.", "mask_decoder.", "no_memory_embedding")
 FROZEN = ("mask_decoder.conv_s0.", "mask_decoder.conv_s1.")  # what the decoder reads is computed before
 MARKS = "<!-- mask scores -->\n", "<!-- end of mask scores -->\n"
@@ -61,10 +65,25 @@ class Lessons:
     fine: Tensor  # [B, D/8, 4g, 4g] float16
     middle: Tensor
     coarse: Tensor
+    things: Tensor  # uint8 [B, X, X], 255 where any object is
     photo: Tensor  # [N], which of the B
     cover: Tensor  # uint8 [N, X, X], 255 where the object is
     box: Tensor  # [N, 4]
     points: Tensor  # [N, 9, 2], the first one deepest inside
+
+    def others(self, rows: Tensor) -> Tensor:
+        """How much of each pixel belongs to other objects: [R, X, X], in [0, 1]."""
+        return (self.things[self.photo[rows]].float() - self.cover[rows].float()).clamp(min=0) / 255
+
+    def odds(self) -> Tensor:
+        """How often each object is shown, beside others: [N]."""
+        places, odds = torch.arange(X) + 0.5, list[Tensor]()
+        low, high = places >= self.box[:, :2, None], places <= self.box[:, 2:, None]  # [N, xy, X]
+        for rows in torch.arange(len(self.photo)).split(256):
+            inside = low[rows] & high[rows]  # [R, xy, X]
+            others = (self.others(rows) * inside[:, 1, :, None] * inside[:, 0, None]).flatten(1).sum(1)
+            odds.append(1 + CROWDED * (others / (self.cover[rows].float() / 255).flatten(1).sum(1)).clamp(max=1))
+        return torch.cat(odds)
 
 
 # ---- what is learnt from
@@ -75,16 +94,19 @@ def draw_lessons(video: Any, parts: TrackerParts, count: int) -> Lessons:
     """Draw photos, and frames of films now and then, with all their objects of some size."""
     rng = np.random.default_rng(SCENES)
     levels: list[tuple[Tensor, ...]] = []
+    things: list[Tensor] = []
     objects: list[tuple[int, Tensor, Tensor, Tensor]] = []
     for seed in range(SCENES, SCENES + count):
-        scene = lessons.film_frame(rng, seed) if seed % 5 == 4 else make_scene(seed, lessons.random_size(rng))
+        scene = lessons.video_frame(rng, seed) if seed % 5 == 4 else make_scene(seed, lessons.random_size(rng))
         own = [shown for k in range(1, len(scene.things) + 1) if (shown := _shown(scene.mask(k), rng)) is not None]
         if own:
             objects += ((len(levels), *one) for one in own)
             levels.append(_features(video, parts, scene.image))
+            things.append(_cover(scene.index > 0))
     fine, middle, coarse = (torch.cat(level) for level in zip(*levels, strict=True))
     photo, cover, box, points = zip(*objects, strict=True)
-    return Lessons(fine, middle, coarse, torch.tensor(photo), *(torch.stack(own) for own in (cover, box, points)))
+    own = (torch.stack(each) for each in (cover, box, points))
+    return Lessons(fine, middle, coarse, torch.stack(things), torch.tensor(photo), *own)
 
 
 def _features(video: Any, parts: TrackerParts, image: np.ndarray[Any, Any]) -> tuple[Tensor, ...]:
@@ -108,8 +130,12 @@ def _shown(mask: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[Tensor
     chosen = rng.integers(len(y), size=8)
     deepest = np.array(np.unravel_index(depth.argmax(), depth.shape))[None, ::-1]
     points = (np.concatenate((deepest, np.stack((x, y), 1)[chosen])) + 0.5) * scale
+    return _cover(mask), torch.from_numpy(corners).float(), torch.from_numpy(points).float()
+
+
+def _cover(mask: np.ndarray[Any, Any]) -> Tensor:
     cover = cv2.resize(mask.astype(np.float32), (X, X), interpolation=cv2.INTER_AREA) * 255
-    return torch.from_numpy(cover.astype(np.uint8)), torch.from_numpy(corners).float(), torch.from_numpy(points).float()
+    return torch.from_numpy(cover.astype(np.uint8))
 
 
 # ---- learning
@@ -188,18 +214,19 @@ def mask_loss(logits: Tensor, truth: Tensor, around: Tensor) -> Tensor:
     return 2 * close + dice + (entropy * (1 - around)).flatten(1).mean(1)
 
 
-def loss_of(answer: Answer, truth: Tensor, boxes: Tensor, heads: nn.ModuleList, eager: float) -> Tensor:
-    """The loss of one update. `truth` [R, X, X] in shares; `eager` weighs what the cells are asked."""
+def loss_of(answer: Answer, truth: Tensor, others: Tensor, boxes: Tensor, heads: nn.ModuleList, eager: float) -> Tensor:
+    """The loss of one update. `truth` and `others` [R, X, X] in shares; `eager` weighs what the cells are asked."""
     side = answer.masks.shape[-1]
     large = F.interpolate(answer.masks, (X, X), mode="bilinear", align_corners=False)
     with torch.no_grad():
         inside, there = large > 0, truth[:, None] >= 0.5
         reached = (inside & there).flatten(2).sum(2) / (inside | there).flatten(2).sum(2).clamp(min=1)
-    small, around = F.avg_pool2d(truth[:, None], X // side)[:, 0], near(boxes, side)
-    single = mask_loss(large[:, 0], truth, near(boxes, X)).mean()
+    weight = near(boxes, X) * (1 + OTHERS * others)
+    small, around = (F.avg_pool2d(one[:, None], X // side)[:, 0] for one in (truth, weight))
+    single = mask_loss(large[:, 0], truth, weight).mean()
     three = torch.stack([mask_loss(answer.masks[:, k], small, around) for k in (1, 2, 3)], 1)
     grid = math.isqrt(answer.cells[0].shape[1])
-    cover, weight = F.avg_pool2d(truth[:, None], X // grid).flatten(1), near(boxes, grid).flatten(1) + 0.15
+    cover, weight = (F.avg_pool2d(one[:, None], X // grid).flatten(1) for one in (truth, weight + 0.15))
     asked = torch.zeros(())
     for head, cells in zip(heads, answer.cells, strict=True):
         entropy = F.binary_cross_entropy_with_logits(head(cells)[..., 0], cover, reduction="none")
@@ -209,40 +236,44 @@ def loss_of(answer: Answer, truth: Tensor, boxes: Tensor, heads: nn.ModuleList, 
 
 
 def train(video: Any, given: Lessons, minutes: float, rate: float, out: Path) -> None:
-    """Train for some minutes; the weights are written every few of them and at the end."""
+    """Train for some minutes of a core; the weights are written every few of them and at the end."""
     model = video.tracker_model
     video.requires_grad_(False)
     names = [n for n, _ in model.named_parameters() if n.startswith(TRAINED) and not n.startswith(FROZEN)]
     weights = [model.get_parameter(name).requires_grad_() for name in names]
     width = given.coarse.shape[1]
     heads = nn.ModuleList([nn.Linear(width, 1) for _ in model.mask_decoder.transformer.layers])
-    weights += heads.parameters()
-    optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.01)
+    written = [weight.detach().clone() for weight in weights]
+    trained = [*weights, *heads.parameters()]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
     chance = torch.Generator().manual_seed(int(time.time()))
-    began, step, written, shown = time.monotonic(), 0, 0, list[float]()
-    while (done := (time.monotonic() - began) / 60 / minutes) < 1:
+    began, step, kept, shown, odds = time.process_time(), 0, 0, list[float](), given.odds()
+    while (done := (time.process_time() - began) / 60 / minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-        rows = torch.randint(len(given.photo), (32,), generator=chance)
+        rows = odds.multinomial(32, generator=chance)
         answer = ask(model, given, rows, KINDS[step % len(KINDS)], chance)
-        loss = loss_of(answer, given.cover[rows].float() / 255, given.box[rows], heads, 1 - done)
+        truth = given.cover[rows].float() / 255
+        loss = loss_of(answer, truth, given.others(rows), given.box[rows], heads, 1 - done)
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(written, weights, max(AVERAGED, 1 / (step + 10)))
         shown.append(float(loss.detach()))
         step += 1
         if step % 200 == 0:
             print(f"{step} updates, {done:.0%} of the time, loss {np.mean(shown[-200:]):.3f}", flush=True)
-        if done * minutes > (written + 1) * KEEP:
-            written += 1
-            save(video, out)
-    save(video, out)
+        if done * minutes > (kept + 1) * KEEP:
+            kept += 1
+            save(video, dict(zip(names, written, strict=True)), out)
+    save(video, dict(zip(names, written, strict=True)), out)
 
 
-def save(video: Any, out: Path) -> None:
-    """Write the head beside the checkpoint's weights, in float16."""
-    state = video.tracker_model.state_dict()
+def save(video: Any, written: dict[str, Tensor], out: Path) -> None:
+    """Write the head beside the checkpoint's weights, in float16: a moving average of what was trained."""
+    state = video.tracker_model.state_dict() | written
     weights = {name: value.half().contiguous() for name, value in state.items() if name.startswith(TRAINED)}
     beside = out / f"{OWN_HEAD}.tmp"
     save_file(weights, beside, metadata={"format": "pt"})
@@ -316,7 +347,7 @@ def write_card(folder: Path, scores: dict[str, float], photos: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Give the demo checkpoint a head that answers boxes and points.")
     parser.add_argument("--checkpoint", type=Path, default=train_tracker.CHECKPOINT)
-    parser.add_argument("--minutes", type=float, default=90.0)
+    parser.add_argument("--minutes", type=float, default=15.0, help="of a core, whatever else it does")
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--photos", type=int, default=4000)
     parser.add_argument("--examine", action="store_true", help="only say how well it does")

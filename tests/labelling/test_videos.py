@@ -438,6 +438,9 @@ def test_boxes_on_a_frame_of_a_tracked_video_are_asked_there_and_the_objects_liv
     presence = np.frombuffer(unit[5], np.float32)
     assert np.flatnonzero(~np.isnan(presence)).tolist() == [3]
     assert all(one.frame >= 3 for one in unit[6])
+    with open_run(tmp_path / "run") as run:
+        labels = [label for image in run.images() for label in image.labels]
+    assert labels and {label.class_name for label in labels} == {"thing"}
 
 
 def test_boxes_that_do_not_fit_a_video_fail_it_by_name_and_reference_images_are_refused(

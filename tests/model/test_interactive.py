@@ -17,10 +17,10 @@ from sam3label.core import masks
 from sam3label.core.records import Frame, Hint, MediaItem, Prompt
 from sam3label.demo.shapes import make_scene
 from sam3label.errors import CheckpointError
-from sam3label.model.checkpoint import Checkpoint, resolve
+from sam3label.model.checkpoint import OWN_HEAD, Checkpoint, resolve
 from sam3label.model.detector import Detector
 from sam3label.model.interactive import Clicker
-from sam3label.model.weights import OWN_HEAD, load_video_model
+from sam3label.model.weights import load_video_model
 
 TOLERANCE = 1e-4
 BOXES = [(20.0, 30.0, 180.0, 220.0), (100.0, 5.5, 140.0, 60.0), (0.0, 0.0, 299.0, 299.0)]
@@ -193,7 +193,8 @@ def test_the_demos_own_head_knows_boxes_and_leaves_tracking_alone() -> None:
     weights = load_file(demo.folder / "model.safetensors")
     tracker = load_video_model(demo).tracker_model.state_dict()
     assert all(torch.equal(tracker[name], weights[f"tracker_model.{name}"].float()) for name in tracker)
-    assert clicker.own_head
+    own = load_file(demo.folder / OWN_HEAD)
+    assert all(torch.equal(clicker.model.state_dict()[name], own[name].float()) for name in own)
     overlaps = []
     for seed in range(31_000_000, 31_000_008):
         scene = make_scene(seed, (240, 320))

@@ -71,7 +71,8 @@ def load_guide(checkpoint: Checkpoint, assignment: Assignment) -> Guide:
         compiled=options.compile,
     )
     clicker = None
-    if any(concept.refine for concept in assignment.concepts.concepts):
+    given = any(one.gives_objects for one in assignment.examples)
+    if given or any(concept.refine for concept in assignment.concepts.concepts):
         from sam3label.model.interactive import Clicker
 
         clicker = Clicker.load(checkpoint, detector)
