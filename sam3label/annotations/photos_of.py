@@ -10,6 +10,7 @@ from sam3label.annotations.marks import Labelled, LabelledDataset, some
 from sam3label.core.records import MediaItem
 from sam3label.core.text import count
 from sam3label.errors import InputError
+from sam3label.media.discovery import VIDEO_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,12 @@ def find_photos(dataset: LabelledDataset, photos: Path | None = None) -> Labelle
         labels[id_] = image
     if missing and len(missing) == len(items):
         looked = some([str(place) for place in dict.fromkeys(places)])
+        if all(PurePosixPath(id_).parent.suffix.lower() in VIDEO_SUFFIXES for id_ in missing):
+            raise InputError(
+                f"the images of {dataset.path} are frames of videos ({some(sorted(missing), 2)}): "
+                "sam3label run --video track follows their objects, with "
+                f"`exemplars: {{objects: {dataset.path}}}` in the concept list."
+            )
         raise InputError(
             f"not one of the {count(len(items), 'image')} of {dataset.path} is in {looked}: say where they are with "
             "--photos."

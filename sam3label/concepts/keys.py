@@ -46,7 +46,7 @@ KEYS = (
     ),
     Key(
         "concepts.CLASS.exemplars",
-        "boxes on some images, labelled reference images, or objects whose boxes are to get masks",
+        "boxes on some images, labelled reference images, or objects that get masks, in videos tracks",
         "none",
     ),
     Key("concepts.CLASS.refine", "ask for masks again, from the boxes around them (photos)", "false"),

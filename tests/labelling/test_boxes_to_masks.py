@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from skimage import data
 
+from sam3label.core import masks
 from sam3label.core.records import Label
+from sam3label.demo.shapes import make_scene
 from sam3label.errors import CheckpointError, InputError, StoreError
 from sam3label.export.options import Options
 from sam3label.export.write import export
@@ -28,8 +30,8 @@ from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.run_log import LOG
 from sam3label.run.reader import open_run
 
-CLASSES = ("cat's eye", "cup", "rocket")
-BOXES: dict[str, list[tuple[str, tuple[float, float, float, float]]]] = {  # x1, y1, x2, y2 in pixels
+Boxes = dict[str, list[tuple[str, tuple[float, float, float, float]]]]  # x1, y1, x2, y2 in pixels
+BOXES: Boxes = {
     "animals/chelsea.png": [("cat's eye", (170.0, 90.0, 210.0, 130.0)), ("cat's eye", (270.0, 95.0, 310.0, 125.0))],
     "coffee.png": [("cup", (150.0, 60.0, 450.0, 330.0))],
     "rocket.jpg": [("rocket", (310.0, 70.0, 360.0, 350.0))],
@@ -55,6 +57,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Boxes]:
+    """Scenes of the demo with the boxes of all their objects, one of them without any."""
+    folder, boxes = tmp_path_factory.mktemp("drawn") / "images", Boxes()
+    folder.mkdir()
+    for number, objects in enumerate((5, 0, 8)):
+        scene = make_scene(32_000_000 + number, (240, 320), objects)
+        cv2.imwrite(str(folder / f"{number}.png"), scene.image[..., ::-1])
+        own = [masks.box_xywh(masks.encode(scene.mask(k))) for k in range(1, len(scene.things) + 1)]
+        corners = ((x, y, x + w, y + h) for x, y, w, h in own)
+        boxes[f"{number}.png"] = list(zip((thing.shape for thing in scene.things), corners, strict=True))
+    return folder, boxes
+
+
+def classes_of(boxes: Boxes) -> list[str]:
+    return sorted({name for own in boxes.values() for name, _ in own})
+
+
 def size_of(photos: Path, name: str) -> tuple[int, int]:
     height, width = cv2.imread(str(photos / name)).shape[:2]
     return width, height
@@ -63,9 +83,9 @@ def size_of(photos: Path, name: str) -> tuple[int, int]:
 # ---- the same dataset in every form, written as each tool writes it
 
 
-def write_coco(photos: Path, out: Path) -> Path:
+def write_coco(photos: Path, out: Path, boxes: Boxes = BOXES) -> Path:
     images, annotations = [], []
-    for number, (name, objects) in enumerate(BOXES.items(), start=1):
+    for number, (name, objects) in enumerate(boxes.items(), start=1):
         width, height = size_of(photos, name)
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for class_name, (x1, y1, x2, y2) in objects:
@@ -73,27 +93,27 @@ def write_coco(photos: Path, out: Path) -> Path:
                 {
                     "id": 100 + len(annotations),
                     "image_id": number,
-                    "category_id": CLASSES.index(class_name) + 1,
+                    "category_id": classes_of(boxes).index(class_name) + 1,
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "area": (x2 - x1) * (y2 - y1),
                     "iscrowd": 0,
                     "attributes": ATTRIBUTES,
                 }
             )
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes_of(boxes), start=1)]
     path = out / "boxes.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
 
 
-def write_yolo(photos: Path, out: Path) -> Path:
-    for name, objects in BOXES.items():
+def write_yolo(photos: Path, out: Path, boxes: Boxes = BOXES) -> Path:
+    for name, objects in boxes.items():
         width, height = size_of(photos, name)
         place = out / "images" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes((photos / name).read_bytes())
         rows = [
-            f"{CLASSES.index(c)} {(x1 + x2) / 2 / width} {(y1 + y2) / 2 / height}"
+            f"{classes_of(boxes).index(c)} {(x1 + x2) / 2 / width} {(y1 + y2) / 2 / height}"
             f" {(x2 - x1) / width} {(y2 - y1) / height}"
             for c, (x1, y1, x2, y2) in objects
         ]
@@ -101,12 +121,12 @@ def write_yolo(photos: Path, out: Path) -> Path:
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text("\n".join(rows))
     path = out / "data.yaml"
-    path.write_text(f"train: images\nval: images\nnames: {json.dumps(list(CLASSES))}\n")
+    path.write_text(f"train: images\nval: images\nnames: {json.dumps(list(classes_of(boxes)))}\n")
     return path
 
 
-def write_voc(photos: Path, out: Path) -> Path:
-    for name, objects in BOXES.items():
+def write_voc(photos: Path, out: Path, boxes: Boxes = BOXES) -> Path:
+    for name, objects in boxes.items():
         width, height = size_of(photos, name)
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = Path(name).name
@@ -126,12 +146,12 @@ def write_voc(photos: Path, out: Path) -> Path:
     return out
 
 
-def write_cvat(photos: Path, out: Path) -> Path:
+def write_cvat(photos: Path, out: Path, boxes: Boxes = BOXES) -> Path:
     root = ElementTree.Element("annotations")
     labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
-    for class_name in CLASSES:
+    for class_name in classes_of(boxes):
         ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = class_name
-    for number, (name, objects) in enumerate(BOXES.items()):
+    for number, (name, objects) in enumerate(boxes.items()):
         width, height = size_of(photos, name)
         image = ElementTree.SubElement(root, "image", id=str(number), name=name, width=str(width), height=str(height))
         for class_name, box in objects:
@@ -143,9 +163,9 @@ def write_cvat(photos: Path, out: Path) -> Path:
     return path
 
 
-def write_labelstudio(photos: Path, out: Path) -> Path:
+def write_labelstudio(photos: Path, out: Path, boxes: Boxes = BOXES) -> Path:
     tasks = []
-    for number, (name, objects) in enumerate(BOXES.items()):
+    for number, (name, objects) in enumerate(boxes.items()):
         width, height = size_of(photos, name)
         result = []
         for class_name, (x1, y1, x2, y2) in objects:
@@ -170,19 +190,19 @@ def write_labelstudio(photos: Path, out: Path) -> Path:
     return path
 
 
-def write_csv(photos: Path, out: Path) -> Path:
+def write_csv(photos: Path, out: Path, boxes: Boxes = BOXES) -> Path:
     path = out / "boxes.csv"
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "class", "x1", "y1", "x2", "y2", "occluded"])
-        for name, objects in BOXES.items():
+        for name, objects in boxes.items():
             table.writerows([name, class_name, *box, "no"] for class_name, box in objects)
             if not objects:
                 table.writerow([name, "", "", "", "", "", ""])
     return path
 
 
-FORMS: dict[str, Callable[[Path, Path], Path]] = {
+FORMS: dict[str, Callable[[Path, Path, Boxes], Path]] = {
     "COCO": write_coco,
     "YOLO": write_yolo,
     "VOC": write_voc,
@@ -205,9 +225,7 @@ def labels_of(out: Path) -> dict[str, list[Label]]:
 def test_every_form_becomes_masks_and_yolo_rows_that_ultralytics_reads(
     form: str, photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from support.ultra import read_back
-
-    source = FORMS[form](photos, tmp_path)
+    source = FORMS[form](photos, tmp_path, BOXES)
     job = MaskJob.of(source, None if form == "YOLO" else photos)
     assert job.dataset.form == form
     summary = make(job, tmp_path / "run", tiny_checkpoint)
@@ -224,14 +242,40 @@ def test_every_form_becomes_masks_and_yolo_rows_that_ultralytics_reads(
             if form != "YOLO":
                 assert ("occluded", "no") in label.given.attributes
             assert label.given.id or form == "CSV"
-    with open_run(tmp_path / "run") as run:
-        written = export(run, "yolo", tmp_path / "yolo", Options())
-    assert written.instances == 4
-    for name, own in BOXES.items():
-        (picture,) = (tmp_path / "yolo" / "images").rglob(f"{Path(name).stem}*")  # coffee_png.png keeps stems apart
-        rows, segments, _ = read_back(picture, len(CLASSES))
-        assert len(segments) == len(own)
-        assert Counter(CLASSES[int(row[0])] for row in rows) == Counter(class_name for class_name, _ in own)
+    assert yolo_rows(tmp_path, BOXES) == {name: Counter(c for c, _ in own) for name, own in BOXES.items()}
+
+
+def yolo_rows(folder: Path, boxes: Boxes) -> dict[str, Counter[str]]:
+    """Export the run in a folder to YOLO, and return the classes that Ultralytics reads of each image."""
+    from support.ultra import read_back
+
+    with open_run(folder / "run") as run:
+        written = export(run, "yolo", folder / "yolo", Options())
+        names = [concept.name for concept in run.concepts.concepts]
+    assert written.instances == sum(map(len, boxes.values()))
+    found = {}
+    for name in boxes:
+        (picture,) = (folder / "yolo" / "images").rglob(f"{Path(name).stem}*")  # coffee_png.png keeps stems apart
+        rows, segments, _ = read_back(picture, len(names))
+        assert len(segments) == len(rows)
+        found[name] = Counter(names[int(row[0])] for row in rows)
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_drawn_scenes_go_through_every_form_and_back(form: str, drawn: tuple[Path, Boxes], tmp_path: Path) -> None:
+    folder, boxes = drawn
+    source = FORMS[form](folder, tmp_path, boxes)
+    job = MaskJob.of(source, None if form == "YOLO" else folder)
+    summary = make(job, tmp_path / "run", Path("demo"))
+    assert (summary.progress.done, summary.failures) == (3, ())
+    assert yolo_rows(tmp_path, boxes) == {name: Counter(c for c, _ in own) for name, own in boxes.items()}
+    found = labels_of(tmp_path / "run")
+    for name, own in boxes.items():
+        wanted = sorted((class_name, box) for class_name, box in own)
+        given = sorted((label.class_name, label.box_xyxy) for label in found[name])
+        assert [one for one, _ in given] == [one for one, _ in wanted]
+        assert np.allclose([box for _, box in given], [box for _, box in wanted], atol=1e-2) or not own
 
 
 def test_ids_and_attributes_stay(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -328,6 +372,12 @@ def test_bad_datasets_are_refused_in_a_sentence(name: str, text: str, said: str,
 def test_photos_that_are_nowhere_are_said_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,class,x,y\na.jpg,cup,1,2\n")
     with pytest.raises(InputError, match="say where they are with --photos"):
+        MaskJob.of(tmp_path / "a.csv")
+
+
+def test_frames_of_videos_are_for_tracking(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,class,x,y\nwalk.mp4/000012.jpg,cup,1,2\n")
+    with pytest.raises(InputError, match="frames of videos .walk.mp4/000012.jpg.: sam3label run --video track"):
         MaskJob.of(tmp_path / "a.csv")
 
 

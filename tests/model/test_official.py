@@ -13,6 +13,7 @@ import pytest
 import torch
 from random_checkpoint import make_official_file
 from safetensors.torch import load_file, save_file
+from support.videofiles import clip_pixels, write_frames
 from typer.testing import CliRunner
 
 from sam3label.cli import app
@@ -21,9 +22,11 @@ from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
 from sam3label.model.identity import SAM3_CONFIG, identity
+from sam3label.model.interactive import Clicker
 from sam3label.model.official import from_official, normalized, source_of, to_official
 from sam3label.model.weight_files import clip_tokenizer, hub_shapes
 from sam3label.model.weights import load_video_model
+from sam3label.run.reader import open_run
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +135,25 @@ def test_sam_31_gives_its_detector_and_refuses_to_track(tiny_checkpoint: Path, t
     Detector.load(checkpoint, device="cpu")
     with pytest.raises(CheckpointError, match=r"tracker of SAM 3\.1.*--video frames"):
         load_video_model(checkpoint)
+
+
+def test_sam_31_labels_sampled_frames_and_says_what_it_cannot(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = beside(tiny_checkpoint, tmp_path / "three-one", "sam3.1_multiplex.pt", "3.1")
+    write_frames(tmp_path / "films" / "walk", clip_pixels(9), ".png")
+    for video, code in (("frames", 0), ("track", 1)):
+        options = ["--model", str(file), "--video", video, "--every", "4", "--workers", "0", "--floor", "0.01"]
+        command = ["run", str(tmp_path / "films"), "-p", "car", "-o", str(tmp_path / video), *options]
+        done = CliRunner().invoke(app, command)
+        said = " ".join((done.output + capsys.readouterr().err).split())
+        assert done.exit_code == code, said
+    assert "the tracker of SAM 3.1 follows many objects at once and is not part of this program" in said
+    assert "--video frames" in said
+    with open_run(tmp_path / "frames") as run:
+        assert [image.frame for image in run.images()] == [0, 4, 8]
+    with pytest.raises(CheckpointError, match=r"tracker of SAM 3\.1.*boxes and points"):
+        Clicker.load(resolve(str(file)), Detector.load(resolve(str(file)), device="cpu"))
 
 
 def test_a_folder_that_holds_nothing_but_metas_file(official: Path, tiny_checkpoint: Path) -> None:
