@@ -55,6 +55,7 @@ OTHERS = 2.0  # how much more what lies on other objects counts
 AVERAGED = 0.005  # share of an update in the weights that are written
 TRAINED = ("prompt_encoder.point_embed.", "mask_decoder.", "no_memory_embedding")
 FROZEN = ("mask_decoder.conv_s0.", "mask_decoder.conv_s1.")  # what the decoder reads is computed before
+MOST = "the truth itself, as coarse as the decoder draws"
 MARKS = "<!-- mask scores -->\n", "<!-- end of mask scores -->\n"
 
 
@@ -290,7 +291,7 @@ def examine(model: str, count: int, size_hw: tuple[int, int] = (480, 640)) -> di
     clicker = Clicker.load(checkpoint, Detector.load(checkpoint, device="cpu"))
     encodes: list[int] = []
     clicker.detector.model.vision_encoder.backbone.register_forward_hook(lambda _m, x, _y: encodes.append(len(x[0])))
-    rng, found, photos = np.random.default_rng(0), dict[str, list[float]](), 0
+    rng, found, photos, shares = np.random.default_rng(0), dict[str, list[float]](), 0, list[float]()
     for seed in range(HELD_OUT, HELD_OUT + count):
         scene = make_scene(seed, size_hw)
         truth = [scene.mask(k) for k in range(1, len(scene.things) + 1)]
@@ -304,11 +305,27 @@ def examine(model: str, count: int, size_hw: tuple[int, int] = (480, 640)) -> di
             "box, each side off by up to 10 %": [Hint(_loose(box, rng)) for box in boxes],
             "one point": [Hint(points=(_inside(mask),)) for mask in truth],
         }
+        shares += [float(mask.mean()) for mask in truth]
+        found.setdefault(MOST, []).extend(_as_coarse(mask, clicker.mask_side) for mask in truth)
         (answers,) = clicker.masks([frame], [[hint for own in ways.values() for hint in own]])
         for number, way in enumerate(ways):
             own = answers[number * len(truth) : (number + 1) * len(truth)]
             found.setdefault(way, []).extend(_iou(one, mask) for one, mask in zip(own, truth, strict=True))
-    return {way: float(np.mean(own)) for way, own in found.items()} | {"encodes a photo": sum(encodes) / photos}
+    small = np.array(shares) < np.median(shares)
+    boxes = np.array(found["box"])
+    return (
+        {way: float(np.mean(own)) for way, own in found.items() if way != MOST}
+        | {"box, smaller half of the objects": float(boxes[small].mean())}
+        | {"box, larger half": float(boxes[~small].mean()), MOST: float(np.mean(found[MOST]))}
+        | {"encodes a photo": sum(encodes) / photos}
+    )
+
+
+def _as_coarse(mask: np.ndarray[Any, Any], side: int) -> float:
+    """The IoU of a mask with itself, drawn as coarsely as the decoder draws."""
+    coarse = torch.from_numpy(cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA) - 0.5)
+    again = F.interpolate(coarse[None, None], mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
+    return float((again & mask).sum() / (again | mask).sum())
 
 
 def _box(mask: np.ndarray[Any, Any]) -> tuple[float, float, float, float]:

@@ -27,10 +27,10 @@ FIRST = 2 * OVERLAP  # a clip's frames, as few as there may be
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Scene], tuple[int, int]]:
+def video(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Scene], tuple[int, int]]:
     """Numbered frames, what they show, and two objects that are there throughout."""
     scenes = list(make_clip(24, 60, SIZE, 4, only=range(18, 18 + FRAMES)))
-    write_frames(folder := tmp_path_factory.mktemp("film") / "walk", [one.image for one in scenes], ".png")
+    write_frames(folder := tmp_path_factory.mktemp("video") / "walk", [one.image for one in scenes], ".png")
     assert all(shown(one, track).sum() > 500 for one in scenes for track in (3, 4))
     return folder, scenes, (4, 3)
 
@@ -79,8 +79,8 @@ def tracks_of(out: Path) -> dict[str, dict[int, Label]]:
 
 
 @pytest.fixture(scope="module")
-def objects(film: tuple[Path, list[Scene], tuple[int, int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    _, scenes, (boxed, masked) = film
+def objects(video: tuple[Path, list[Scene], tuple[int, int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _, scenes, (boxed, masked) = video
     given = [
         (f"walk/{BOXED:05d}.png", shown(scenes[BOXED], boxed), False),
         (f"walk/{MASKED:05d}.png", shown(scenes[MASKED], masked), True),
@@ -89,9 +89,9 @@ def objects(film: tuple[Path, list[Scene], tuple[int, int]], tmp_path_factory: p
 
 
 def test_a_box_and_a_mask_on_a_frame_start_tracks(
-    film: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
 ) -> None:
-    folder, scenes, (boxed, masked) = film
+    folder, scenes, (boxed, masked) = video
     summary = follow(folder, concepts_of(objects), tmp_path / "run")
     assert summary.progress.done == 1 and not summary.failures
     tracks = tracks_of(tmp_path / "run")
@@ -111,11 +111,11 @@ def test_a_box_and_a_mask_on_a_frame_start_tracks(
 
 
 def test_a_run_that_stopped_goes_on_with_the_objects_it_followed(
-    film: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
 ) -> None:
     import threading
 
-    folder, stop = film[0], threading.Event()
+    folder, stop = video[0], threading.Event()
     concepts = concepts_of(objects)
 
     def after_a_clip(progress: Any) -> None:
@@ -131,9 +131,9 @@ def test_a_run_that_stopped_goes_on_with_the_objects_it_followed(
 
 
 def test_phrases_find_the_others_and_a_changed_dataset_is_asked_anew(
-    film: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
 ) -> None:
-    folder, scenes, (_, masked) = film
+    folder, scenes, (_, masked) = video
     follow(folder, concepts_of(objects, "[shape]"), tmp_path / "run", clip_frames=600)
     tracks = tracks_of(tmp_path / "run")
     assert {"70", "71"} < set(tracks)
@@ -152,19 +152,19 @@ def test_phrases_find_the_others_and_a_changed_dataset_is_asked_anew(
 
 
 def test_both_ways_reaches_the_frames_before(
-    film: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
 ) -> None:
-    folder = film[0]
+    folder = video[0]
     follow(folder, concepts_of(objects), tmp_path / "run", clip_frames=600, both_ways=True)
     tracks = tracks_of(tmp_path / "run")
     assert min(tracks["70"]) < BOXED and sorted(tracks["70"])[-1] == FRAMES - 1
 
 
 def test_an_object_without_a_mask_keeps_its_box_and_says_so(
-    film: tuple[Path, list[Scene], tuple[int, int]], tiny_checkpoint: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """With random weights masks are what they are: the object is there in its frame whatever comes of it."""
-    folder, scenes, (boxed, _) = film
+    folder, scenes, (boxed, _) = video
     lively = make_lively(tiny_checkpoint, tmp_path / "lively")
     path = write_objects(tmp_path / "boxes.json", [("walk/00020.png", shown(scenes[20], boxed), False)])
     for out, options in (("official", {}), ("library", {"tracker": "transformers"}), ("ways", {"both_ways": True})):
@@ -175,9 +175,9 @@ def test_an_object_without_a_mask_keeps_its_box_and_says_so(
 
 
 def test_what_cannot_be_followed_is_said(
-    film: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
 ) -> None:
-    folder, scenes, (boxed, _) = film
+    folder, scenes, (boxed, _) = video
     with pytest.raises(ConfigError, match="followed from there: --video track"):
         follow(folder, concepts_of(objects), tmp_path / "run", video="frames")
     photo = write_objects(tmp_path / "photo.json", [("photo.jpg", shown(scenes[0], boxed), False)])

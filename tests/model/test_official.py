@@ -141,10 +141,10 @@ def test_sam_31_labels_sampled_frames_and_says_what_it_cannot(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = beside(tiny_checkpoint, tmp_path / "three-one", "sam3.1_multiplex.pt", "3.1")
-    write_frames(tmp_path / "films" / "walk", clip_pixels(9), ".png")
+    write_frames(tmp_path / "videos" / "walk", clip_pixels(9), ".png")
     for video, code in (("frames", 0), ("track", 1)):
         options = ["--model", str(file), "--video", video, "--every", "4", "--workers", "0", "--floor", "0.01"]
-        command = ["run", str(tmp_path / "films"), "-p", "car", "-o", str(tmp_path / video), *options]
+        command = ["run", str(tmp_path / "videos"), "-p", "car", "-o", str(tmp_path / video), *options]
         done = CliRunner().invoke(app, command)
         said = " ".join((done.output + capsys.readouterr().err).split())
         assert done.exit_code == code, said
