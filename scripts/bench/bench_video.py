@@ -73,7 +73,7 @@ def ours(form: TrackerForm, model: str, video: Path, encodes: list[int]) -> Iter
     count(detector.model, encodes)
     alive: list[int] = []
 
-    def track(frames: Iterator[Frame], prompts: tuple[Prompt, ...]) -> Iterator[TrackedFrame]:
+    def track(frames: Iterator[Frame], prompts: tuple[Prompt, ...], _begin: Any) -> Iterator[TrackedFrame]:
         for one in tracker.track(frames, prompts):
             alive.append(len(one.objects))
             yield one
