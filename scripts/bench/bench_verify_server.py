@@ -29,7 +29,8 @@ import numpy as np
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, MediaItem, UnitResult, candidate_id, prompts_of
-from sam3label.run.store import DATABASE, Store
+from sam3label.run.store import Store
+from sam3label.run.store_errors import DATABASE
 
 CLASSES = concepts_from(["disc", "ring", "bar"])
 MODEL = "tiny-vlm"
