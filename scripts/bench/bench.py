@@ -365,18 +365,19 @@ def bf16_peak(device: torch.device) -> float | None:
 def print_table(rows: Sequence[Row], device: torch.device) -> None:
     peak = bf16_peak(device)
     last = "of bf16 peak" if peak else "GFLOP/s"
-    ratios = "".join(f"{f'x {name}':>10}" for name in BESIDE)
+    measured = [name for name in BESIDE if any(row.variant == name for row in rows)]
+    ratios = "".join(f"{f'x {name}':>15}" for name in measured)
     print(
-        f"{'concepts':>8}  {'variant':8}{'s/image':>10}{'images/s':>10}{ratios}{'peak MiB':>10}{'GFLOP':>9}{last:>13}"
+        f"{'concepts':>8}  {'variant':12}{'s/image':>10}{'images/s':>10}{ratios}{'peak MiB':>10}{'GFLOP':>9}{last:>13}"
     )
     for row in rows:
         beside = {other.variant: other.median for other in rows if other.concepts == row.concepts}
-        ratios = "".join(f"{beside[name] / row.median:>10.2f}" if name in beside else f"{'':>10}" for name in BESIDE)
+        ratios = "".join(f"{beside[name] / row.median:>15.2f}" if name in beside else f"{'':>15}" for name in measured)
         speed = row.operations / row.median
         share = f"{speed / peak:>13.1%}" if peak else f"{speed / 1e9:>13.1f}"
         work = f"{row.operations / 1e9:>9.0f}{share}" if row.operations else ""
         memory = f"{row.memory / 2**20:>10.0f}" if row.memory else f"{'':>10}"
-        print(f"{row.concepts:>8}  {row.variant:8}{row.median:>10.3f}{1 / row.median:>10.2f}{ratios}{memory}{work}")
+        print(f"{row.concepts:>8}  {row.variant:12}{row.median:>10.3f}{1 / row.median:>10.2f}{ratios}{memory}{work}")
 
 
 def print_slope(rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ own words for a phrase are other numbers than ours (the random checkpoint has a 
 find is not compared: only how long they take up to labels, box, area and run-length code of each object.
 
     official     pip install git+https://github.com/facebookresearch/sam3
-    ultralytics  pip install ultralytics git+https://github.com/ultralytics/CLIP
+    ultralytics  pip install ultralytics timm git+https://github.com/ultralytics/CLIP
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from random_checkpoint import make_official_file
 
 from sam3label.core.records import Frame, Prompt
 
-NEEDS = {"official": ("sam3", "iopath"), "ultralytics": ("ultralytics", "clip")}  # packages, by column
+NEEDS = {"official": ("sam3", "iopath"), "ultralytics": ("ultralytics", "clip", "timm")}  # packages, by column
 
 
 class Other(Protocol):
@@ -78,8 +78,11 @@ class _Ultralytics:
     def __init__(self, file: Path, device: torch.device) -> None:
         from ultralytics.models.sam import SAM3SemanticPredictor
 
-        settings = {"task": "segment", "mode": "predict", "model": str(file), "device": str(device), "save": False}
-        self.predictor: Any = SAM3SemanticPredictor(overrides={**settings, "half": device.type == "cuda"})
+        settings = {"task": "segment", "mode": "predict", "model": str(file), "device": str(device), "imgsz": 1008}
+        precision = {"quantize": 16} if device.type == "cuda" else {}
+        self.predictor: Any = SAM3SemanticPredictor(
+            overrides={**settings, **precision, "save": False, "verbose": False}
+        )
         self.predictor.setup_model(verbose=False)
 
     @torch.inference_mode()
