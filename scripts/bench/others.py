@@ -5,7 +5,9 @@ own words for a phrase are other numbers than ours (the random checkpoint has a 
 find is not compared: only how long they take up to labels, box, area and run-length code of each object.
 
     official     pip install git+https://github.com/facebookresearch/sam3
-    ultralytics  pip install ultralytics timm git+https://github.com/ultralytics/CLIP
+    ultralytics  pip install ultralytics timm git+https://github.com/ultralytics/CLIP (no other CLIP will do)
+
+Written by their manuals; neither column has been run to its end yet.
 """
 
 from __future__ import annotations
