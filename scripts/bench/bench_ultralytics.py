@@ -6,7 +6,8 @@
 Both get the same pixels; how far Ultralytics' own resizing is from them is said apart. Ours answers with
 `--prompt-style transformers`, which leaves out the token that Ultralytics leaves out too for words alone, and as the
 official code asks. Each model is loaded, asks and is gone before the next: 6 GB of memory at full size. Ultralytics'
-fork of CLIP, of which it takes the tokenizer alone, is not on PyPI: the tokenizer that sam3label ships stands in.
+fork of CLIP, of which it takes the tokenizer alone, is not on PyPI: the tokenizer that sam3label ships stands in. It
+needs `timm` besides.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ def main() -> None:
     parser.add_argument("weights", type=Path, help="a .pt file in Meta's naming, as `weights convert` writes it")
     parser.add_argument("--photo", type=Path)
     parser.add_argument("--phrases", nargs="+", default=["cup", "wooden table"])
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     if arguments.photo is None:
         from skimage import data
 
