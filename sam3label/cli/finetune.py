@@ -180,8 +180,8 @@ def _print(screen: Console, made: Finetuned, out: Path, quiet: bool) -> None:
         screen.print(shown)
         if (guard := made.verdict.guard) is not None:
             screen.print(
-                f"Untouched classes: {guard.answers} labels in {count(guard.images, 'photo')} agree by "
-                f"F1 {guard.f1:.3f}"
+                f"Untouched classes: {count(guard.answers, 'label')} in {count(guard.images, 'photo')}, "
+                f"which agree by F1 {guard.f1:.3f}"
             )
     for reason in made.verdict.against:
         screen.print(f"Against it: {reason}", soft_wrap=True)

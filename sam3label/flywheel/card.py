@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3label.core.files import write_whole
-from sam3label.core.text import one_line
+from sam3label.core.text import count, one_line
 from sam3label.flywheel.gate import Judgement
 
 _HEAD = ("figure", "before", "after", "gain [95 %]", "calibrated, before -> after")
@@ -60,8 +60,8 @@ def _guard(verdict: Judgement) -> list[str]:
         return ["No class was left untouched: what else it may have forgotten was not measured."]
     low, high = guard.interval
     return [
-        f"Untouched ({', '.join(map(one_line, verdict.untouched))}): its labels in {guard.images} photos agree with "
-        f"the base's {guard.answers} by F1 {guard.f1:.3f} [{low:.3f}, {high:.3f}]."
+        f"Untouched ({', '.join(map(one_line, verdict.untouched))}): its labels in {count(guard.images, 'photo')} "
+        f"agree with the base's {guard.answers} by F1 {guard.f1:.3f} [{low:.3f}, {high:.3f}]."
     ]
 
 

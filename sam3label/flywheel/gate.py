@@ -17,6 +17,7 @@ from typing import Any
 
 from sam3label.annotations.coco import Truth
 from sam3label.core.records import ConceptList, MediaItem
+from sam3label.core.text import count
 from sam3label.errors import InputError, os_reason
 from sam3label.labelling import job
 from sam3label.labelling.options import LabelOptions
@@ -118,7 +119,7 @@ def against(comparison: BeforeAfter, guard: Agreement | None, untouched: Sequenc
     name, deciding = deciding_figure(comparison)
     if deciding.interval[0] <= 0:
         what = "is not better" if deciding.gain <= 0 else "may be better by chance alone"
-        yield f"on {comparison.images} held-out photos it {what}: {name} {in_words(deciding)}"
+        yield f"on {count(comparison.images, 'held-out photo')} it {what}: {name} {in_words(deciding)}"
     for class_name in (name for name in untouched if name in comparison.classes):
         f1 = comparison.classes[class_name].f1
         if f1.gain < -FELL and f1.interval[1] <= 0:
@@ -127,9 +128,9 @@ def against(comparison: BeforeAfter, guard: Agreement | None, untouched: Sequenc
         low, high = guard.interval
         worst = min(guard.classes.items(), key=lambda entry: entry[1])
         yield (
-            f"its answers to untouched classes are no longer the base's: F1 {guard.f1:.3f} [{low:.3f}, {high:.3f}] of "
-            f"{guard.answers} labels in {guard.images} photos, where {LEAST_AGREEMENT:g} is asked for "
-            f"({worst[0]!r} {worst[1]:.3f})"
+            f"its answers to untouched classes are no longer the base's: F1 {guard.f1:.3f} [{low:.3f}, {high:.3f}] "
+            f"of {count(guard.answers, 'label')} in {count(guard.images, 'photo')}, where {LEAST_AGREEMENT:g} "
+            f"is asked for ({worst[0]!r} {worst[1]:.3f})"
         )
 
 

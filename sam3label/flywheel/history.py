@@ -44,10 +44,15 @@ def history(project: str | Path) -> list[ProjectStep]:
     folder = Path(project)
     if not folder.is_dir():
         raise InputError(f"{project}: no such folder. Name the folder that your runs and checkpoints are in.")
-    found = sorted((turn for path in _folders(folder) for turn in _turns(path, folder)), key=lambda turn: turn.at)
+    found = sorted((turn for path in _folders(folder) for turn in _turns(path, folder)), key=_when)
     if not found:
         raise InputError(f"{project} holds no run and no checkpoint that sam3label finetune made.")
     return found
+
+
+def _when(step: ProjectStep) -> tuple[str, bool]:
+    """Return when it was made, to the second: a run may begin in the one in which its checkpoint was finished."""
+    return step.at, step.kind == "run"
 
 
 def _folders(folder: Path, depth: int = 0) -> Iterator[Path]:

@@ -182,7 +182,7 @@ def _plan(material: Material, tuning: Any, spent: Any, device: str) -> list[str]
     at_once = min(tuning.images, len(material.train))
     return [
         f"{count(len(material.train), 'photo')} to learn from, {len(material.held_out)} held out to judge by; "
-        f"{len(material.asked)} classes",
+        f"{count(len(material.asked), 'class', 'classes')}",
         f"{tuning.method}: {spent.trained:,} of {spent.of_all:,} numbers are trained; {tuning.steps} steps of "
         f"{count(at_once, 'photo')} on {device}",
         f"memory: weights {_gb(spent.model_bytes)}, their training {_gb(spent.training_bytes)}, each photo "

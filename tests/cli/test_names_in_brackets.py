@@ -101,7 +101,14 @@ def test_one_console_prints_and_nothing_is_marked_up() -> None:
     assert {name for name, what, _ in found if what == "markup"} == {"tables.py"}
 
 
-TYPES_ONLY = {"calibrate.py", "evaluate.py", "validate.py", "preview.py", "status.py"}  # which they are handed
+TYPES_ONLY = {
+    "calibrate.py",
+    "evaluate.py",
+    "validate.py",
+    "preview.py",
+    "status.py",
+    "finetune.py",
+}  # which they are handed
 
 
 def test_those_that_are_handed_a_console_make_none() -> None:

@@ -179,11 +179,11 @@ def cleaned_of(logits: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def test_by_the_share_of_the_smaller_a_part_is_a_duplicate_of_the_whole() -> None:
-    logits = torch.full((3, 10, 10), -5.0)
-    logits[0], logits[1, :3, :3], logits[2, 9:, :] = 5.0, 5.0, 5.0
-    scores = torch.tensor([0.7, 0.6, 0.9])
-    assert keep_best(logits, scores, 0.5).tolist() == [0, 1, 2]  # a ninth, a tenth of the union
-    assert keep_best(logits, scores, 0.5, of_smaller=True).tolist() == [1, 2]  # the best is kept, be it the part
+    inside = np.zeros((3, 10, 10), bool)
+    inside[0], inside[1, :3, :3], inside[2, 9:, :] = True, True, True
+    scores = np.array([0.7, 0.6, 0.9], np.float32)
+    assert keep_best(inside, scores, 0.5) == [0, 1, 2]  # a ninth, a tenth of the union
+    assert keep_best(inside, scores, 0.5, of_smaller=True) == [1, 2]  # the best is kept, be it the part
 
 
 def test_small_holes_are_filled_and_specks_cleared() -> None:
