@@ -14,19 +14,21 @@ from sam3label.cli.options import (
     SPEED,
     ConceptFile,
     Device,
+    MaxCost,
+    MaxRequests,
     Model,
+    Price,
     Quiet,
     Revision,
+    Vlm,
 )
 from sam3label.cli.progress import progress_display
 from sam3label.cli.run import stop_on_interrupt
-from sam3label.cli.tables import console
-from sam3label.core.text import count, one_line
+from sam3label.cli.tables import console, failure_lines
+from sam3label.core.text import count
 
 if TYPE_CHECKING:
     from sam3label.verify.asking import Asking
-
-SHOWN_FAILURES = 20
 
 
 def ask(
@@ -51,9 +53,7 @@ def ask(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    vlm: Annotated[
-        str | None, typer.Option(help="Ask this model of the server.", metavar="NAME", rich_help_panel=MODEL)
-    ] = None,
+    vlm: Vlm = None,
     turns: Annotated[
         int, typer.Option(min=2, help="Let it reply so often about one photo and class.", rich_help_panel=MODEL)
     ] = 10,
@@ -62,18 +62,9 @@ def ask(
     device: Device = "auto",
     in_flight: Annotated[int, typer.Option(min=1, help="Ask about so many photos at once.", rich_help_panel=SPEED)] = 8,
     timeout: Annotated[float, typer.Option(help="Wait so many seconds for one reply.", rich_help_panel=SPEED)] = 120.0,
-    max_requests: Annotated[
-        int | None, typer.Option(min=1, help="Send no more requests than this.", rich_help_panel=SPEED)
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="Stop at so many US dollars; it needs --price.", rich_help_panel=SPEED)
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IN,OUT", help="Count with these US dollars for a million tokens in and out.", rich_help_panel=SPEED
-        ),
-    ] = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
+    price: Price = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take at most this many photos now.", rich_help_panel=INPUT)
     ] = None,
@@ -99,8 +90,8 @@ def ask(
         assert made is not None  # of the session that just ended
         if not quiet:
             console().print(_finished(made), soft_wrap=True)
-    for item_id, why in made.failures[:SHOWN_FAILURES]:
-        console().print(f"no decision  {one_line(item_id)}: {one_line(why)}", soft_wrap=True)
+    for line in failure_lines(made.failures, "no decision"):
+        console().print(line, soft_wrap=True)
     if stop.is_set() and made.interrupted:
         typer.echo(f"Stopped. What was decided is in {out}: the same command goes on.", err=True)
         raise typer.Exit(130)

@@ -100,6 +100,17 @@ OtherConcepts = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+Vlm = Annotated[str | None, typer.Option(help="Ask this model of the server.", metavar="NAME", rich_help_panel=MODEL)]
+MaxRequests = Annotated[int | None, typer.Option(min=1, help="Send no more requests than this.", rich_help_panel=SPEED)]
+MaxCost = Annotated[
+    float | None, typer.Option(help="Stop at so many US dollars; it needs --price.", rich_help_panel=SPEED)
+]
+Price = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IN,OUT", help="Count with these US dollars for a million tokens in and out.", rich_help_panel=SPEED
+    ),
+]
 Phrases = Annotated[
     list[str] | None,
     typer.Option(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sam3label.cli.options import OUTPUT, RunFolders
-from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
+from sam3label.cli.tables import SPLIT, console, failure_lines, full_answers, near_copies, program
 from sam3label.core.text import count, one_line, verb
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sam3label.core.records import Processor
     from sam3label.run.reader import Coverage, Run
 
-SHOWN_FAILURES = 20
 WATCH_SECONDS = 2.0
 MADE_BY = ("model", "checkpoint", "version", "created", "sources", "options", "command")  # keys of a run's `info`
 
@@ -90,12 +89,9 @@ def show(run: Sequence[Path], screen: Console) -> bool:
             screen.print(trust.sentence())
         failures = labelled.failures()
         next_step = _next_step(labelled, running)
-    for item_id, reason in failures[:SHOWN_FAILURES]:
-        screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
-    if len(failures) > SHOWN_FAILURES:
-        named = " ".join(map(str, run))
-        more = f"{len(failures) - SHOWN_FAILURES:,} more: sam3label report {named} lists them"
-        screen.print(f"... and {more}, and so does --json OUT", soft_wrap=True)
+    rest = f"sam3label report {' '.join(map(str, run))} lists them, and so does --json OUT"
+    for line in failure_lines(failures, rest=rest):
+        screen.print(line, soft_wrap=True)
     if next_step:
         screen.print(f"Next: {next_step}", soft_wrap=True)
     return bool(running)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sam3label.core.text import count, one_line, visible
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 SPLIT = "train=0.8,val=0.2"  # in commands that are shown to be typed
+SHOWN_FAILURES = 20
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -35,6 +36,13 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal:
         made = PlainConsole(stderr=stderr, markup=False, highlight=False, emoji=False, width=160)
     return made
+
+
+def failure_lines(failures: Sequence[tuple[str, str]], word: str = "failed", rest: str = "") -> Iterator[str]:
+    """Yield a line for each of the first failures (item, why), then how many more there are, and where: `rest`."""
+    yield from (f"{word}  {one_line(item)}: {one_line(why)}" for item, why in failures[:SHOWN_FAILURES])
+    if len(failures) > SHOWN_FAILURES:
+        yield f"... and {len(failures) - SHOWN_FAILURES:,} more{rest and ': '}{rest}"
 
 
 def full_answers(run: Run) -> Iterator[str]:

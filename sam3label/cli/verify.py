@@ -6,16 +6,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam3label.cli.options import INPUT, MODEL, OUTPUT, SPEED, OtherConcepts, PhotosNow, Quiet, RunFolder
+from sam3label.cli.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    MaxCost,
+    MaxRequests,
+    OtherConcepts,
+    PhotosNow,
+    Price,
+    Quiet,
+    RunFolder,
+    Vlm,
+)
 from sam3label.cli.progress import progress_display
-from sam3label.cli.tables import console
-from sam3label.core.text import count, one_line
+from sam3label.cli.tables import console, failure_lines
+from sam3label.core.text import count
 
 if TYPE_CHECKING:
     from sam3label.verify.judge import Agenda
     from sam3label.verify.session import Verification
-
-SHOWN_FAILURES = 20
 
 
 def verify(
@@ -28,9 +39,7 @@ def verify(
             rich_help_panel=MODEL,
         ),
     ] = None,
-    vlm: Annotated[
-        str | None, typer.Option(help="Ask this model of the server.", metavar="NAME", rich_help_panel=MODEL)
-    ] = None,
+    vlm: Vlm = None,
     budget: Annotated[
         int, typer.Option(min=1, help="Ask so many questions, the most useful first.", rich_help_panel=INPUT)
     ] = 500,
@@ -51,18 +60,9 @@ def verify(
             rich_help_panel=MODEL,
         ),
     ] = 1,
-    max_requests: Annotated[
-        int | None, typer.Option(min=1, help="Send no more requests than this.", rich_help_panel=SPEED)
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="Stop at so many US dollars; it needs --price.", rich_help_panel=SPEED)
-    ] = None,
-    price: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IN,OUT", help="Count with these US dollars for a million tokens in and out.", rich_help_panel=SPEED
-        ),
-    ] = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
+    price: Price = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -90,8 +90,8 @@ def verify(
         screen.print(_finished(made), soft_wrap=True)
     for line in made.trust.sentences() if made.trust else ():
         screen.print(line, soft_wrap=True)
-    for item_id, reason in made.failures[:SHOWN_FAILURES]:
-        screen.print(f"failed  {one_line(item_id)}: {one_line(reason)}", soft_wrap=True)
+    for line in failure_lines(made.failures):
+        screen.print(line, soft_wrap=True)
     if made.failures:
         raise typer.Exit(3)
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import sam3label
 from sam3label.cli import app
+from sam3label.cli.tables import failure_lines
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
 from sam3label.core.records import MediaItem, UnitResult
 from sam3label.media.stamps import stamp_of
@@ -114,3 +115,11 @@ TYPES_ONLY = {
 def test_those_that_are_handed_a_console_make_none() -> None:
     for name in TYPES_ONLY:
         assert "Console(" not in (PACKAGE / "cli" / name).read_text(encoding="utf-8"), name
+
+
+def test_failures_that_are_not_shown_are_counted() -> None:
+    failures = [(f"{n}.jpg", "not an image") for n in range(25)]
+    lines = [*failure_lines(failures, rest="the report lists them")]
+    assert len(lines) == 21 and lines[0] == "failed  0.jpg: not an image"
+    assert lines[-1] == "... and 5 more: the report lists them"
+    assert [*failure_lines(failures[:1], "no decision")] == ["no decision  0.jpg: not an image"]
