@@ -1,4 +1,4 @@
-"""What every test shares: no network, one thread, and one tiny random checkpoint a session."""
+"""What every test shares: no network, one thread, and tiny random checkpoints, made once a session."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from random_checkpoint import make_checkpoint
 
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def least_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_checkpoint`, and three times as fast: for whole runs."""
+    from random_checkpoint import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "least", "least", seed=0)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Any]:
+    """A process that forks `sam3label` commands and jobs for tests to kill, one a session."""
+    from support.nursery import Nursery
+
+    with Nursery() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

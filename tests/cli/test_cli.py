@@ -48,10 +48,10 @@ def concepts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_folder(photos: Path, concepts: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(photos: Path, concepts: Path, least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     code, output = invoke(
-        "run", photos, "-c", concepts, "-o", out, "--model", tiny_checkpoint, "--workers", 0,
+        "run", photos, "-c", concepts, "-o", out, "--model", least_checkpoint, "--workers", 0,
         "--export", "coco", "--export", "yolo",
     )  # fmt: skip
     assert code == 0, output
@@ -68,9 +68,9 @@ def test_a_run_exports_and_says_where_everything_is(run_folder: Path) -> None:
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(
-    photos: Path, concepts: Path, tiny_checkpoint: Path, tmp_path: Path
+    photos: Path, concepts: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
-    common = ("run", photos, "-c", concepts, "--model", tiny_checkpoint, "--workers", 0)
+    common = ("run", photos, "-c", concepts, "--model", least_checkpoint, "--workers", 0)
     done = sam3label(*common, "-o", tmp_path / "loud")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^3 of 3 images, \d+ objects, [\d.]+ images/s, 0s left$", done.stderr, re.MULTILINE)
@@ -89,10 +89,10 @@ def test_status_shows_progress_classes_and_failures(run_folder: Path) -> None:
 
 
 def test_thresholds_from_the_command_line(
-    photos: Path, concepts: Path, tiny_checkpoint: Path, run_folder: Path, tmp_path: Path
+    photos: Path, concepts: Path, least_checkpoint: Path, run_folder: Path, tmp_path: Path
 ) -> None:
     code, output = invoke(
-        "run", photos, "-c", concepts, "-o", tmp_path / "run", "--model", tiny_checkpoint, "--workers", 0,
+        "run", photos, "-c", concepts, "-o", tmp_path / "run", "--model", least_checkpoint, "--workers", 0,
         "--set", "concepts.cat.conf=0.99", "--limit", 2,
     )  # fmt: skip
     assert code == 0, output
@@ -103,9 +103,9 @@ def test_thresholds_from_the_command_line(
         assert [c.conf for c in labelled.concepts.concepts] == [0.99, 0.3]
 
 
-def test_an_ontology_instead_of_a_file(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_ontology_instead_of_a_file(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     code, output = invoke(
-        "run", photos, "--ontology", '{"hard hat": "helmet"}', "-o", tmp_path / "run", "--model", tiny_checkpoint,
+        "run", photos, "--ontology", '{"hard hat": "helmet"}', "-o", tmp_path / "run", "--model", least_checkpoint,
         "--workers", 0,
     )  # fmt: skip
     assert code == 0, output

@@ -54,19 +54,19 @@ def test_phrases_in_the_wrong_place_are_told_theirs(given: tuple[str, ...], said
     assert code == 1 and said in output, output
 
 
-def test_phrases_alone_are_enough(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_phrases_alone_are_enough(tmp_path: Path, least_checkpoint: Path) -> None:
     photo(tmp_path, "a.png")
-    common = ("--model", tiny_checkpoint, "--workers", 0, "-o", tmp_path / "run")
+    common = ("--model", least_checkpoint, "--workers", 0, "-o", tmp_path / "run")
     code, output = invoke("run", tmp_path / "a.png", "-p", "person", "-p", "hard hat", *common)
     assert code == 0, output
     assert "1 image labelled in " in output and "│ hard hat │" in output
 
 
-def test_where_nothing_could_be_read_nothing_else_is_said(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_where_nothing_could_be_read_nothing_else_is_said(tmp_path: Path, least_checkpoint: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"no photo")
     (tmp_path / "photos" / "b.jpg").write_bytes(b"")
-    common = (tmp_path / "photos", "-p", "cat", "--model", tiny_checkpoint, "--workers", 0)
+    common = (tmp_path / "photos", "-p", "cat", "--model", least_checkpoint, "--workers", 0)
     for out, verb in ((tmp_path / "run", "run"), (tmp_path / "preview", "preview")):
         code, output = invoke(verb, *common, "-o", out, *(("--export", "yolo") if verb == "run" else ()))
         assert code == 3, output
@@ -76,9 +76,9 @@ def test_where_nothing_could_be_read_nothing_else_is_said(tmp_path: Path, tiny_c
             assert wrong not in output, (verb, wrong)
 
 
-def test_a_dataset_without_an_image_is_no_success(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_dataset_without_an_image_is_no_success(tmp_path: Path, least_checkpoint: Path) -> None:
     photo(tmp_path, "a.png")
-    common = ("--model", tiny_checkpoint, "--workers", 0, "-o", tmp_path / "run")
+    common = ("--model", least_checkpoint, "--workers", 0, "-o", tmp_path / "run")
     assert invoke("run", tmp_path / "a.png", "-p", "cat", *common)[0] == 0
     nothing = ("--min-score", 0.9999, "--no-empty")
     code, output = invoke("export", tmp_path / "run", "-f", "coco", "-o", tmp_path / "coco", *nothing)
@@ -191,7 +191,7 @@ def test_a_misspelt_model_and_one_that_cannot_be_had_lead_to_the_demo(tmp_path: 
         assert code == 1 and said in output, output
 
 
-def test_each_step_leads_to_the_next(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_leads_to_the_next(tmp_path: Path, least_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     split = "--split train=0.8,val=0.2"
     photo(tmp_path / "photos", "a.png")
@@ -200,7 +200,7 @@ def test_each_step_leads_to_the_next(tmp_path: Path, tiny_checkpoint: Path, monk
     assert re.search(
         r"preview PHOTOS -c concepts.yaml\n.*run PHOTOS -c concepts.yaml -o runs/first --export yolo", output
     )
-    common = ("photos", "-p", "cat", "--model", tiny_checkpoint, "--workers", 0)
+    common = ("photos", "-p", "cat", "--model", least_checkpoint, "--workers", 0)
     code, output = invoke("preview", *common)
     assert code == 3 and "failed  b.jpg: not an image" in output  # and not as if it were a photo without objects
     assert output.rstrip().endswith(f"-o preview/run --export yolo {split}"), output
@@ -213,11 +213,11 @@ def test_each_step_leads_to_the_next(tmp_path: Path, tiny_checkpoint: Path, monk
 
 
 def test_a_run_that_is_stopped_before_its_first_photo_says_so(
-    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, least_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop = threading.Event()
     stop.set()
-    photos, options = photo(tmp_path, "a.png"), {"model": str(tiny_checkpoint), "workers": 0}
+    photos, options = photo(tmp_path, "a.png"), {"model": str(least_checkpoint), "workers": 0}
     with face.label(photos, ["cat"], tmp_path / "run", stop=stop, **options) as run, pytest.raises(typer.Exit) as left:
         finish(run, stopped=True, formats=["yolo"], split=None, quiet=False)
     said = capsys.readouterr()

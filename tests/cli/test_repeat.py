@@ -62,11 +62,11 @@ def command(place: Path, checkpoint: Path, *more: object) -> tuple[object, ...]:
 # ---- the same command again
 
 
-def test_a_finished_run_answers_without_the_model_though_a_file_is_broken(place: Path, tiny_checkpoint: Path) -> None:
-    code, first = invoke(*command(place, tiny_checkpoint))
+def test_a_finished_run_answers_without_the_model_though_a_file_is_broken(place: Path, least_checkpoint: Path) -> None:
+    code, first = invoke(*command(place, least_checkpoint))
     assert code == 3, first
     assert "1 file could not be labelled:\n  broken.jpg: not an image" in first
-    words = [str(word) for word in command(place, tiny_checkpoint)]
+    words = [str(word) for word in command(place, least_checkpoint)]
     again = subprocess.run([sys.executable, "-c", COUNTED, *words], capture_output=True, text=True)
     assert again.stdout.splitlines()[-1] == "LOADED [] 3", again.stderr
     assert "Nothing to do: everything that can be read was labelled before." in again.stdout
@@ -80,25 +80,25 @@ def test_a_finished_run_answers_without_the_model_though_a_file_is_broken(place:
 
 
 def test_a_broken_file_is_tried_again_when_it_changed_or_when_asked(
-    place: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, least_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert invoke(*command(place, tiny_checkpoint))[0] == 3
+    assert invoke(*command(place, least_checkpoint))[0] == 3
     said = "loading the model"
-    assert said not in invoke(*command(place, tiny_checkpoint))[1]
-    code, output = invoke(*command(place, tiny_checkpoint, "--retry-failed"))
+    assert said not in invoke(*command(place, least_checkpoint))[1]
+    code, output = invoke(*command(place, least_checkpoint, "--retry-failed"))
     assert (code, said in output, "not tried again" in output) == (3, True, False)
     (place / "photos" / "broken.jpg").write_bytes((place / "photos" / "a.jpg").read_bytes())
-    code, output = invoke(*command(place, tiny_checkpoint))
+    code, output = invoke(*command(place, least_checkpoint))
     assert (code, said in output) == (0, True)
     assert "1 image labelled" in output
 
 
-def test_a_photo_that_was_too_large_is_tried_again_once_it_is_not(place: Path, tiny_checkpoint: Path) -> None:
+def test_a_photo_that_was_too_large_is_tried_again_once_it_is_not(place: Path, least_checkpoint: Path) -> None:
     (place / "photos" / "broken.jpg").unlink()
     small = ("--max-megapixels", 0.001)
-    assert "too large (80 x 60): --max-megapixels 1 reads it" in invoke(*command(place, tiny_checkpoint, *small))[1]
-    assert "loading the model" not in invoke(*command(place, tiny_checkpoint, *small))[1]
-    code, output = invoke(*command(place, tiny_checkpoint))
+    assert "too large (80 x 60): --max-megapixels 1 reads it" in invoke(*command(place, least_checkpoint, *small))[1]
+    assert "loading the model" not in invoke(*command(place, least_checkpoint, *small))[1]
+    code, output = invoke(*command(place, least_checkpoint))
     assert code == 0 and "2 images labelled" in output
 
 
@@ -113,14 +113,14 @@ def job(place: Path, text: str) -> Path:
 
 
 def test_a_job_file_holds_all_of_it_and_the_command_line_wins(
-    place: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, least_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = job(
         place,
-        f"photos: ../photos\nconcepts: ../list.yaml\nout: ../runs/site\nmodel: {tiny_checkpoint}\nworkers: 0\n"
+        f"photos: ../photos\nconcepts: ../list.yaml\nout: ../runs/site\nmodel: {least_checkpoint}\nworkers: 0\n"
         "floor: 0.25\nexport: [coco, yolo]\nsplit: {train: 0.5, val: 0.5}\nquiet: false\nlimit: 1\n",
     )
-    monkeypatch.chdir(tiny_checkpoint)  # paths are relative to the file
+    monkeypatch.chdir(least_checkpoint)  # paths are relative to the file
     monkeypatch.setattr(sys, "argv", ["sam3label", "run", "job.yaml"])
     code, output = invoke("run", path)
     assert code == 0, output
@@ -130,7 +130,7 @@ def test_a_job_file_holds_all_of_it_and_the_command_line_wins(
     assert "val: images/val" in (run / "exports/yolo/data.yaml").read_text()
     with open_run(run) as opened:
         assert (opened.floor, opened.concepts.names) == (0.25, ("cat", "dog"))
-        assert opened.info["options"] == {"model": str(tiny_checkpoint), "floor": 0.25, "workers": 0, "limit": 1}
+        assert opened.info["options"] == {"model": str(least_checkpoint), "floor": 0.25, "workers": 0, "limit": 1}
     told = invoke("status", run)[1]
     assert "options: floor 0.25, workers 0, limit 1\nlast command: sam3label run job.yaml\n" in told
     code, output = invoke("run", path, "--limit", 5, "-p", "bird", "-o", place / "runs" / "other")
@@ -139,8 +139,8 @@ def test_a_job_file_holds_all_of_it_and_the_command_line_wins(
         assert len(opened) == 2 and opened.concepts.names == ("bird",)
 
 
-def test_a_job_file_may_hold_the_concept_list_itself(place: Path, tiny_checkpoint: Path) -> None:
-    common = f"photos: [../photos/a.jpg]\nout: ../run\nmodel: {tiny_checkpoint}\nworkers: 0\n"
+def test_a_job_file_may_hold_the_concept_list_itself(place: Path, least_checkpoint: Path) -> None:
+    common = f"photos: [../photos/a.jpg]\nout: ../run\nmodel: {least_checkpoint}\nworkers: 0\n"
     path = job(place, f"{common}concepts: {{cat: [cat, kitten], dog: }}\nset: {{defaults.conf: 0.3}}\n")
     code, output = invoke("run", path)
     assert code == 0, output
@@ -174,29 +174,29 @@ def test_a_wrong_job_file_is_a_sentence_with_its_line(place: Path, text: str, sa
 
 
 def test_each_session_adds_some_lines_to_the_log_whatever_the_photos(
-    place: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, least_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "photos" / "c\n\x1b[2J.jpg").write_bytes(b"no photo")
     monkeypatch.setattr(sys, "argv", ["/bin/sam3label", "run", "photos", "it's"])
-    invoke(*command(place, tiny_checkpoint, "--limit", 3))
+    invoke(*command(place, least_checkpoint, "--limit", 3))
     log = place / "run" / run_log.LOG
     first = log.read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00  \S", line) for line in first)
     text = "\n".join(line.split("  ", 1)[1] for line in first)
     assert text.startswith("sam3label 0.1.0, torch ")
     assert "\ncommand: sam3label run photos 'it'\"'\"'s'\n" in text
-    assert f"\noptions: model {tiny_checkpoint}, workers 0, limit 3\n" in text
+    assert f"\noptions: model {least_checkpoint}, workers 0, limit 3\n" in text
     assert "\nclasses: cat, dog; 2 phrases\n" in text
     assert "\nfailed: broken.jpg: not an image" in text
     assert re.search(r"\ndone: 2 of 3 images labelled, 1 failed, [\d.]+ images/s, \d+ s; objects: ", text)
-    invoke(*command(place, tiny_checkpoint))
+    invoke(*command(place, least_checkpoint))
     whole = log.read_text(encoding="utf-8")
     assert whole.startswith("\n".join(first)) and "\x1b" not in whole and "failed: c\\n\\x1b[2J.jpg: " in whole
     before = len(whole.splitlines())
-    invoke(*command(place, tiny_checkpoint))
+    invoke(*command(place, least_checkpoint))
     assert "done, nothing was left to do" in log.read_text(encoding="utf-8").splitlines()[-1]
     assert len(log.read_text(encoding="utf-8").splitlines()) - before < 12
-    assert invoke(*command(place, tiny_checkpoint, "--floor", 0.2))[0] == 1
+    assert invoke(*command(place, least_checkpoint, "--floor", 0.2))[0] == 1
     assert "ended by StoreError: " in log.read_text(encoding="utf-8").splitlines()[-1]
 
 
@@ -208,21 +208,21 @@ def test_nothing_is_logged_where_no_run_came_to_be(place: Path) -> None:
 # ---- status
 
 
-def test_status_counts_against_all_there_is_and_says_who_is_at_it(place: Path, tiny_checkpoint: Path) -> None:
-    invoke(*command(place, tiny_checkpoint, "--limit", 1))
+def test_status_counts_against_all_there_is_and_says_who_is_at_it(place: Path, least_checkpoint: Path) -> None:
+    invoke(*command(place, least_checkpoint, "--limit", 1))
     code, output = invoke("status", place / "run")
     assert code == 0 and "run: 1 of 3 images labelled, 0 failed, " in output.replace("\n", "")
     assert "Nobody is labelling into it now: the same command continues." in output
     with Store.resume(place / "run"):
         assert "A process is labelling into it now." in invoke("status", place / "run")[1]
         assert json.loads(invoke("status", place / "run", "--json", "-")[1])["running"] is True
-    invoke(*command(place, tiny_checkpoint))
+    invoke(*command(place, least_checkpoint))
     output = invoke("status", place / "run")[1]
     assert "2 of 3 images labelled, 1 failed" in output and "Nobody" not in output
 
 
-def test_status_as_json_has_these_keys(place: Path, tiny_checkpoint: Path) -> None:
-    invoke(*command(place, tiny_checkpoint))
+def test_status_as_json_has_these_keys(place: Path, least_checkpoint: Path) -> None:
+    invoke(*command(place, least_checkpoint))
     assert invoke("status", place / "run", "--json", place / "status.json") == (0, "")
     told: dict[str, Any] = json.loads((place / "status.json").read_text(encoding="utf-8"))
     assert list(told) == [
@@ -236,8 +236,8 @@ def test_status_as_json_has_these_keys(place: Path, tiny_checkpoint: Path) -> No
     assert told["classes"].keys() == {"cat", "dog"} and told["asked"] == {"cat": 2, "dog": 2}
 
 
-def test_watching_ends_with_the_run(place: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    invoke(*command(place, tiny_checkpoint))
+def test_watching_ends_with_the_run(place: Path, least_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke(*command(place, least_checkpoint))
     monkeypatch.setattr(status, "WATCH_SECONDS", 0.05)
     held, shown = Store.resume(place / "run"), []
     show = status.show

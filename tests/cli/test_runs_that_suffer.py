@@ -392,50 +392,50 @@ def cameras(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_second_camera_is_refused_and_joins_under_a_name(cameras: Path, tiny_checkpoint: Path) -> None:
+def test_a_second_camera_is_refused_and_joins_under_a_name(cameras: Path, least_checkpoint: Path) -> None:
     out, list_ = cameras / "run", cameras / "list.yaml"
-    assert label_with(tiny_checkpoint, out, list_, cameras / "camA")[0] == 0
-    code, output = label_with(tiny_checkpoint, out, list_, cameras / "camB")
+    assert label_with(least_checkpoint, out, list_, cameras / "camA")[0] == 0
+    code, output = label_with(least_checkpoint, out, list_, cameras / "camB")
     assert code == 1
     assert "2 of the files found have the names of others that this run holds, and other content:" in output
     assert f"give their folder a name: new={cameras}/camB" in output
-    code, output = label_with(tiny_checkpoint, out, list_, f"camB={cameras}/camB")
+    code, output = label_with(least_checkpoint, out, list_, f"camB={cameras}/camB")
     assert code == 0, output
     with open_run(out) as opened:
         assert [item.id for item in opened.items()] == ["1.png", "2.png", "camB/1.png", "camB/2.png"]
 
 
-def test_a_replaced_photo_is_refused_by_export_and_labelled_again_by_run(cameras: Path, tiny_checkpoint: Path) -> None:
+def test_a_replaced_photo_is_refused_by_export_and_labelled_again_by_run(cameras: Path, least_checkpoint: Path) -> None:
     out, list_ = cameras / "run", cameras / "list.yaml"
-    label_with(tiny_checkpoint, out, list_, cameras / "camA")
+    label_with(least_checkpoint, out, list_, cameras / "camA")
     shutil.copy(cameras / "camB/1.png", cameras / "camA/1.png")
     code, output = invoke("export", out, "-f", "yolo", "-o", cameras / "yolo")
     assert code == 1 and "1.png: replaced since it was labelled" in output
-    code, output = label_with(tiny_checkpoint, out, list_, cameras / "camA")
+    code, output = label_with(least_checkpoint, out, list_, cameras / "camA")
     assert code == 0
     assert "1 file was replaced since the last time, and will be labelled again" in output
     assert "1 image labelled in" in output and "1 image was labelled before" in output
     assert invoke("export", out, "-f", "yolo", "-o", cameras / "yolo")[0] == 0
 
 
-def test_a_moved_folder_is_found_again_by_run(cameras: Path, tiny_checkpoint: Path) -> None:
+def test_a_moved_folder_is_found_again_by_run(cameras: Path, least_checkpoint: Path) -> None:
     out, list_ = cameras / "run", cameras / "list.yaml"
-    label_with(tiny_checkpoint, out, list_, cameras / "camA")
+    label_with(least_checkpoint, out, list_, cameras / "camA")
     (cameras / "camA").rename(cameras / "moved")
     code, output = invoke("export", out, "-f", "yolo", "-o", cameras / "yolo")
     assert code == 1 and "gone since it was labelled" in output
-    code, output = label_with(tiny_checkpoint, out, list_, cameras / "moved")
+    code, output = label_with(least_checkpoint, out, list_, cameras / "moved")
     assert code == 0 and "2 images were labelled before" in output
     assert invoke("export", out, "-f", "yolo", "-o", cameras / "yolo")[0] == 0
 
 
-def test_links_out_of_the_folder_are_said_and_can_be_left_out(cameras: Path, tiny_checkpoint: Path) -> None:
+def test_links_out_of_the_folder_are_said_and_can_be_left_out(cameras: Path, least_checkpoint: Path) -> None:
     list_ = cameras / "list.yaml"
     (cameras / "camA/link.png").symlink_to(cameras / "camB/1.png")
-    code, output = label_with(tiny_checkpoint, cameras / "run", list_, cameras / "camA")
+    code, output = label_with(least_checkpoint, cameras / "run", list_, cameras / "camA")
     assert code == 0
     assert "1 link out of the folders, followed; --no-follow-links leaves them out:" in output
-    code, output = label_with(tiny_checkpoint, cameras / "strict", list_, cameras / "camA", "--no-follow-links")
+    code, output = label_with(least_checkpoint, cameras / "strict", list_, cameras / "camA", "--no-follow-links")
     assert code == 0 and "1 link out of the folders, left out:" in output
     with open_run(cameras / "strict") as opened:
         assert [item.id for item in opened.items()] == ["1.png", "2.png"]

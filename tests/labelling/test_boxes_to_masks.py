@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from skimage import data
+from support.nursery import Nursery
 
 from sam3label.core import masks
 from sam3label.core.records import Label
@@ -223,12 +222,12 @@ def labels_of(out: Path) -> dict[str, list[Label]]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_becomes_masks_and_yolo_rows_that_ultralytics_reads(
-    form: str, photos: Path, tiny_checkpoint: Path, tmp_path: Path
+    form: str, photos: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     source = FORMS[form](photos, tmp_path, BOXES)
     job = MaskJob.of(source, None if form == "YOLO" else photos)
     assert job.dataset.form == form
-    summary = make(job, tmp_path / "run", tiny_checkpoint)
+    summary = make(job, tmp_path / "run", least_checkpoint)
     assert (summary.progress.done, summary.failures) == (4, ())
     found = labels_of(tmp_path / "run")
     assert {name: sorted(label.class_name for label in own) for name, own in found.items()} == {
@@ -278,9 +277,9 @@ def test_drawn_scenes_go_through_every_form_and_back(form: str, drawn: tuple[Pat
         assert np.allclose([box for _, box in given], [box for _, box in wanted], atol=1e-2) or not own
 
 
-def test_ids_and_attributes_stay(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_ids_and_attributes_stay(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     job = MaskJob.of(write_coco(photos, tmp_path), photos)
-    make(job, tmp_path / "run", tiny_checkpoint)
+    make(job, tmp_path / "run", least_checkpoint)
     given = [label.given for own in labels_of(tmp_path / "run").values() for label in own]
     assert sorted(one.id for one in given if one) == ["100", "101", "102", "103"]
     assert all(dict(one.attributes) == ATTRIBUTES and 0 <= one.stability <= 1 for one in given if one)
@@ -291,9 +290,9 @@ def test_ids_and_attributes_stay(photos: Path, tiny_checkpoint: Path, tmp_path: 
     assert all(one["attributes"] == ATTRIBUTES for one in annotations)
 
 
-def test_points_become_masks(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_points_become_masks(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_text("filename,label,x,y\ncoffee.png,cup,300,200\nrocket.jpg,rocket,335,200\n")
-    make(MaskJob.of(tmp_path / "points.csv", photos), tmp_path / "run", tiny_checkpoint)
+    make(MaskJob.of(tmp_path / "points.csv", photos), tmp_path / "run", least_checkpoint)
     found = labels_of(tmp_path / "run")
     assert {name: [label.class_name for label in own] for name, own in found.items()} == {
         "coffee.png": ["cup"],
@@ -303,13 +302,15 @@ def test_points_become_masks(photos: Path, tiny_checkpoint: Path, tmp_path: Path
         assert own[0].given is not None and own[0].given.hint.is_single_point and own[0].area > 0
 
 
-def test_what_does_not_fit_is_a_failure_and_no_empty_label(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_a_failure_and_no_empty_label(
+    photos: Path, least_checkpoint: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "boxes.csv"
     path.write_text(
         "image,class,x1,y1,x2,y2\ncoffee.png,cup,150,60,450,330\ngone.png,cup,1,1,5,5\nrocket.jpg,cup,600,1,700,20\n"
         "empty.png,cup,5,5,5,9\n"
     )
-    summary = make(MaskJob.of(path, photos), tmp_path / "run", tiny_checkpoint)
+    summary = make(MaskJob.of(path, photos), tmp_path / "run", least_checkpoint)
     assert summary.progress.done == 1
     reasons = dict(summary.failures)
     assert "there is no such photo" in reasons["gone.png"]
@@ -317,7 +318,7 @@ def test_what_does_not_fit_is_a_failure_and_no_empty_label(photos: Path, tiny_ch
     assert "has no area" in reasons["empty.png"]
     (photos / "gone.png").write_bytes((photos / "empty.png").read_bytes())
     try:
-        again = make(MaskJob.of(path, photos), tmp_path / "run", tiny_checkpoint)
+        again = make(MaskJob.of(path, photos), tmp_path / "run", least_checkpoint)
     finally:
         (photos / "gone.png").unlink()
     assert again.progress.done == 1 and "gone.png" not in dict(again.failures)
@@ -328,24 +329,24 @@ def test_what_does_not_fit_is_a_failure_and_no_empty_label(photos: Path, tiny_ch
     assert "done: 1 of 4 images labelled, 3 failed" in log
 
 
-def test_changed_boxes_are_asked_anew_and_nothing_else_is(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_changed_boxes_are_asked_anew_and_nothing_else_is(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     source = write_csv(photos, tmp_path)
-    make(MaskJob.of(source, photos), tmp_path / "run", tiny_checkpoint)
-    assert make(MaskJob.of(source, photos), tmp_path / "run", tiny_checkpoint).progress.done == 0
+    make(MaskJob.of(source, photos), tmp_path / "run", least_checkpoint)
+    assert make(MaskJob.of(source, photos), tmp_path / "run", least_checkpoint).progress.done == 0
     source.write_text(source.read_text().replace("150.0,60.0", "160.0,60.0"))
-    assert make(MaskJob.of(source, photos), tmp_path / "run", tiny_checkpoint).progress.done == 4
+    assert make(MaskJob.of(source, photos), tmp_path / "run", least_checkpoint).progress.done == 4
     (cup,) = labels_of(tmp_path / "run")["coffee.png"]
     assert cup.box_xyxy[0] == 160.0
 
 
-def test_a_run_of_phrases_is_no_place_for_masks(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_of_phrases_is_no_place_for_masks(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     from sam3label.concepts.concept_list import from_phrases
     from sam3label.labelling.job import label
 
-    options = LabelOptions(model=str(tiny_checkpoint), workers=0)
+    options = LabelOptions(model=str(least_checkpoint), workers=0)
     label([photos / "coffee.png"], from_phrases(["cup"]), tmp_path / "run", options)
     with pytest.raises(StoreError, match="masks of"):
-        make(MaskJob.of(write_csv(photos, tmp_path), photos), tmp_path / "run", tiny_checkpoint)
+        make(MaskJob.of(write_csv(photos, tmp_path), photos), tmp_path / "run", least_checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -386,33 +387,30 @@ def test_a_checkpoint_without_a_tracker_says_so(photos: Path, tmp_path: Path) ->
         make(MaskJob.of(write_csv(photos, tmp_path), photos), tmp_path / "run", tmp_path / "nothing")
 
 
-def test_a_killed_job_goes_on_where_it_was(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_was(nursery: Nursery, least_checkpoint: Path, tmp_path: Path) -> None:
     """kill -9 after something was committed: the same command ends with what an undisturbed one has."""
     rng = np.random.default_rng(0)
     rows = ["image,class,x1,y1,x2,y2"]
-    for n in range(60):
+    for n in range(40):
         cv2.imwrite(str(tmp_path / f"{n:02d}.png"), rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))
         rows.append(f"{n:02d}.png,thing,{n / 4},5,{30 + n / 2},50")
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
-    command = [
-        *(sys.executable, "-m", "sam3label", "masks", str(tmp_path / "boxes.csv"), "-o", str(tmp_path / "killed")),
-        *("--model", str(tiny_checkpoint), "--workers", "0", "--batch-size", "1", "--quiet"),
-    ]
-    process = subprocess.Popen(command)
+    arguments = ["masks", tmp_path / "boxes.csv", "-o", tmp_path / "killed", "--workers", 0, "--batch-size", 1]
+    command = nursery.command(tmp_path / "said", least_checkpoint, *arguments, "--quiet")
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and command.lives():
         if (tmp_path / "killed" / "run.sqlite").is_file():
             with open_run(tmp_path / "killed") as run:
                 if run.totals().done:
                     break
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command.send(signal.SIGKILL)
+    assert command.ended()[0] == -signal.SIGKILL
     job = MaskJob.of(tmp_path / "boxes.csv")
     with open_run(tmp_path / "killed") as run:
         before = run.totals().done
     assert before > 0
-    summary = make(job, tmp_path / "killed", tiny_checkpoint, batch_size=1)
-    assert summary.progress.done == 60 - before and summary.already_done == before
-    make(job, tmp_path / "whole", tiny_checkpoint, batch_size=1)
+    summary = make(job, tmp_path / "killed", least_checkpoint, batch_size=1)
+    assert summary.progress.done == 40 - before and summary.already_done == before
+    make(job, tmp_path / "whole", least_checkpoint, batch_size=1)
     assert labels_of(tmp_path / "killed") == labels_of(tmp_path / "whole")

@@ -380,15 +380,15 @@ def test_exemplar_prompts_come_after_the_phrases_with_keys_of_their_own() -> Non
 
 
 @pytest.fixture(scope="module")
-def detector(tiny_checkpoint: Path) -> Detector:
-    return Detector.load(resolve(str(tiny_checkpoint)), device="cpu")
+def detector(least_checkpoint: Path) -> Detector:
+    return Detector.load(resolve(str(least_checkpoint)), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def library(tiny_checkpoint: Path) -> tuple[Any, Any]:
+def library(least_checkpoint: Path) -> tuple[Any, Any]:
     from transformers import Sam3Model, Sam3Processor
 
-    return Sam3Processor.from_pretrained(tiny_checkpoint), Sam3Model.from_pretrained(tiny_checkpoint).eval()
+    return Sam3Processor.from_pretrained(least_checkpoint), Sam3Model.from_pretrained(least_checkpoint).eval()
 
 
 def frame(name: str, seed: int) -> Frame:
@@ -624,7 +624,7 @@ def invoke(*arguments: str | Path) -> tuple[int, str]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_checkpoint: Path) -> tuple[list[str | Path], Path]:
+def job(tmp_path: Path, least_checkpoint: Path) -> tuple[list[str | Path], Path]:
     """A run over three photos by references, which a random model is bad at, and its folder."""
     for seed in range(3):
         photo(tmp_path / "photos" / f"{seed}.jpg", 100 + seed)
@@ -632,7 +632,7 @@ def job(tmp_path: Path, tiny_checkpoint: Path) -> tuple[list[str | Path], Path]:
     (tmp_path / "c.yaml").write_text(HELMET % "refs")
     out = tmp_path / "run"
     arguments = ["run", tmp_path / "photos", "-c", tmp_path / "c.yaml", "-o", out]
-    return [*arguments, "--model", tiny_checkpoint, "--workers", 0, "--device", "cpu"], out
+    return [*arguments, "--model", least_checkpoint, "--workers", 0, "--device", "cpu"], out
 
 
 def test_a_run_by_references_is_planned_measured_refused_accepted_and_resumed(
@@ -721,7 +721,7 @@ def test_reference_tokens_are_cut_to_the_boxes_of_each_image(detector: Detector,
     assert ReferenceTokens(tuple(together)).tokens[0].shape[1] == together[1].shape[1]
 
 
-def test_preview_shows_the_exemplars_as_they_are_used(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_preview_shows_the_exemplars_as_they_are_used(tmp_path: Path, least_checkpoint: Path) -> None:
     from PIL import Image
 
     for seed in range(12):
@@ -734,7 +734,7 @@ def test_preview_shows_the_exemplars_as_they_are_used(tmp_path: Path, tiny_check
         "  vest: {exemplars: {labels: p.json}}\n"
     )
     command = ["preview", tmp_path / "photos", "-c", tmp_path / "c.yaml", "-o", tmp_path / "out", "-n", 3]
-    code, output = invoke(*command, "--model", tiny_checkpoint, "--workers", 0, "--device", "cpu")
+    code, output = invoke(*command, "--model", least_checkpoint, "--workers", 0, "--device", "cpu")
     assert code == 0, output
     assert "F1 " in output and "3 photos take " in output and "exemplars.png" in output
     with Image.open(tmp_path / "out" / "exemplars.png") as sheet:  # the canvas, two references, a labelled photo

@@ -88,13 +88,21 @@ def objects(video: tuple[Path, list[Scene], tuple[int, int]], tmp_path_factory: 
     return write_objects(tmp_path_factory.mktemp("objects") / "boxes.json", given)
 
 
-def test_a_box_and_a_mask_on_a_frame_start_tracks(
-    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
-) -> None:
-    folder, scenes, (boxed, masked) = video
-    summary = follow(folder, concepts_of(objects), tmp_path / "run")
+@pytest.fixture(scope="module")
+def tracks(
+    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[int, Label]]:
+    """What a run that nobody disturbs makes of them."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    summary = follow(video[0], concepts_of(objects), out)
     assert summary.progress.done == 1 and not summary.failures
-    tracks = tracks_of(tmp_path / "run")
+    return tracks_of(out)
+
+
+def test_a_box_and_a_mask_on_a_frame_start_tracks(
+    video: tuple[Path, list[Scene], tuple[int, int]], tracks: dict[str, dict[int, Label]]
+) -> None:
+    _, scenes, (boxed, masked) = video
     assert set(tracks) == {"70", "71"}
     for name, first, track in (("70", BOXED, boxed), ("71", MASKED, masked)):
         own = tracks[name]
@@ -111,7 +119,10 @@ def test_a_box_and_a_mask_on_a_frame_start_tracks(
 
 
 def test_a_run_that_stopped_goes_on_with_the_objects_it_followed(
-    video: tuple[Path, list[Scene], tuple[int, int]], objects: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]],
+    objects: Path,
+    tracks: dict[str, dict[int, Label]],
+    tmp_path: Path,
 ) -> None:
     import threading
 
@@ -126,8 +137,7 @@ def test_a_run_that_stopped_goes_on_with_the_objects_it_followed(
     job.label([folder], concepts, tmp_path / "run", options, on_progress=after_a_clip, stop=stop)
     assert 0 < len(tracks_of(tmp_path / "run")["70"]) < FRAMES - BOXED
     follow(folder, concepts, tmp_path / "run")
-    follow(folder, concepts, tmp_path / "whole")
-    assert tracks_of(tmp_path / "run") == tracks_of(tmp_path / "whole")
+    assert tracks_of(tmp_path / "run") == tracks
 
 
 def test_phrases_find_the_others_and_a_changed_dataset_is_asked_anew(
@@ -161,11 +171,11 @@ def test_both_ways_reaches_the_frames_before(
 
 
 def test_an_object_without_a_mask_keeps_its_box_and_says_so(
-    video: tuple[Path, list[Scene], tuple[int, int]], tiny_checkpoint: Path, tmp_path: Path
+    video: tuple[Path, list[Scene], tuple[int, int]], least_checkpoint: Path, tmp_path: Path
 ) -> None:
     """With random weights masks are what they are: the object is there in its frame whatever comes of it."""
     folder, scenes, (boxed, _) = video
-    lively = make_lively(tiny_checkpoint, tmp_path / "lively")
+    lively = make_lively(least_checkpoint, tmp_path / "lively")
     path = write_objects(tmp_path / "boxes.json", [("walk/00020.png", shown(scenes[20], boxed), False)])
     for out, options in (("official", {}), ("library", {"tracker": "transformers"}), ("ways", {"both_ways": True})):
         follow(folder, concepts_of(path), tmp_path / out, str(lively), **options)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from support.nursery import Nursery
 
 from sam3label.concepts.changes import changes
 from sam3label.concepts.concept_list import load_concepts, parse_concepts
@@ -34,19 +32,6 @@ STEPS = (
     "names: [hat, cat, dog, bolt]\ndefaults: {conf: 0.2}\n"
     "concepts: {dog: {prompts: [dog, puppy, hound]}, bolt: {prompts: [], exemplars: refs}}\n",
 )
-# labels as the command does, and dies of SIGKILL as soon as more than `sys.argv[4]` photos are done
-KILLED = """
-import os, signal, sys
-from sam3label.concepts.concept_list import load_concepts
-from sam3label.labelling import job, writer
-from sam3label.labelling.options import LabelOptions
-writer.COMMIT_SECONDS = 0  # something is committed when it is killed, however fast the machine is
-def show(progress):
-    if progress.done > int(sys.argv[5]):
-        os.kill(os.getpid(), signal.SIGKILL)
-options = LabelOptions(model=sys.argv[4], workers=0, batch_size=4, floor=0.1, device="cpu", accept_exemplars=True)
-job.label([sys.argv[1]], load_concepts(sys.argv[2]), sys.argv[3], options, on_progress=show)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +50,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def asked(checkpoint: Path, **options: Any) -> dict[str, Any]:
+    chosen = {"model": str(checkpoint), "workers": 0, "batch_size": BATCH, "floor": 0.1, "device": "cpu"}
+    return {**chosen, "accept_exemplars": True, **options}
+
+
 def label(place: Path, list_: str, out: Path, checkpoint: Path, **options: Any) -> tuple[Any, list[str]]:
     said: list[str] = []
-    chosen = {"model": str(checkpoint), "workers": 0, "batch_size": BATCH, "floor": 0.1, "device": "cpu"}
     summary = job.label(
         [place / "photos"], load_concepts(place / list_), out,
-        LabelOptions(**{**chosen, "accept_exemplars": True, **options}), on_message=said.append,
+        LabelOptions(**asked(checkpoint, **options)), on_message=said.append,
     )  # fmt: skip
     return summary, said
 
 
 @pytest.fixture(scope="module")
-def at_once(place: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def at_once(place: Path, least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "once"
-    label(place, "2.yaml", out, tiny_checkpoint)
+    label(place, "2.yaml", out, least_checkpoint)
     return out
 
 
@@ -130,16 +119,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     return counted
 
 
-def test_three_steps_each_killed_are_as_one(place: Path, at_once: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_three_steps_each_killed_are_as_one(
+    place: Path, at_once: Path, nursery: Nursery, least_checkpoint: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     for step, list_ in enumerate(("0.yaml", "1.yaml", "2.yaml")):
-        command = [sys.executable, "-c", KILLED, str(place / "photos"), str(place / list_), str(out)]
-        killed = subprocess.run([*command, str(tiny_checkpoint), "9"], capture_output=True, text=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        given = place / "photos", place / list_, out
+        assert nursery.killed("a transaction is committed", 3, *given, **asked(least_checkpoint))
         with open_run(out) as run:
             done = len(run)
             assert 0 < done < PHOTOS or step == 0, done
-        summary, said = label(place, list_, out, tiny_checkpoint)
+        summary, said = label(place, list_, out, least_checkpoint)
         assert summary.already_done == done and summary.progress.done == PHOTOS - done
         if step:
             assert any("kept as answered" in line for line in said), said
@@ -159,13 +149,13 @@ def test_three_steps_each_killed_are_as_one(place: Path, at_once: Path, tiny_che
 
 
 def test_only_what_is_new_is_asked_and_said(
-    place: Path, tiny_checkpoint: Path, tmp_path: Path, calls: Counter[str]
+    place: Path, least_checkpoint: Path, tmp_path: Path, calls: Counter[str]
 ) -> None:
     out = tmp_path / "run"
-    label(place, "0.yaml", out, tiny_checkpoint)
+    label(place, "0.yaml", out, least_checkpoint)
     assert calls == {"encodes": PHOTOS, "pairs": 3 * PHOTOS}
     calls.clear()
-    summary, said = label(place, "1.yaml", out, tiny_checkpoint)
+    summary, said = label(place, "1.yaml", out, least_checkpoint)
     assert calls == {"encodes": PHOTOS, "pairs": 2 * PHOTOS}  # hat, hound
     assert summary.progress.done == PHOTOS
     assert "class 1 dog, phrases +'hound'" in said
@@ -177,17 +167,17 @@ def test_only_what_is_new_is_asked_and_said(
 
 
 def test_what_asks_nothing_new_needs_no_model(
-    place: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, least_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    label(place, "0.yaml", out, tiny_checkpoint)
+    label(place, "0.yaml", out, least_checkpoint)
     before = candidates(out)
     monkeypatch.setattr("sam3label.model.detector.Detector.load", lambda *_, **__: pytest.fail("a model was loaded"))
     (place / "renamed.yaml").write_text(
         "names: [hund, katze]\ndefaults: {conf: 0.7}\n"
         "concepts: {hund: {prompts: [puppy]}, katze: {prompts: [dog, cat]}}\n"
     )
-    summary, said = label(place, "renamed.yaml", out, tiny_checkpoint)
+    summary, said = label(place, "renamed.yaml", out, least_checkpoint)
     assert (summary.progress.total, summary.already_done) == (0, PHOTOS)
     assert said == [
         "class 0 cat -> hund, phrases +'puppy' -'cat', conf 0.2 -> 0.7",
@@ -197,23 +187,23 @@ def test_what_asks_nothing_new_needs_no_model(
     with open_run(out) as run:
         assert run.concepts.names == ("hund", "katze")
     (place / "fewer.yaml").write_text("names: [katze]\ndefaults: {conf: 0.7}\nconcepts: {katze: {prompts: [cat]}}\n")
-    _, said = label(place, "fewer.yaml", out, tiny_checkpoint)
+    _, said = label(place, "fewer.yaml", out, least_checkpoint)
     assert "class 0 hund is no longer on the list: its answers stay in the run and are not exported" in said
     assert candidates(out).keys() < before.keys()
     with open_run(out) as run:
         assert run.coverage().unlisted == ("dog", "puppy")
-    label(place, "0.yaml", out, tiny_checkpoint)
+    label(place, "0.yaml", out, least_checkpoint)
     assert candidates(out) == before
 
 
-def test_a_photo_that_has_gone_costs_no_answer(place: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_photo_that_has_gone_costs_no_answer(place: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(place, mine)
     out = tmp_path / "run"
-    label(mine, "0.yaml", out, tiny_checkpoint)
+    label(mine, "0.yaml", out, least_checkpoint)
     (mine / "photos" / "03.png").write_bytes(b"")
     os.utime(mine / "photos" / "03.png")
-    summary, said = label(mine, "1.yaml", out, tiny_checkpoint)
+    summary, said = label(mine, "1.yaml", out, least_checkpoint)
     assert any("1 file was replaced since the last time" in line for line in said)
     assert summary.failures == (("03.png", "empty file (0 bytes)"),)
     with open_run(out, load_concepts(mine / "0.yaml")) as run:
@@ -224,7 +214,7 @@ def test_a_photo_that_has_gone_costs_no_answer(place: Path, tiny_checkpoint: Pat
 
 
 def test_a_second_folder_with_the_same_names_is_refused_by_name(
-    place: Path, tiny_checkpoint: Path, tmp_path: Path
+    place: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     for camera in ("camA", "camB"):
         (tmp_path / camera / "photos").mkdir(parents=True)
@@ -233,27 +223,27 @@ def test_a_second_folder_with_the_same_names_is_refused_by_name(
         (tmp_path / f"camA/photos/{n}.png").write_bytes((place / f"photos/{n:02d}.png").read_bytes())
         (tmp_path / f"camB/photos/{n}.png").write_bytes((place / f"photos/{n + 9:02d}.png").read_bytes())
     out = tmp_path / "run"
-    label(tmp_path / "camA", "0.yaml", out, tiny_checkpoint)
+    label(tmp_path / "camA", "0.yaml", out, least_checkpoint)
     with pytest.raises(InputError) as refusal:
-        label(tmp_path / "camB", "0.yaml", out, tiny_checkpoint)
+        label(tmp_path / "camB", "0.yaml", out, least_checkpoint)
     text = str(refusal.value)
     assert text.startswith("3 of the files found have the names of others that this run holds, and other content:")
     assert f"\n  0.png: was {tmp_path}/camA/photos/0.png, now {tmp_path}/camB/photos/0.png" in text
     assert f"new={tmp_path}/camB/photos" in text
     job.label(
         [f"new={tmp_path}/camB/photos"], load_concepts(tmp_path / "camB/0.yaml"), out,
-        LabelOptions(model=str(tiny_checkpoint), workers=0, batch_size=BATCH, device="cpu"),
+        LabelOptions(model=str(least_checkpoint), workers=0, batch_size=BATCH, device="cpu"),
     )  # fmt: skip
     with open_run(out) as run:
         assert [item.id for item in run.items()] == ["0.png", "1.png", "2.png", "new/0.png", "new/1.png", "new/2.png"]
 
 
 def test_a_replaced_photo_is_labelled_again_and_a_moved_folder_is_found(
-    place: Path, tiny_checkpoint: Path, tmp_path: Path
+    place: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     mine, out = tmp_path / "mine", tmp_path / "run"
     shutil.copytree(place, mine)
-    label(mine, "0.yaml", out, tiny_checkpoint)
+    label(mine, "0.yaml", out, least_checkpoint)
     with open_run(out) as run:
         first = next(i for i in run.images() if i.labels)
         run.record([Correction(first.item.id, 0, "deleted", first.labels[0].id, who="ann"),
@@ -263,14 +253,14 @@ def test_a_replaced_photo_is_labelled_again_and_a_moved_folder_is_found(
     cv2.imwrite(str(changed), 255 - cv2.imread(str(changed)))
     with open_run(out) as run:
         assert run.changed_photos() == [(first.item.id, "replaced since it was labelled")]
-    summary, said = label(mine, "0.yaml", out, tiny_checkpoint)
+    summary, said = label(mine, "0.yaml", out, least_checkpoint)
     assert summary.progress.done == 1
     assert any("1 file was replaced since the last time, and will be labelled again" in line for line in said)
     with open_run(out) as run:
         assert run.changed_photos() == []
         assert not run.image(first.item.id).reviewed  # what ann said was said of another photo
     changed.write_bytes(original)
-    label(mine, "0.yaml", out, tiny_checkpoint)
+    label(mine, "0.yaml", out, least_checkpoint)
     with open_run(out) as run:
         assert run.image(first.item.id).reviewed
     mine.rename(tmp_path / "moved")
@@ -279,7 +269,7 @@ def test_a_replaced_photo_is_labelled_again_and_a_moved_folder_is_found(
     with open_run(out, photos=tmp_path / "moved" / "photos") as run:
         assert run.changed_photos() == []
         assert next(run.images()).item.path == f"{tmp_path}/moved/photos/00.png"
-    summary, _ = label(tmp_path / "moved", "0.yaml", out, tiny_checkpoint)
+    summary, _ = label(tmp_path / "moved", "0.yaml", out, least_checkpoint)
     assert (summary.progress.total, summary.already_done) == (0, PHOTOS)
     with open_run(out) as run:
         assert run.changed_photos() == []

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from support import oddfiles
+from support.nursery import Command, Nursery
 
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core.records import ConceptList
@@ -33,10 +33,10 @@ CONCEPTS = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.3}\nconcepts: {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 small photos in two folders, with equal base names: 40 in `few`, the rest in `more`."""
+    """100 small photos in two folders, with equal base names: 40 in `few`, the rest in `more`."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
-    for n in range(200):
+    for n in range(100):
         path = folder / ("few" if n < 40 else "more") / f"{n % 40:03d}-{n // 40}.jpg"
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60)))
@@ -66,23 +66,23 @@ def few(photos: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_few(few: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted_few(few: Path, least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "few"
-    summary, _ = label([few], out, tiny_checkpoint)
+    summary, _ = label([few], out, least_checkpoint)
     assert (summary.progress.done, summary.progress.failed, summary.interrupted) == (40, 0, False)
     return out
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(photos: Path, least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    summary, _ = label([photos], out, tiny_checkpoint)
-    assert (summary.progress.done, summary.progress.failed, summary.interrupted) == (200, 0, False)
+    summary, _ = label([photos], out, least_checkpoint)
+    assert (summary.progress.done, summary.progress.failed, summary.interrupted) == (100, 0, False)
     return out
 
 
-def test_a_run_labels_everything_once_and_says_how_it_goes(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    summary, seen = label([few], tmp_path / "run", tiny_checkpoint, limit=20)
+def test_a_run_labels_everything_once_and_says_how_it_goes(few: Path, least_checkpoint: Path, tmp_path: Path) -> None:
+    summary, seen = label([few], tmp_path / "run", least_checkpoint, limit=20)
     assert summary.progress.done == 20
     assert summary.found == 40
     assert [p.done for p in seen] == sorted(p.done for p in seen)
@@ -99,53 +99,53 @@ def test_a_run_labels_everything_once_and_says_how_it_goes(few: Path, tiny_check
 
 
 def test_the_same_command_again_does_nothing_and_new_photos_are_added(
-    few: Path, tiny_checkpoint: Path, tmp_path: Path
+    few: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     names = ["000-0.jpg", "001-0.jpg", "002-0.jpg"]
     for name in names[:2]:
         (folder / name).write_bytes((few / name).read_bytes())
-    label([folder], tmp_path / "run", tiny_checkpoint)
+    label([folder], tmp_path / "run", least_checkpoint)
     before = rows(tmp_path / "run")
-    again, _ = label([folder], tmp_path / "run", tiny_checkpoint)
+    again, _ = label([folder], tmp_path / "run", least_checkpoint)
     assert (again.progress.total, again.already_done) == (0, 2)
     assert rows(tmp_path / "run") == before
     (folder / names[2]).write_bytes((few / names[2]).read_bytes())
     (folder / names[0]).unlink()
-    more, _ = label([folder], tmp_path / "run", tiny_checkpoint)
+    more, _ = label([folder], tmp_path / "run", least_checkpoint)
     assert (more.progress.done, more.missing) == (1, (names[0],))
     assert rows(tmp_path / "run")[:2] == before
 
 
-def test_changed_settings_are_refused_by_name(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    label([few], tmp_path / "run", tiny_checkpoint, limit=2)
+def test_changed_settings_are_refused_by_name(few: Path, least_checkpoint: Path, tmp_path: Path) -> None:
+    label([few], tmp_path / "run", least_checkpoint, limit=2)
     other = parse_concepts("names: [cat, dog, hat]\ndefaults: {conf: 0.3}")
     with pytest.raises(StoreError, match='prompt_style: was "official", now "transformers"'):
-        label([few], tmp_path / "run", tiny_checkpoint, prompt_style="transformers", limit=2)
-    fresh, _ = label([few], tmp_path / "run", tiny_checkpoint, other, fresh=True, limit=2)
+        label([few], tmp_path / "run", least_checkpoint, prompt_style="transformers", limit=2)
+    fresh, _ = label([few], tmp_path / "run", least_checkpoint, other, fresh=True, limit=2)
     assert (fresh.already_done, fresh.progress.done) == (0, 2)
 
 
-def test_thresholds_may_change_between_sessions(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    label([few], tmp_path / "run", tiny_checkpoint, limit=2)
+def test_thresholds_may_change_between_sessions(few: Path, least_checkpoint: Path, tmp_path: Path) -> None:
+    label([few], tmp_path / "run", least_checkpoint, limit=2)
     stricter = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.9}\nconcepts: {dog: {prompts: [puppy, dog]}}")
-    summary, _ = label([few], tmp_path / "run", tiny_checkpoint, stricter, limit=4)
+    summary, _ = label([few], tmp_path / "run", least_checkpoint, stricter, limit=4)
     assert summary.already_done == 2
     with open_run(tmp_path / "run") as labelled:
         assert labelled.concepts == stricter
 
 
-def test_a_class_below_the_floor_is_refused(few: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_class_below_the_floor_is_refused(few: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cat \(0\.3\), dog \(0\.3\).*--floor"):
-        label([few], tmp_path / "run", tiny_checkpoint, floor=0.4)
+        label([few], tmp_path / "run", least_checkpoint, floor=0.4)
 
 
 def test_stop_ends_after_the_batch_in_flight_and_the_rest_follows(
-    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
+    few: Path, least_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
 ) -> None:
     stop = threading.Event()
-    options = LabelOptions(model=str(tiny_checkpoint), workers=0, floor=0.2)
+    options = LabelOptions(model=str(least_checkpoint), workers=0, floor=0.2)
 
     def ask(progress: Progress) -> None:
         if progress.done >= 8:
@@ -155,21 +155,29 @@ def test_stop_ends_after_the_batch_in_flight_and_the_rest_follows(
     assert summary.interrupted
     assert 8 <= summary.progress.done < 40
     assert len(rows(tmp_path / "run")) == summary.progress.done
-    label([few], tmp_path / "run", tiny_checkpoint)
+    label([few], tmp_path / "run", least_checkpoint)
     assert rows(tmp_path / "run") == rows(uninterrupted_few)
 
 
-def start(photos: Path, out: Path, checkpoint: Path, workers: int = 1) -> subprocess.Popen[str]:
-    concepts = out.parent / "concepts.yaml"
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start(nursery: Nursery, least_checkpoint: Path, tmp_path: Path) -> Start:
+    """`sam3label run` over photos in a process of its own; it writes into `run`."""
+    concepts = tmp_path / "concepts.yaml"
     concepts.write_text("names: [cat, dog]\ndefaults: {conf: 0.3}\nconcepts: {dog: {prompts: [dog, puppy]}}\n")
-    command = [sys.executable, "-m", "sam3label", "run", str(photos), "-c", str(concepts), "-o", str(out)]
-    command += ["--model", str(checkpoint), "--floor", "0.2", "--workers", str(workers), "--device", "cpu"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def started(photos: Path, workers: int = 1) -> Command:
+        arguments = ["run", photos, "-c", concepts, "-o", tmp_path / "run", "--floor", "0.2", "--workers", workers]
+        return nursery.command(tmp_path / "said", least_checkpoint, *arguments, "--device", "cpu")
+
+    return started
 
 
-def wait_for_rows(out: Path, process: subprocess.Popen[str], more_than: int) -> int:
+def wait_for_rows(out: Path, command: Command, more_than: int) -> int:
     """Until the run has committed more than so many units (or has ended)."""
-    while process.poll() is None:
+    while command.lives():
         try:
             with Store.open(out) as store:
                 done = store.totals().done
@@ -177,75 +185,66 @@ def wait_for_rows(out: Path, process: subprocess.Popen[str], more_than: int) -> 
                 return done
         except (StoreError, sqlite3.Error):
             pass
-        time.sleep(0.01)
+        time.sleep(0.02)
     return -1
 
 
 def test_kill_nine_again_and_again_gives_the_uninterrupted_store(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted: Path
+    start: Start, photos: Path, tmp_path: Path, uninterrupted: Path
 ) -> None:
-    out, chance, kills = tmp_path / "run", random.Random(0), 0
-    reached = 0
-    while kills < 4:
-        process = start(photos, out, tiny_checkpoint)
-        reached = wait_for_rows(out, process, reached)
-        time.sleep(chance.uniform(0, 0.4))
-        assert process.poll() is None, process.communicate()[0]
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-    process = start(photos, out, tiny_checkpoint)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
+    out, chance, reached = tmp_path / "run", random.Random(0), 0
+    for kill in range(4):
+        command = start(photos, workers=int(kill == 0))
+        reached = wait_for_rows(out, command, reached)
+        time.sleep(chance.uniform(0, 0.2))
+        assert command.lives(), command.ended()
+        command.send(signal.SIGKILL)
+        assert command.ended()[0] == -signal.SIGKILL
+    code, output = start(photos, workers=0).ended()
+    assert code == 0, output
     assert "were labelled before" in output
     assert rows(out) == rows(uninterrupted)
 
 
-def test_a_killed_worker_costs_nothing(
-    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
-) -> None:
-    out = tmp_path / "run"
-    process = start(few, out, tiny_checkpoint, workers=2)
-    assert wait_for_rows(out, process, 5) > 5
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
+def test_a_killed_worker_costs_nothing(start: Start, few: Path, tmp_path: Path, uninterrupted_few: Path) -> None:
+    command = start(few, workers=2)
+    assert wait_for_rows(tmp_path / "run", command, 5) > 5
+    workers = [child for child in psutil.Process(command.pid).children(recursive=True) if child.is_running()]
     assert workers
     workers[0].kill()
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert rows(out) == rows(uninterrupted_few)
+    code, output = command.ended()
+    assert code == 0, output
+    assert rows(tmp_path / "run") == rows(uninterrupted_few)
 
 
 def test_ctrl_c_commits_says_how_to_go_on_and_leaves_with_130(
-    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path
+    start: Start, few: Path, tmp_path: Path, uninterrupted_few: Path
 ) -> None:
-    out = tmp_path / "run"
-    process = start(few, out, tiny_checkpoint)
-    wait_for_rows(out, process, 3)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate()
-    assert process.returncode == 130, output
+    command = start(few)
+    wait_for_rows(tmp_path / "run", command, 3)
+    command.send(signal.SIGINT)
+    code, output = command.ended()
+    assert code == 130, output
     assert "the same command continues" in output
     assert "Traceback" not in output and "Next" not in output
-    process = start(few, out, tiny_checkpoint)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert rows(out) == rows(uninterrupted_few)
+    code, output = start(few).ended()
+    assert code == 0, output
+    assert rows(tmp_path / "run") == rows(uninterrupted_few)
 
 
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_lives(
-    few: Path, tiny_checkpoint: Path, tmp_path: Path
+    start: Start, few: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    process = start(few, out, tiny_checkpoint)
-    wait_for_rows(out, process, 1)
+    command = start(few, workers=0)
+    wait_for_rows(tmp_path / "run", command, 1)
     with pytest.raises(StoreError, match="another process is labelling"):
-        label([few], out, tiny_checkpoint)
-    process.kill()
-    process.communicate()
+        label([few], tmp_path / "run", least_checkpoint)
+    command.send(signal.SIGKILL)
+    command.ended()
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_the_store_intact(
-    few: Path, tiny_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, least_checkpoint: Path, tmp_path: Path, uninterrupted_few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite's own "full" at commit, from a cap on the pages of the database."""
     connect = database.connect
@@ -259,21 +258,20 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_the_store_intact(
         patch.setattr(database, "connect", small_disk)
         patch.setattr(writer, "COMMIT_SECONDS", 0)  # each batch a transaction, however fast the machine is
         with pytest.raises(StoreError, match="is full.*safe"):
-            label([few], tmp_path / "run", tiny_checkpoint)
+            label([few], tmp_path / "run", least_checkpoint)
     held = rows(tmp_path / "run")
     whole = rows(uninterrupted_few)
     assert 0 < len(held) < len(whole)
     assert all(row in whole for row in held)
-    label([few], tmp_path / "run", tiny_checkpoint)
+    label([few], tmp_path / "run", least_checkpoint)
     assert rows(tmp_path / "run") == whole
 
 
-def test_broken_and_odd_files_are_listed_and_all_others_labelled(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_broken_and_odd_files_are_listed_and_all_others_labelled(start: Start, tmp_path: Path) -> None:
     expected = oddfiles.write(tmp_path / "odd")
     assert len(expected) >= 30
-    process = start(tmp_path / "odd", tmp_path / "run", tiny_checkpoint)
-    output, _ = process.communicate()
-    assert process.returncode == 3, output
+    code, output = start(tmp_path / "odd").ended()
+    assert code == 3, output
     assert "Traceback" not in output
     with open_run(tmp_path / "run") as labelled:
         sizes = {image.item.id: image.size_hw for image in labelled.images()}

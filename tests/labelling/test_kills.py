@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,6 @@ from sam3label.run.store import Store
 
 KILLS, PHOTOS = 20, 48
 DAMAGED = (3, 10, 11, 30)  # photos that fail; two of them are a batch
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as started:
-        yield started
 
 
 def label(source: Path, concepts: Path, out: Path, **options: Any) -> None:
@@ -49,13 +42,13 @@ def done(out: Path) -> int:
         return store.totals().done
 
 
-def test_twenty_kills_lose_nothing_and_double_nothing(nursery: Nursery, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_twenty_kills_lose_nothing_and_double_nothing(nursery: Nursery, least_checkpoint: Path, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", PHOTOS)
     for number in DAMAGED:
         (tmp_path / "photos" / f"{number:04d}.jpg").write_bytes(b"no picture")
     (tmp_path / "list.yaml").write_text("names: [cat, dog]\ndefaults: {conf: 0.3}\n")
     given = tmp_path / "photos", tmp_path / "list.yaml"
-    options: dict[str, Any] = {"model": str(tiny_checkpoint), "floor": 0.2, "batch_size": 2}
+    options: dict[str, Any] = {"model": str(least_checkpoint), "floor": 0.2, "batch_size": 2}
     chance, out = random.Random(0), tmp_path / "run"
     assert nursery.killed("the database is made", 1, *given, out, **options)
     assert not (out / "run.sqlite").exists()
@@ -75,9 +68,9 @@ def test_twenty_kills_lose_nothing_and_double_nothing(nursery: Nursery, tiny_che
 
 @pytest.mark.parametrize("video", ["track", "frames"])
 def test_videos_that_grow_are_killed_half_way_and_go_on(
-    video: str, nursery: Nursery, tiny_checkpoint: Path, tmp_path: Path
+    video: str, nursery: Nursery, least_checkpoint: Path, tmp_path: Path
 ) -> None:
-    checkpoint = make_lively(tiny_checkpoint, tmp_path / "checkpoint")
+    checkpoint = make_lively(least_checkpoint, tmp_path / "checkpoint")
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos/walk.mp4", clip_pixels(24))
     lists = [tmp_path / "0.yaml", tmp_path / "1.yaml"]

@@ -76,19 +76,19 @@ def rows(*folders: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def on_disk(photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_disk(photos: Path, least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "disk"
-    summary, _ = label([photos], out, tiny_checkpoint)
+    summary, _ = label([photos], out, least_checkpoint)
     assert (summary.progress.done, len(summary.failures)) == (PHOTOS, 1)
     return out
 
 
 def test_a_run_over_storage_is_the_run_over_the_same_files(
-    s3: Store, there: str, on_disk: Path, tiny_checkpoint: Path, tmp_path: Path
+    s3: Store, there: str, on_disk: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     command = [
         *(sys.executable, "-m", "sam3label", "run", there, "-c", f"{PLACE}/lists/concepts.yaml"),
-        *("-o", str(tmp_path / "run"), "--model", str(tiny_checkpoint), "--floor", "0.2"),
+        *("-o", str(tmp_path / "run"), "--model", str(least_checkpoint), "--floor", "0.2"),
         *("--workers", "1", "--batch-size", "1"),
     ]
     s3.put("lists/concepts.yaml", b"names: [cat, dog]\ndefaults: {conf: 0.3}\n")
@@ -98,16 +98,16 @@ def test_a_run_over_storage_is_the_run_over_the_same_files(
     with open_run(tmp_path / "run") as run:
         assert {item.root for item in run.items()} == {there}
         assert not run.changed_photos()
-    again, _ = label([there], tmp_path / "run", tiny_checkpoint)
+    again, _ = label([there], tmp_path / "run", least_checkpoint)
     assert (again.already_done, again.progress.finished) == (PHOTOS, 0)
     assert again.not_tried == 1  # the broken one, whose object is the same
 
 
 def test_a_photo_that_changed_there_is_labelled_again_and_said(
-    s3: Store, photos: Path, tiny_checkpoint: Path, tmp_path: Path
+    s3: Store, photos: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     place = s3.upload(photos / "1", "changing")
-    label([place], tmp_path, tiny_checkpoint)
+    label([place], tmp_path, least_checkpoint)
     before = {row[0]: row for row in rows(tmp_path)}
     s3.put("changing/03.jpg", (photos / "0" / "00.jpg").read_bytes())
     s3.put("changing/05.jpg", (photos / "1" / "05.jpg").read_bytes())  # the same again
@@ -119,7 +119,7 @@ def test_a_photo_that_changed_there_is_labelled_again_and_said(
         ]
         with pytest.raises(OutputError, match="2 photos of the run cannot be exported"):
             export(run, "coco", tmp_path / "coco")
-    summary, said = label([place], tmp_path, tiny_checkpoint)
+    summary, said = label([place], tmp_path, least_checkpoint)
     assert any(line.startswith("1 file was replaced since the last time") and "03.jpg" in line for line in said)
     assert summary.progress.done == 1
     assert summary.missing == ("07.jpg",)
@@ -128,47 +128,47 @@ def test_a_photo_that_changed_there_is_labelled_again_and_said(
 
 
 def test_a_busy_endpoint_costs_no_photo(
-    s3: Store, there: str, on_disk: Path, tiny_checkpoint: Path, tmp_path: Path,
+    s3: Store, there: str, on_disk: Path, least_checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, short_pauses: None,
 ) -> None:  # fmt: skip
     weather = Weather(busy=0.1)
     with proxy(s3.url, weather) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         forget_connections()
-        label([there], tmp_path, tiny_checkpoint)
+        label([there], tmp_path, least_checkpoint)
     assert weather.refused
     assert rows(tmp_path) == rows(on_disk)
 
 
 def test_an_endpoint_that_goes_away_loses_nothing(
-    s3: Store, there: str, on_disk: Path, tiny_checkpoint: Path, tmp_path: Path,
+    s3: Store, there: str, on_disk: Path, least_checkpoint: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, short_pauses: None,
 ) -> None:  # fmt: skip
     weather = Weather(until=5)
     with proxy(s3.url, weather) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         forget_connections()
-        summary, _ = label([there], tmp_path, tiny_checkpoint)
+        summary, _ = label([there], tmp_path, least_checkpoint)
         lost = [reason for _, reason in summary.failures if "the storage does not answer" in reason]
         assert 0 < summary.progress.done < PHOTOS
         assert summary.progress.done + len(lost) == PHOTOS + 1
         assert not any("X-Amz" in reason or "not-a-secret" in reason for _, reason in summary.failures)
         with pytest.raises(InputError, match="the storage does not answer"):
-            label([there], tmp_path, tiny_checkpoint)
+            label([there], tmp_path, least_checkpoint)
         weather.until = None
-        label([there], tmp_path, tiny_checkpoint)
+        label([there], tmp_path, least_checkpoint)
     assert rows(tmp_path) == rows(on_disk)
 
 
 def test_a_moved_run_knows_its_photos_by_their_content(
-    s3: Store, photos: Path, there: str, tiny_checkpoint: Path, tmp_path: Path
+    s3: Store, photos: Path, there: str, least_checkpoint: Path, tmp_path: Path
 ) -> None:
-    label([photos / "1"], tmp_path / "run", tiny_checkpoint)
-    summary, _ = label([f"{there}/1"], tmp_path / "run", tiny_checkpoint)
+    label([photos / "1"], tmp_path / "run", least_checkpoint)
+    summary, _ = label([f"{there}/1"], tmp_path / "run", least_checkpoint)
     assert not summary.progress.finished
     with open_run(tmp_path / "run") as run:
         assert {item.root for item in run.items()} == {f"{there}/1"}
-    label([photos / "1"], tmp_path / "other", tiny_checkpoint)
+    label([photos / "1"], tmp_path / "other", least_checkpoint)
     with open_run(tmp_path / "other", photos=f"{there}/1") as run:
         assert all(item.path.startswith(there) for item in run.items())
         assert not run.changed_photos()
@@ -177,9 +177,9 @@ def test_a_moved_run_knows_its_photos_by_their_content(
 
 
 def test_exports_download_or_leave_and_never_link(
-    s3: Store, there: str, photos: Path, on_disk: Path, tiny_checkpoint: Path, tmp_path: Path
+    s3: Store, there: str, photos: Path, on_disk: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
-    label([there], tmp_path / "run", tiny_checkpoint)
+    label([there], tmp_path / "run", least_checkpoint)
     with open_run(tmp_path / "run") as run:
         for means in ("hardlink", "symlink"):
             with pytest.raises(OutputError, match="lies in storage and cannot be linked to. --images copy"):
@@ -196,20 +196,20 @@ def test_exports_download_or_leave_and_never_link(
     assert not list((tmp_path / "none").rglob("*.jpg"))
 
 
-def test_videos_there_are_tracked_from_the_cache(s3: Store, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_videos_there_are_tracked_from_the_cache(s3: Store, least_checkpoint: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     with VideoWriter(tmp_path / "videos" / "walk.mp4", 10, repeatable=True) as video:
         for _ in range(6):
             video.write(cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (80, 60)))
     place = s3.upload(tmp_path / "videos", "videos")
     options = {"video": "frames", "every": 2}
-    label([tmp_path / "videos"], tmp_path / "disk", tiny_checkpoint, **options)
-    label([place], tmp_path / "there", tiny_checkpoint, **options)
+    label([tmp_path / "videos"], tmp_path / "disk", least_checkpoint, **options)
+    label([place], tmp_path / "there", least_checkpoint, **options)
     assert len(rows(tmp_path / "there")) == 3
     assert rows(tmp_path / "there") == rows(tmp_path / "disk")
     s3.remove("videos/walk.mp4")
     s3.put("videos/walk.mp4", b"no video at all")
-    summary, _ = label([place], tmp_path / "there", tiny_checkpoint, **options)
+    summary, _ = label([place], tmp_path / "there", least_checkpoint, **options)
     assert "not a video" in summary.failures[0][1]
 
 
@@ -236,10 +236,10 @@ def test_exemplars_and_paths_in_a_list_there(s3: Store, there: str, photos: Path
 
 
 @pytest.fixture(scope="module")
-def shards(photos: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def shards(photos: Path, least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("shards")
     for n in (1, 2, 3):
-        label([photos], folder / str(n), tiny_checkpoint, shard=f"{n}/3")
+        label([photos], folder / str(n), least_checkpoint, shard=f"{n}/3")
     return [folder / str(n) for n in (1, 2, 3)]
 
 
@@ -256,14 +256,14 @@ def test_shards_are_parts_that_stay_as_photos_come(photos: Path, shards: list[Pa
             LabelOptions(shard=wrong)
 
 
-def test_a_shard_goes_on_as_itself_only(photos: Path, shards: list[Path], tiny_checkpoint: Path) -> None:
-    summary, said = label([photos], shards[0], tiny_checkpoint, shard="1/3")
+def test_a_shard_goes_on_as_itself_only(photos: Path, shards: list[Path], least_checkpoint: Path) -> None:
+    summary, said = label([photos], shards[0], least_checkpoint, shard="1/3")
     assert summary.already_done + len(summary.failures) == summary.found
     assert said[0].startswith("shard 1/3: ") and said[0].endswith(f" of {PHOTOS + 1} images and videos")
     with pytest.raises(StoreError, match='shard: was "1/3", now "2/3"'):
-        label([photos], shards[0], tiny_checkpoint, shard="2/3")
+        label([photos], shards[0], least_checkpoint, shard="2/3")
     with pytest.raises(StoreError, match='shard: was "1/3", now null'):
-        label([photos], shards[0], tiny_checkpoint)
+        label([photos], shards[0], least_checkpoint)
 
 
 def test_several_run_folders_read_as_one(shards: list[Path], on_disk: Path, tmp_path: Path) -> None:
@@ -302,25 +302,25 @@ def test_verbs_take_several_run_folders(shards: list[Path], on_disk: Path, tmp_p
 
 
 def test_runs_that_are_not_one_are_refused(
-    photos: Path, shards: list[Path], on_disk: Path, tiny_checkpoint: Path, tmp_path: Path
+    photos: Path, shards: list[Path], on_disk: Path, least_checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreError, match=rf"cannot be read as one:\n  0/00.jpg: {on_disk} and {shards[2]}\n"):
         open_run([shards[0], shards[1], shards[2], on_disk])
-    label([photos], tmp_path / "low", tiny_checkpoint, shard="1/3", floor=0.25)
+    label([photos], tmp_path / "low", least_checkpoint, shard="1/3", floor=0.25)
     with pytest.raises(StoreError, match=r"different settings, and cannot be read as one:\n  floor: 0.25 and 0.2\n"):
         open_run([tmp_path / "low", shards[1]])
     other = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.4}")
-    label([photos], tmp_path / "strict", tiny_checkpoint, other, shard="1/3")
+    label([photos], tmp_path / "strict", least_checkpoint, other, shard="1/3")
     with pytest.raises(StoreError, match="class cat: .*\n  class dog: "):
         open_run([tmp_path / "strict", shards[1]])
     with open_run([tmp_path / "strict", shards[1]], CONCEPTS) as run:
         assert run.concepts == CONCEPTS
 
 
-def test_an_empty_shard_is_a_run(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_empty_shard_is_a_run(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     taken = {n for n in range(1, 65) if any(LabelOptions(shard=f"{n}/64").takes(row) for row in ids_of(photos))}
     empty = next(n for n in range(1, 65) if n not in taken)
-    summary, _ = label([photos], tmp_path, tiny_checkpoint, shard=f"{empty}/64")
+    summary, _ = label([photos], tmp_path, least_checkpoint, shard=f"{empty}/64")
     assert (summary.found, summary.progress.done, summary.interrupted) == (0, 0, False)
     with sqlite3.connect(tmp_path / "run.sqlite") as db:
         assert db.execute("SELECT count(*) FROM units").fetchone() == (0,)

@@ -7,8 +7,6 @@ import json
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from safetensors.torch import load_file, save_file
 from support.lively import make_lively
+from support.nursery import Nursery
 from support.videofiles import clip_pixels, write_frames, write_video
 from typer.testing import CliRunner
 
@@ -46,8 +45,8 @@ runner = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_lively(tiny_checkpoint, tmp_path_factory.mktemp("lively") / "checkpoint")
+def checkpoint(least_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_lively(least_checkpoint, tmp_path_factory.mktemp("lively") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -126,22 +125,20 @@ def test_a_track_counts_as_one_object(tracked: Path, sources: Path, checkpoint: 
 
 
 def test_kill_nine_in_mid_video_and_resume_gives_the_uninterrupted_store(
-    sources: Path, tracked: Path, checkpoint: Path, tmp_path: Path
+    sources: Path, tracked: Path, nursery: Nursery, checkpoint: Path, tmp_path: Path
 ) -> None:
-    out, kills, expected = tmp_path / "run", 0, rows(tracked)
-    command = [sys.executable, "-m", "sam3label", "run", str(sources), "--ontology", ONTOLOGY, "--video", "track"]
-    command += ["--set", "defaults.conf=0.3", "--model", str(checkpoint), "--clip-frames", "16", "--workers", "0"]
-    for wanted in (3,):  # rows committed before the kill: the photo, the folder, a clip
-        with subprocess.Popen([*command, "-o", str(out), "-q"]) as process:
-            while committed(out) < wanted and process.poll() is None:
-                time.sleep(0.01)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            process.wait()
-        assert rows(out) == [row for row in expected if row[:2] in {r[:2] for r in rows(out)}]
-    assert kills == 1 and committed(out) < len(expected)
-    subprocess.run([*command, "-o", str(out), "-q"], check=True)
+    out, expected = tmp_path / "run", rows(tracked)
+    arguments = ["run", sources, "--ontology", ONTOLOGY, "--video", "track", "--set", "defaults.conf=0.3"]
+    arguments += ["--clip-frames", 16, "--workers", 0, "-o", out, "-q"]
+    command = nursery.command(tmp_path / "said", checkpoint, *arguments)
+    while committed(out) < 3 and command.lives():  # the photo, the folder, a clip
+        time.sleep(0.01)
+    command.send(signal.SIGKILL)
+    assert command.ended()[0] == -signal.SIGKILL
+    assert rows(out) == [row for row in expected if row[:2] in {r[:2] for r in rows(out)}]
+    assert committed(out) < len(expected)
+    code, output = nursery.command(tmp_path / "said", checkpoint, *arguments).ended()
+    assert code == 0, output
     assert rows(out) == expected
 
 
@@ -260,8 +257,8 @@ def test_a_killed_sampling_goes_on_where_it_was(sources: Path, checkpoint: Path,
     assert rows(part) == rows(whole)
 
 
-def test_videos_can_be_left_out(sources: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    summary, _ = label([sources], tmp_path / "run", tiny_checkpoint, video="off")
+def test_videos_can_be_left_out(sources: Path, least_checkpoint: Path, tmp_path: Path) -> None:
+    summary, _ = label([sources], tmp_path / "run", least_checkpoint, video="off")
     assert (summary.progress.done, summary.skipped_videos) == (11, 1)  # frames of a folder are photos then
     result = runner.invoke(app, ["run", str(sources), "--ontology", ONTOLOGY, "--video", "sideways"])
     assert result.exit_code == 2 and "'sideways' is not one of 'auto'" in result.output
@@ -388,7 +385,7 @@ def test_render_draws_every_track(tracked: Path, tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "rendered").rglob("*partial*")] == []
 
 
-def test_render_refuses_in_words(tracked: Path, sources: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_render_refuses_in_words(tracked: Path, sources: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     with open_run(tracked) as labelled:
         with pytest.raises(
             OutputError, match=r"the run has 2 videos, and .*out.mp4 is one file. Choose one with --item steps"
@@ -400,7 +397,7 @@ def test_render_refuses_in_words(tracked: Path, sources: Path, tiny_checkpoint: 
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError, match=r"cannot be written"):
             render(labelled, tmp_path / "file/out.mp4", "steps")
-    label([sources / "photo.jpg"], tmp_path / "photos", tiny_checkpoint)
+    label([sources / "photo.jpg"], tmp_path / "photos", least_checkpoint)
     with open_run(tmp_path / "photos") as labelled, pytest.raises(InputError, match="the run has no labelled videos"):
         render(labelled, tmp_path / "out")
 
@@ -423,21 +420,24 @@ def test_boxes_on_a_frame_of_a_tracked_video_are_asked_there_and_the_objects_liv
     sources: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     labels = {
-        "images": [{"id": 1, "file_name": "walk.mp4/000003.jpg", "height": 64, "width": 80}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 30, 30]}],
+        "images": [{"id": 1, "file_name": "walk.mp4/000008.jpg", "height": 64, "width": 80}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [40, 30, 30, 30]}],
         "categories": [{"id": 1, "name": "thing"}],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(labels))
     concepts = parse_concepts(
-        "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: {labels: boxes.json}}}", "c.yaml", (), tmp_path
+        "names: [thing]\ndefaults: {conf: 0.3}\nconcepts: {thing: {prompts: [], exemplars: {labels: boxes.json}}}",
+        "c.yaml",
+        (),
+        tmp_path,
     )
     options = LabelOptions(model=str(checkpoint), workers=0, video="track", floor=0.0)
     summary = job.label([sources / "sub/walk.mp4"], concepts, tmp_path / "run", options)
     assert summary.progress.done == 1 and not summary.failures
     (unit,) = rows(tmp_path / "run")
     presence = np.frombuffer(unit[5], np.float32)
-    assert np.flatnonzero(~np.isnan(presence)).tolist() == [3]
-    assert all(one.frame >= 3 for one in unit[6])
+    assert np.flatnonzero(~np.isnan(presence)).tolist() == [8]
+    assert all(one.frame >= 8 for one in unit[6])
     with open_run(tmp_path / "run") as run:
         labels = [label for image in run.images() for label in image.labels]
     assert labels and {label.class_name for label in labels} == {"thing"}

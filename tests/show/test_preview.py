@@ -54,8 +54,8 @@ def test_the_sample_is_spread_over_all_folders() -> None:
     assert len({i.id for i in spread(items, 99)}) == 99
 
 
-def test_sheet_page_and_counts(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    made = preview([photos], CONCEPTS, tmp_path / "out", 10, options(tiny_checkpoint))
+def test_sheet_page_and_counts(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
+    made = preview([photos], CONCEPTS, tmp_path / "out", 10, options(least_checkpoint))
     assert (made.total, made.labelled, len(made.failures)) == (500, 9, 1)
     assert made.failures[0][0] == "day2/IMG_025.jpg", "named as a run of the whole folder names it"
     assert list(made.objects) == ["cat", "dog"]
@@ -75,7 +75,7 @@ def test_the_estimate_is_made_of_measured_parts(
     decoding: float,
     seconds: float,
     photos: Path,
-    tiny_checkpoint: Path,
+    least_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -94,46 +94,47 @@ def test_the_estimate_is_made_of_measured_parts(
         return decode_image(path, max_megapixels)
 
     monkeypatch.setattr("sam3label.show.preview.decode_image", decoded)
-    made = preview([photos], CONCEPTS, tmp_path, 8, options(tiny_checkpoint), worked, loaded)
+    made = preview([photos], CONCEPTS, tmp_path, 8, options(least_checkpoint), worked, loaded)
     assert made.seconds == pytest.approx(seconds)
     assert made.images_per_s == pytest.approx(1 / max(0.1, decoding))
 
 
-def test_the_estimate_of_disk_is_that_of_the_run(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_estimate_of_disk_is_that_of_the_run(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     some = [photos / "day0" / f"IMG_{n:03d}.jpg" for n in range(40)]
-    made = preview(some, CONCEPTS, tmp_path / "preview", 12, options(tiny_checkpoint))
-    label(some, CONCEPTS, tmp_path / "run", options(tiny_checkpoint))
+    everything = replace(options(least_checkpoint), floor=0.0)  # so that it is candidates that fill the database
+    made = preview(some, CONCEPTS, tmp_path / "preview", 12, everything)
+    label(some, CONCEPTS, tmp_path / "run", everything)
     assert 0.5 < made.disk / (tmp_path / "run" / DATABASE).stat().st_size < 2
 
 
-def test_previewing_again_replaces_and_never_labels_its_own_sheet(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_previewing_again_replaces_and_never_labels_its_own_sheet(least_checkpoint: Path, tmp_path: Path) -> None:
     for n in range(3):
         Image.fromarray(make_scene(n, (60, 80)).image).save(tmp_path / f"{n}.jpg")
     for _ in range(2):
-        made = preview([tmp_path], CONCEPTS, tmp_path / "preview", 16, options(tiny_checkpoint))
+        made = preview([tmp_path], CONCEPTS, tmp_path / "preview", 16, options(least_checkpoint))
         assert (made.total, made.labelled) == (3, 3)
     with pytest.raises(InputError, match="choose another folder for the preview with -o"):
-        preview([tmp_path / "preview"], CONCEPTS, tmp_path / "preview", 4, options(tiny_checkpoint))
+        preview([tmp_path / "preview"], CONCEPTS, tmp_path / "preview", 4, options(least_checkpoint))
 
 
-def test_a_run_goes_on_from_the_previews_labels(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_the_previews_labels(least_checkpoint: Path, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     for n in range(6):
         (photos / f"day{n % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(make_scene(n, (60, 80)).image).save(photos / f"day{n % 2}" / f"{n}.jpg")
-    preview([photos], CONCEPTS, out, 3, options(tiny_checkpoint))
-    done = label([photos], CONCEPTS, out / "run", options(tiny_checkpoint))
+    preview([photos], CONCEPTS, out, 3, options(least_checkpoint))
+    done = label([photos], CONCEPTS, out / "run", options(least_checkpoint))
     assert (done.already_done, done.progress.done, done.missing) == (3, 3, ())
-    label([photos], CONCEPTS, tmp_path / "whole", options(tiny_checkpoint))
+    label([photos], CONCEPTS, tmp_path / "whole", options(least_checkpoint))
     with open_run(out / "run") as went_on, open_run(tmp_path / "whole") as whole:
         assert [(i.item, len(i.labels)) for i in went_on.images()] == [(i.item, len(i.labels)) for i in whole.images()]
     with pytest.raises(OutputError, match="holds 6 images, more than the preview labelled: a run has gone on from it"):
-        preview([photos], CONCEPTS, out, 3, options(tiny_checkpoint))
+        preview([photos], CONCEPTS, out, 3, options(least_checkpoint))
 
 
-def test_videos_are_counted_and_left_out(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_videos_are_counted_and_left_out(least_checkpoint: Path, tmp_path: Path) -> None:
     """With --video track a folder of numbered frames is a video, so it is not in the sample or in the estimate."""
-    track = replace(options(tiny_checkpoint), video="track")
+    track = replace(options(least_checkpoint), video="track")
     (tmp_path / "clip").mkdir()
     for n in range(8):
         Image.fromarray(make_scene(n, (60, 80)).image).save(tmp_path / "clip" / f"{n:05d}.jpg")
@@ -142,14 +143,14 @@ def test_videos_are_counted_and_left_out(tiny_checkpoint: Path, tmp_path: Path) 
     Image.fromarray(make_scene(0, (60, 80)).image).save(tmp_path / "photo.jpg")
     made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, track)
     assert (made.total, made.videos, made.labelled) == (1, 1, 1)
-    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+    made = preview([tmp_path], CONCEPTS, tmp_path / "out", 4, options(least_checkpoint))
     assert (made.total, made.videos, made.labelled) == (9, 0, 4), "numbered photos are photos unless asked otherwise"
 
 
-def test_a_sample_without_a_single_photo(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_sample_without_a_single_photo(least_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"nothing")
-    made = preview([tmp_path / "photos"], CONCEPTS, tmp_path / "out", 4, options(tiny_checkpoint))
+    made = preview([tmp_path / "photos"], CONCEPTS, tmp_path / "out", 4, options(least_checkpoint))
     assert (made.labelled, made.sheet, len(made.failures)) == (0, None, 1)
     assert made.page.is_file()
 
@@ -160,10 +161,10 @@ def invoke(arguments: list[str]) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
-def test_command_line(photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_command_line(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("names: [cat, dog]")
     out = tmp_path / "out"
-    given = ["-c", str(tmp_path / "c.yaml"), "-n", "4", "-o", str(out), "--model", str(tiny_checkpoint)]
+    given = ["-c", str(tmp_path / "c.yaml"), "-n", "4", "-o", str(out), "--model", str(least_checkpoint)]
     done = invoke(["preview", str(photos), *given, "--workers", "0", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert "4 images labelled, a sample of 500; " in done.output
