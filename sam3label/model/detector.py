@@ -16,8 +16,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain, islice
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from sam3label.model.encode import PREPROCESSING, VISUAL, ImageEncoder, PhraseEn
 from sam3label.model.encode_ahead import Ahead
 from sam3label.model.head import Head, ImageState, PairScores
 from sam3label.model.image_size import EncoderShape
+from sam3label.model.in_steps import one_ahead
 from sam3label.model.mask_runs import Upsampling
 from sam3label.model.memory import Batches, batch_sizes, footprint
 from sam3label.model.read_off import MaskReader, Skips, candidate
@@ -43,7 +45,6 @@ from sam3label.model.weights import fix_rotary_tables, load_model, load_tokenize
 
 PromptStyle = Literal["official", "transformers"]
 LOOK_GRID = 4  # cells a side in which near-copies are compared
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,18 @@ class Detection:
     presence: npt.NDArray[np.float32]
     candidates: tuple[Candidate, ...]
     full: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Holds what an encoded image was asked, for `Detector.seen`: chunks of pairs, the first of them begun.
+
+    They are there once.
+    """
+
+    state: ImageState
+    prompts: int
+    chunks: Iterator[Scored]
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +360,7 @@ class Detector:
                 return self.asker.score(state, pairs[part], texts)
 
         reading = self.reader.reading(state, [frame.size_hw for frame in frames], self.clock)
-        for scored in _one_ahead(self.batches.each(len(pairs), "pairs", score)):
+        for scored in one_ahead(self.batches.each(len(pairs), "pairs", score)):
             presence[[p.image for p in scored.pairs], [p.prompt for p in scored.pairs]] = scored.presence
             reading.take(scored, floor)
         for query, instance in reading.found():
@@ -383,16 +396,27 @@ class Detector:
 
         `exemplars` as of `detect`, for this image.
         """
+        return self.seen(self.ask(state, prompts, exemplars), threshold)
+
+    @torch.inference_mode()
+    def ask(self, state: ImageState, prompts: Sequence[Prompt], exemplars: Mapping[str, Exemplar | None]) -> Asked:
+        """Begin what `look` does, which `seen` ends. Waits for nothing but the library's encoding of exemplars."""
         if not prompts:
-            return []
-        texts, skips = self.phrases.texts(prompts), Skips(self.head, self.compute, state)
-        pairs = pairs_of(prompts, [exemplars])
-        seen = {number: Seen(math.nan, *self._nothing()) for number in range(len(prompts))}
+            return Asked(state, 0, iter(()))
+        texts, pairs = self.phrases.texts(prompts), pairs_of(prompts, [exemplars])
 
         def score(part: slice) -> Scored:
             return self.asker.score(state, pairs[part], texts)
 
-        for scored in self.batches.each(len(pairs), "pairs", score):
+        chunks = self.batches.each(len(pairs), "pairs", score)
+        return Asked(state, len(prompts), chain(list(islice(chunks, 1)), chunks))
+
+    @torch.inference_mode()
+    def seen(self, asked: Asked, threshold: float) -> list[Seen]:
+        """Return per prompt its queries that score over `threshold`, where that has not been asked before."""
+        skips = Skips(self.head, self.compute, asked.state)
+        seen = {number: Seen(math.nan, *self._nothing()) for number in range(asked.prompts)}
+        for scored in asked.chunks:
             row, query = np.nonzero(scored.scores > threshold)
             scores, masks, boxes = self._nothing()
             if len(row):
@@ -410,14 +434,3 @@ class Detector:
         sides = (0,), (0, 4 * self.head.grid, 4 * self.head.grid), (0, 4)
         scores, masks, boxes = (torch.empty(side, device=self.device) for side in sides)
         return scores, masks, boxes
-
-
-def _one_ahead(chunks: Iterator[T]) -> Iterator[T]:
-    """Yield each once the one after it is begun: a device has work while the host reads what came before."""
-    last = next(chunks, None)
-    for chunk in chunks:
-        assert last is not None
-        yield last
-        last = chunk
-    if last is not None:
-        yield last

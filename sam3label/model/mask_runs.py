@@ -5,10 +5,11 @@ the image and cut at 0, pixel for pixel; but no pixel is computed. Logits are up
 they are then straight lines between knots, so a run begins or ends where two neighbouring knots differ in sign: those
 few leave the device, and on the host the row follows by division.
 
-    instances = mask_runs.instances(logits, size_hw, upsampling)   # at once, or in two steps:
+    instances = mask_runs.instances(logits, size_hw, upsampling)   # at once, or in two parts:
     for cuts in mask_runs.cut(logits, sizes_hw, upsampling):       # on the device: what it is waited for is in `cuts`
         found = cuts.instances()                                   # on the host, in any thread; then, in the first,
         found |= cuts.settled()                                    # what rounding decides
+    steps = mask_runs.in_steps(logits, size_hw, upsampling)        # or a bit at a time, whenever the host has waited
 
 Shape legend: K masks, h x w their logits, H x W the image. Runs are column-major: pixel (y, x) is number x * H + y.
 R knots of a column, C columns, N edges: where runs begin and end, in turn.
@@ -16,7 +17,7 @@ R knots of a column, C columns, N edges: where runs begin and end, in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ from sam3label.core.records import Box, Rle
 
 if TYPE_CHECKING:
     import torch
+
+    from sam3label.model.in_steps import Steps
 
 CHUNK_KNOTS = 1 << 22  # held, with their sizes, until their edges are read off together: a few tens of MB
 # F.interpolate and `mix` use the same weights and round every term of a sum at most four times and twice by 2**-24
@@ -123,8 +126,21 @@ def instances(mask_logits: torch.Tensor, size_hw: Size, upsampling: Upsampling) 
     Equal, pixel for pixel, to `F.interpolate(mask[None, None], size_hw, mode="bilinear") > 0` of each mask. (Several
     masks in one such call can differ from that, and from it, where a value is 0 but for rounding.)
     """
+    from sam3label.model.in_steps import finish
+
+    return finish(in_steps(mask_logits, size_hw, upsampling))
+
+
+def in_steps(mask_logits: torch.Tensor, size_hw: Size, upsampling: Upsampling) -> Steps[list[Instance | None]]:
+    """Return what `instances` does, in four steps, and two more for each further `CHUNK_KNOTS`.
+
+    A step waits for what the one before has asked the device for; besides only where rounding decides, and once a size.
+    """
     found: dict[int, Instance | None] = {}
-    for cuts in cut(mask_logits, [size_hw] * len(mask_logits), upsampling):
+    for cuts in _cuts(mask_logits, [size_hw] * len(mask_logits), upsampling):
+        if cuts is None:
+            yield
+            continue
         found |= cuts.instances()
         found |= cuts.settled()
     return [found.get(mask) for mask in range(len(mask_logits))]
@@ -138,21 +154,39 @@ def cut(
     `together`: the columns of many masks as one, in a few launches, as suits a GPU (the default there); else mask by
     mask, only the rows that each reaches, as suits a CPU.
     """
+    return (cuts for cuts in _cuts(mask_logits, sizes_hw, upsampling, together) if cuts is not None)
+
+
+def _cuts(
+    mask_logits: torch.Tensor, sizes_hw: Sequence[Size], upsampling: Upsampling, together: bool | None = None
+) -> Iterator[Cuts | None]:
+    """Yield what `cut` does, and None where what is read next is on its way to the host."""
+    from sam3label.model.device import bring
+
     together = mask_logits.device.type != "cpu" if together is None else together
-    for chunk in _chunks(_regions(mask_logits, sizes_hw, upsampling, whole=together)):
+    supports = bring(_supports(mask_logits))
+    yield None
+    for chunk in _chunks(_regions(mask_logits, supports.numpy(), sizes_hw, upsampling, whole=together)):
         value, size = (_knots_together if together else _knots_apart)(mask_logits, chunk)
-        yield _cut(mask_logits, chunk, value, size)
+        around = bring((yield from _around(value, size)))
+        yield None
+        yield Cuts(mask_logits, chunk, around.numpy())
 
 
 def _regions(
-    mask_logits: torch.Tensor, sizes_hw: Sequence[Size], upsampling: Upsampling, whole: bool
+    mask_logits: torch.Tensor,
+    supports: npt.NDArray[np.int64],
+    sizes_hw: Sequence[Size],
+    upsampling: Upsampling,
+    whole: bool,
 ) -> Iterator[_Region]:
     """Yield the reach of each mask's support: `whole` columns, or what is between the rows above and below it.
 
     Those are outside, or at the image's edge.
     """
     last = mask_logits.shape[1] - 1
-    for mask, (top, bottom, left, right) in enumerate(_supports(mask_logits)):
+    bounds: list[list[int]] = supports.tolist()
+    for mask, (top, bottom, left, right) in enumerate(bounds):
         if top <= bottom:
             size_hw, sides, device = sizes_hw[mask], mask_logits.shape[1:], mask_logits.device
             down, across = (upsampling.axis(sides[axis], size_hw, axis, device) for axis in (0, 1))
@@ -160,8 +194,8 @@ def _regions(
             yield _Region(mask, size_hw, down, across, *rows, *across.reach(left, right))
 
 
-def _supports(mask_logits: torch.Tensor) -> list[list[int]]:
-    """First and last row and column with a positive logit, per mask; first > last where there is none. One sync."""
+def _supports(mask_logits: torch.Tensor) -> torch.Tensor:
+    """First and last row and column with a positive logit, per mask [K, 4]; first > last where there is none."""
     import torch
 
     positive = mask_logits > 0
@@ -170,7 +204,7 @@ def _supports(mask_logits: torch.Tensor) -> list[list[int]]:
         hit = positive.any(axis)  # [K, h] then [K, w]
         place = torch.arange(hit.shape[1], device=hit.device)
         bounds += [torch.where(hit, place, hit.shape[1]).amin(1), torch.where(hit, place, -1).amax(1)]
-    return torch.stack(bounds, 1).tolist()
+    return torch.stack(bounds, 1)
 
 
 def _chunks(regions: Iterator[_Region]) -> Iterator[list[_Region]]:
@@ -227,17 +261,27 @@ def _sent(values: npt.NDArray[np.generic], beside: torch.Tensor) -> torch.Tensor
     return here.pin_memory().to(beside.device, non_blocking=True) if beside.is_cuda else here.to(beside.device)
 
 
-def _cut(mask_logits: torch.Tensor, chunk: list[_Region], value: torch.Tensor, size: torch.Tensor) -> Cuts:
-    """Bring to the host what is at the knots that differ in sign from the one above, or are of doubtful sign."""
+def _around(value: torch.Tensor, size: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+    """Return what is at the knots that differ in sign from the one above, or are of doubtful sign, as `Cuts` holds it.
+
+    Yields where their number is on its way to the host: only a GPU's is waited for.
+    """
     import torch
     import torch.nn.functional as F
 
+    from sam3label.model.device import bring
+
     positive = F.pad(value > 0, (1, 0))
     marked = (positive[1:] != positive[:-1]) | (value.abs() < size * ROUNDING)
-    knots = marked.nonzero().flatten()
+    if marked.is_cuda:
+        count = bring(marked.sum())
+        yield
+        knots = marked.nonzero_static(size=int(count.numpy())).flatten()
+    else:
+        knots = marked.nonzero().flatten()
     above = knots - 1
     around = torch.stack((value[above], value[knots], size[above], size[knots])).double()
-    return Cuts(mask_logits, chunk, torch.cat((knots.double()[None], around)).cpu().numpy())
+    return torch.cat((knots.double()[None], around))
 
 
 @dataclass

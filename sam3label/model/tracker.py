@@ -31,10 +31,11 @@ from sam3label.model import both_ways, mask_runs
 from sam3label.model.ask import Exemplar
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clean_masks import keep_best
-from sam3label.model.detector import Detector, Seen
+from sam3label.model.detector import Asked, Detector, Seen
 from sam3label.model.device import bring, rows_of, send
 from sam3label.model.encode_ahead import Ahead
 from sam3label.model.head import ImageState
+from sam3label.model.in_steps import Steps, finish, in_turns, one_ahead
 from sam3label.model.mask_runs import Instance
 from sam3label.model.matching_tracks import FrameDetections
 from sam3label.model.track_rules import BORDER, CONFIRM_FRAMES, OFFICIAL, Rules, TrackSettings
@@ -46,6 +47,7 @@ from sam3label.model.weights import load_video_model
 Ask = Callable[[Frame], Mapping[str, Exemplar | None]]
 Begin = Callable[[Frame, Tensor], Sequence[Beginning]]  # of a frame and its encoding [1, V, g, g]
 VISIBLE = 0.5  # the tracker's score of an object that it sees
+READ_OFF = 3  # frames whose masks are read off meanwhile, on CUDA: each a step further in every frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,15 @@ class _EncodedFrame:
         self.pixels.record_stream(stream)
         self.grid.record_stream(stream)
         self.state.used_in(stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _AskedFrame:
+    """Holds a frame of which all was asked that no other frame decides."""
+
+    frame: Frame
+    encoded: _EncodedFrame
+    asked: Asked
 
 
 class Tracker:
@@ -161,15 +172,31 @@ class Tracker:
         begin: Begin,
         keep: Callable[[Tensor], None] = lambda _: None,
     ) -> Iterator[TrackedFrame]:
-        waiting: deque[_Waiting] = deque()
-        for index, (frame, following) in enumerate(_followed(frames, looks=self.detector.device.type == "cuda")):
+        """Track through a clip. On CUDA the host waits once a frame: for the bits of its masks, by when the scores of
+        the next one have come too, and what reading off the masks of earlier ones has asked for."""
+        cuda = self.detector.device.type == "cuda"
+        asked = self._asked(frames, prompts, ask)
+        stepped = self._stepped(session, one_ahead(asked) if cuda else asked, begin, keep)
+        yield from in_turns(stepped, READ_OFF if cuda else 0)
+
+    def _asked(self, frames: Iterable[Frame], prompts: Sequence[Prompt], ask: Ask) -> Iterator[_AskedFrame]:
+        """Yield all frames, in order, with what they are asked. On CUDA the one after is encoded meanwhile, in a
+        stream of its own."""
+        for frame, following in _followed(frames, looks=self.detector.device.type == "cuda"):
             encoded = self._ahead.take([frame]) or self._encoded(self.preprocess(frame))
-            keep(encoded.pixels)
-            given = partial(begin, frame)
-            presence, tracks = self._step(
-                session, index, encoded, prompts, ask(frame), frame.size_hw, given, following=following
-            )
-            waiting.append(_Waiting(frame, presence, tracks))
+            if following is not None:
+                self._ahead.begin([following])
+            yield _AskedFrame(frame, encoded, self.detector.ask(encoded.state, prompts, ask(frame)))
+
+    def _stepped(
+        self, session: TrackSession, frames: Iterable[_AskedFrame], begin: Begin, keep: Callable[[Tensor], None]
+    ) -> Iterator[Steps[TrackedFrame]]:
+        """Yield every frame whose time has come."""
+        waiting: deque[_Waiting] = deque()
+        for index, one in enumerate(frames):
+            keep(one.encoded.pixels)
+            presence, tracks = self._step(session, index, one, partial(begin, one.frame))
+            waiting.append(_Waiting(one.frame, presence, tracks))
             if len(waiting) >= max(self.settings.hotstart_delay, 1):
                 yield self._finish(waiting.popleft(), waiting, session)
         while waiting:
@@ -191,9 +218,10 @@ class Tracker:
         seen: dict[int, list[both_ways.Sighted]] = {}
         for place in range(max(births, default=-1), -1, -1):
             frame, pixels = frames[place].frame, spool.read(place, self.detector.device)
-            encoded, joining = self._encoded(pixels), births.get(place)
-            _, tracks = self._step(session, place, encoded, prompts, ask(frame), frame.size_hw, joining=joining)
-            found = self._objects(tracks, tracks.hidden, frame.size_hw, forward.names)
+            encoded = self._encoded(pixels)
+            one = _AskedFrame(frame, encoded, self.detector.ask(encoded.state, prompts, ask(frame)))
+            _, tracks = self._step(session, place, one, joining=births.get(place))
+            found = finish(self._objects(tracks, tracks.hidden, frame.size_hw, forward.names))
             seen[place] = [
                 both_ways.Sighted(
                     one, one.number in tracks.confirmed or (one.name is not None and one.track_score >= VISIBLE)
@@ -206,25 +234,19 @@ class Tracker:
         self,
         session: TrackSession,
         index: int,
-        encoded: _EncodedFrame,
-        prompts: Sequence[Prompt],
-        exemplars: Mapping[str, Exemplar | None],
-        size_hw: tuple[int, int],
+        one: _AskedFrame,
         begin: Callable[[Tensor], Sequence[Beginning]] = lambda _: (),
         joining: Births | None = None,
-        following: Frame | None = None,
     ) -> tuple[npt.NDArray[np.float32], Tracks]:
-        """Go through one frame. The `following` one is encoded meanwhile, in a stream of its own."""
-        detector = self.detector
+        """Go through one frame."""
+        detector, grid, size_hw = self.detector, one.encoded.grid, one.frame.size_hw
         with detector.precision():
-            features = self.parts.features(encoded.grid)
+            features = self.parts.features(grid)
             begun = session.begin(index, features)
-        if following is not None:
-            self._ahead.begin([following])
-        seen = detector.look(encoded.state, prompts, self.settings.score_threshold_detection, exemplars)
+        seen = detector.seen(one.asked, self.settings.score_threshold_detection)
         found = self._found(seen)
         with detector.precision():
-            tracks = session.step(index, features, found, size_hw, begun, begin(encoded.grid))
+            tracks = session.step(index, features, found, size_hw, begun, begin(grid))
             if joining is not None:
                 session.adopt(index, features, joining, size_hw)
         return np.array([one.presence for one in seen], np.float32), tracks
@@ -272,23 +294,23 @@ class Tracker:
         masks = masks if len(kept) == len(masks) else rows_of(masks, kept)
         return FrameDetections(masks, inside[kept], scores[kept], phrases[kept], at_border, unasked)
 
-    def _finish(self, one: _Waiting, later: Sequence[_Waiting], session: TrackSession) -> TrackedFrame:
+    def _finish(self, one: _Waiting, later: Sequence[_Waiting], session: TrackSession) -> Steps[TrackedFrame]:
         """Return a frame's objects at its size. Those of one prompt do not overlap: the better tracked one wins."""
         hidden = session.removed | one.tracks.hidden
         if self.rules.confirm:
             ahead = [one, *later][:CONFIRM_FRAMES][-1]
             hidden |= ahead.tracks.unconfirmed
-        found = self._objects(one.tracks, hidden, one.frame.size_hw, session.names)
+        found = yield from self._objects(one.tracks, hidden, one.frame.size_hw, session.names)
         return TrackedFrame(one.frame, one.presence, tuple(_apart(found)))
 
     def _objects(
         self, tracks: Tracks, hidden: Collection[int], size_hw: tuple[int, int], names: Mapping[int, int]
-    ) -> list[TrackedObject]:
+    ) -> Steps[list[TrackedObject]]:
         shown = [number for number in sorted(tracks.masks) if number not in hidden]
         found: list[Instance | None] = []
         if shown:
             logits = torch.stack([tracks.masks[number] for number in shown]).float()
-            found = mask_runs.instances(logits, size_hw, self.detector.upsampling)
+            found = yield from mask_runs.in_steps(logits, size_hw, self.detector.upsampling)
         return [
             TrackedObject(
                 number,

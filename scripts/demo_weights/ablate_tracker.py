@@ -136,9 +136,12 @@ class Perceived:
     def state_of_grid(self, grid: bytes) -> bytes:
         return grid
 
-    def look(self, state: bytes, prompts: Sequence[Prompt], *_: Any) -> list[Seen]:
+    def ask(self, state: bytes, prompts: Sequence[Prompt], _: Any) -> list[Seen]:
         places = [self.prompts.index(prompt) for prompt in prompts]
         return [self._known[state][1][place] for place in places]
+
+    def seen(self, asked: list[Seen], _: float) -> list[Seen]:
+        return asked
 
     def grid_of(self, key: bytes) -> Tensor:
         return self._known[key][0]

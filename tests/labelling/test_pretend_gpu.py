@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,13 @@ from support.pretend_cuda import Device, pretend_cuda
 from support.videofiles import clip_pixels, write_video
 
 from sam3label.concepts.concept_list import parse_concepts
-from sam3label.core.records import ConceptList
+from sam3label.core.records import ConceptList, Frame, MediaItem, Prompt
 from sam3label.demo.shapes import make_scene
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
+from sam3label.model.checkpoint import resolve
+from sam3label.model.detector import Detector
+from sam3label.model.tracker import READ_OFF, TrackedFrame, Tracker
 from sam3label.run.store import Store
 
 NAMES = "names: [circle, square, triangle]\n"
@@ -33,17 +40,19 @@ ALWAYS = {
     "model/mask_runs.py:_measured": (0, 12),
 }
 PHOTOS = ALWAYS | {
-    "model/device.py:numpy": (3, 0),  # scores: one for each chunk of pairs
-    "model/mask_runs.py:_supports": (1, 0),
-    "model/mask_runs.py:_cut": (2, 0),
+    "model/ask.py:presence": (3, 0),  # and scores: one for each chunk of pairs
+    "model/mask_runs.py:_cuts": (2, 0),
+    "model/mask_runs.py:_around": (1, 0),
     "model/mask_runs.py:_settled": (1, 0),  # where rounding decides
 }
 EXEMPLARS = PHOTOS | {"model/head.py:encode_boxes": (2, 0)}  # the library's, of boxes
-TRACKED = ALWAYS | {  # however many objects there are
-    "model/device.py:numpy": (2, 1),  # scores of what is detected; all else at once; the first frame is seen twice
-    "model/mask_runs.py:_supports": (1, 0),
-    "model/mask_runs.py:_cut": (2, 0),
-    "model/mask_runs.py:_settled": (1, 0),
+A_FRAME = {"model/tracker.py:_found": 1}  # of a video that is tracked, however many objects there are
+TRACKED = ALWAYS | {
+    **{place: (each, 0) for place, each in A_FRAME.items()},
+    "model/ask.py:scores": (0, 1),  # of the first frame
+    "model/mask_runs.py:_cuts": (0, 2 * FRAMES),  # of the last ones, which nothing comes after: here of all
+    "model/mask_runs.py:_around": (0, FRAMES),
+    "model/mask_runs.py:_settled": (0, 1),
 }
 
 
@@ -111,3 +120,31 @@ def test_a_run_waits_where_it_may_and_nowhere_else(
         assert all(there[name][0] == pytest.approx(here[name][0], abs=1e-4) for name in shared)
     else:
         assert len(shared) > 0.8 * len(here.keys() | there.keys())
+
+
+LATE = 2  # frames
+
+
+def followed(device: str, count: int) -> Iterator[TrackedFrame]:
+    """What tracking finds in a video, given out so late."""
+    detector = Detector.load(resolve("demo"), device=device, dtype="fp32")
+    tracker = Tracker.load(resolve("demo"), detector)
+    tracker.settings = replace(tracker.settings, hotstart_delay=LATE)
+    item = MediaItem("video", "video", "video")
+    frames = [Frame(item, number, pixels) for number, pixels in enumerate(clip_pixels(count, size_hw=(120, 160)))]
+    return tracker.track(frames, [Prompt(name, name) for name in ("circle", "square", "triangle")])
+
+
+def test_a_frame_of_a_tracked_video_waits_once_and_reading_off_its_masks_does_not() -> None:
+    count, there, waits = 9, list[TrackedFrame](), list[Counter[str]]()
+    with pretend_cuda() as device:
+        for one in followed("cuda", count):
+            there.append(one)
+            waits.append(device.waits_by_place())
+        assert device.races == [] and device.waits_on_side_streams == {}
+    here = list(followed("cpu", count))
+    assert [[o.number for o in one.objects] for one in there] == [[o.number for o in one.objects] for one in here]
+    assert [[o.instance for o in one.objects] for one in there] == [[o.instance for o in one.objects] for one in here]
+    middle = slice(1, count - LATE - READ_OFF)  # the first masks are read off, and the end is not in sight yet
+    assert sum(len(one.objects) for one in here[middle]) > 3
+    assert [now - before for before, now in pairwise(waits)][middle] == [A_FRAME] * 3

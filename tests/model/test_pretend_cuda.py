@@ -180,8 +180,8 @@ def test_weights_kept_as_they_are_cast_change_nothing_but_launches(
 
 
 # waits of the host in one batch of `detect`, at most: for each chunk of pairs, and for all masks of the batch
-CHUNK = {"model/device.py:numpy": 1}
-MASKS = {"model/mask_runs.py:_supports": 1, "model/mask_runs.py:_cut": 2}
+CHUNK = {"model/ask.py:presence": 1}
+MASKS = {"model/mask_runs.py:_cuts": 2, "model/mask_runs.py:_around": 1}
 # for each list of prompts, for each size of a photo, and for each mask where rounding decides
 ONCE = {"model/encode.py:_padded": 1, "model/mask_runs.py:_measured": 20, "model/mask_runs.py:_settled": 3}
 

@@ -247,10 +247,10 @@ def _overwrite(target: Tensor, source: Tensor) -> None:
 
 
 def _place() -> str:
-    """The innermost function of the package that is at work."""
+    """The innermost function of the package that is at work, but those that only carry between host and device."""
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code.co_filename.startswith(PACKAGE):
+        if frame.f_code.co_filename.startswith(PACKAGE) and not frame.f_code.co_filename.endswith("model/device.py"):
             return f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "outside the package"
