@@ -45,6 +45,7 @@ from sam3label.model.weights import fix_rotary_tables, load_model, load_tokenize
 
 PromptStyle = Literal["official", "transformers"]
 LOOK_GRID = 4  # cells a side in which near-copies are compared
+BEGUN = 4  # chunks of pairs that are scored before they are read, on CUDA: up to 28 prompts; each holds memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,10 @@ class Detection:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Holds what an encoded image was asked, for `Detector.seen`: chunks of pairs, the first of them begun.
+class Looking:
+    """Holds a look at an encoded image that was begun, for `Detector.seen`: chunks of pairs, which are there once.
 
-    They are there once.
+    On CUDA the first `BEGUN` are under way.
     """
 
     state: ImageState
@@ -399,20 +400,21 @@ class Detector:
         return self.seen(self.ask(state, prompts, exemplars), threshold)
 
     @torch.inference_mode()
-    def ask(self, state: ImageState, prompts: Sequence[Prompt], exemplars: Mapping[str, Exemplar | None]) -> Asked:
+    def ask(self, state: ImageState, prompts: Sequence[Prompt], exemplars: Mapping[str, Exemplar | None]) -> Looking:
         """Begin what `look` does, which `seen` ends. Waits for nothing but the library's encoding of exemplars."""
         if not prompts:
-            return Asked(state, 0, iter(()))
+            return Looking(state, 0, iter(()))
         texts, pairs = self.phrases.texts(prompts), pairs_of(prompts, [exemplars])
 
         def score(part: slice) -> Scored:
             return self.asker.score(state, pairs[part], texts)
 
         chunks = self.batches.each(len(pairs), "pairs", score)
-        return Asked(state, len(prompts), chain(list(islice(chunks, 1)), chunks))
+        begun = list(islice(chunks, BEGUN if self.device.type == "cuda" else 0))
+        return Looking(state, len(prompts), chain(begun, chunks))
 
     @torch.inference_mode()
-    def seen(self, asked: Asked, threshold: float) -> list[Seen]:
+    def seen(self, asked: Looking, threshold: float) -> list[Seen]:
         """Return per prompt its queries that score over `threshold`, where that has not been asked before."""
         skips = Skips(self.head, self.compute, asked.state)
         seen = {number: Seen(math.nan, *self._nothing()) for number in range(asked.prompts)}

@@ -31,7 +31,7 @@ from sam3label.model import both_ways, mask_runs
 from sam3label.model.ask import Exemplar
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.clean_masks import keep_best
-from sam3label.model.detector import Asked, Detector, Seen
+from sam3label.model.detector import Detector, Looking, Seen
 from sam3label.model.device import bring, rows_of, send
 from sam3label.model.encode_ahead import Ahead
 from sam3label.model.head import ImageState
@@ -105,7 +105,7 @@ class _AskedFrame:
 
     frame: Frame
     encoded: _EncodedFrame
-    asked: Asked
+    asked: Looking
 
 
 class Tracker:
