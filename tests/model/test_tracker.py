@@ -378,16 +378,16 @@ def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too
     checkpoint = resolve("demo")
     detector = Detector.load(checkpoint, device="cpu")
     tracker, frames, prompts = Tracker.load(checkpoint, detector), demo_clip(24), [Prompt("shape", "shape")]
-    look, now = detector.look, [0]
+    seen, now = detector.seen, [0]
 
     def unsure(*args: Any, **kwargs: Any) -> Any:
-        return [replace(one, scores=one.scores.clamp(max=0.6 if now[0] < 12 else 1.0)) for one in look(*args, **kwargs)]
+        return [replace(one, scores=one.scores.clamp(max=0.6 if now[0] < 12 else 1.0)) for one in seen(*args, **kwargs)]
 
     def asked(frame: Frame) -> dict[str, None]:
         now[0] = frame.index
         return {}
 
-    detector.look = unsure  # type: ignore[method-assign]
+    detector.seen = unsure  # type: ignore[method-assign]
     tracker.settings = replace(tracker.settings, new_det_thresh=0.7)
     tracker.rules = Rules.of("official", ["birth-065"])  # the first of a phrase too
     forward = list(tracker.track(frames, prompts, asked))
