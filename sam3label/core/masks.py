@@ -186,6 +186,18 @@ def cover_matrix(a: Sequence[Rle], b: Sequence[Rle]) -> npt.NDArray[np.float64]:
     return _overlaps(a, b, crowd=True)
 
 
+def box_iou_matrix(a: Sequence[Box], b: Sequence[Box]) -> npt.NDArray[np.float64]:
+    """Return intersection over union of boxes (x, y, width, height), [A, B].
+
+    >>> box_iou_matrix([(0.0, 0.0, 2.0, 2.0)], [(0.0, 0.0, 2.0, 1.0), (5.0, 0.0, 1.0, 1.0)])
+    array([[0.5, 0. ]])
+    """
+    if not a or not b:
+        return np.zeros((len(a), len(b)))
+    values = coco_mask.iou(np.array(a, np.float64), np.array(b, np.float64), [0] * len(b))
+    return np.asarray(values, dtype=np.float64).reshape(len(a), len(b))
+
+
 def _overlaps(a: Sequence[Rle], b: Sequence[Rle], *, crowd: bool) -> npt.NDArray[np.float64]:
     if not a or not b:
         return np.zeros((len(a), len(b)))

@@ -34,7 +34,7 @@ from sam3label.labelling.questions import guides_of
 from sam3label.labelling.run_folder import refuse_unfit
 from sam3label.labelling.run_log import RunLog, chosen, command_line
 from sam3label.labelling.videos import VideoWork, frames_to_label, video_work
-from sam3label.labelling.workers.start import started
+from sam3label.labelling.workers.start import Start, started
 from sam3label.labelling.workers.work import Assignment, Facts, Work, Workers
 from sam3label.labelling.writer import Writer
 from sam3label.media import discovery
@@ -56,14 +56,16 @@ def label(
     on_message: Callable[[str], None] = lambda _: None,
     stop: threading.Event | None = None,
     only: Collection[str] | None = None,
+    start: Start = started,
 ) -> RunSummary:
     """Label everything in `sources` into the run folder `out`, continuing what is there.
 
     `on_progress` is called after every batch, from this thread; `on_message` with what a user should read before the
     first one, where classes have exemplars: what the run takes, and how far the references can be trusted. Setting
     `stop` ends the run after the batch in flight, with everything labelled so far committed. `only` names by their ids
-    the images of `sources` that are labelled now, where that is not all of them. Raises a `Sam3LabelError`
-    for bad input, checkpoint or store; a file that cannot be labelled is no error but a failure in the summary.
+    the images of `sources` that are labelled now, where that is not all of them. `start` brings the model: another one
+    than `started` lets jobs share what one of them has loaded. Raises a `Sam3LabelError` for bad input, checkpoint or
+    store; a file that cannot be labelled is no error but a failure in the summary.
     """
     refuse_unfit(out)
     refuse_below_floor(concepts, options.floor)
@@ -76,7 +78,7 @@ def label(
             log.pace(progress)
             on_progress(progress)
 
-        summary = _label(sources, concepts, out, options, tell, log.also(on_message), stop, only, log)
+        summary = _label(sources, concepts, out, options, tell, log.also(on_message), stop, only, log, start)
         log.end(summary)
     return summary
 
@@ -91,6 +93,7 @@ def _label(
     stop: threading.Event | None,
     only: Collection[str] | None,
     log: RunLog,
+    start: Start,
 ) -> RunSummary:
     found = find_media(sources, options)
     for sentence in (*_about_links(found, options), *_about_disk(out), *_about_agents(concepts)):
@@ -112,7 +115,7 @@ def _label(
         waiting = before.pending(found.items, only)
         pending = waiting[: options.limit]
         workers = held.enter_context(
-            started(Assignment(concepts, examples, options), pending[0] if pending else None, on_message)
+            start(Assignment(concepts, examples, options), pending[0] if pending else None, on_message)
         )
         fingerprint = _fingerprint(workers.facts, options)
         if workers.facts.note:

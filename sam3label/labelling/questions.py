@@ -262,7 +262,15 @@ class Guide:
             found = self.detector.detect(pictures, prompts, floor, given)
             for (i, number, window), picture, detection in zip(some, made, found, strict=True):
                 mapped = _mapped(detection.candidates, picture.strip, window, number, frames[i].size_hw)
-                yield i, replace(detection, presence=self.spread(prompts, detection.presence), candidates=(*mapped,))
+                yield (
+                    i,
+                    replace(
+                        detection,
+                        presence=self.spread(prompts, detection.presence),
+                        candidates=(*mapped,),
+                        full=detection.full if number or rules.tiles == 1 else (),  # the closest views say
+                    ),
+                )
 
     def _picture(self, examples: Examples, frame: Frame, question: Question, view: Window) -> canvas.Canvas:
         assert examples.concept.exemplars is not None
@@ -286,7 +294,8 @@ class Guide:
     def _joined(self, one: Detection, other: Detection) -> Detection:
         found = once(one.candidates, other.candidates)
         candidates = sorted(found, key=lambda candidate: self._position[candidate.prompt])
-        return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates))
+        full = tuple(dict.fromkeys((*one.full, *other.full)))
+        return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates), full=full)
 
 
 def guides_of(examples: Sequence[Examples]) -> dict[str, str]:

@@ -20,7 +20,6 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.core.records import Box, Candidate, ConceptList, Frame, Prompt, Tiles, candidate_id
 from sam3label.labelling.windows import Window, in_image, once
-from sam3label.run.saturation import is_full
 
 if TYPE_CHECKING:
     from sam3label.model.detector import Detection, Detector
@@ -94,11 +93,12 @@ class Tiler:
         return [self._joined(frame, whole, floor) for frame, whole in zip(frames, seen, strict=True)]
 
     def _joined(self, frame: Frame, whole: Detection, floor: float) -> Detection:
-        candidates, presence, full = list(whole.candidates), whole.presence, set[str]()
+        in_tiles = {prompt.key for prompts in self._by_rule.values() for prompt in prompts}
+        candidates, presence, full = list(whole.candidates), whole.presence, set(whole.full) - in_tiles
         for rule, prompts in self._by_rule.items():
             parts = self._first(frame, whole, rule, prompts)
             if not parts:  # the whole is the closest view there is
-                full |= set(self._full(prompts, whole))
+                full |= set(_full(prompts, whole))
             else:
                 keys = {prompt.key for prompt in parts[0].asked}
                 closer = _seen_whole([p.window for p in parts if p.side == parts[0].side], frame.size_hw)
@@ -107,7 +107,7 @@ class Tiler:
                 candidates = once(candidates, found.candidates)
                 presence = np.fmax(presence, found.presence)
                 full |= set(found.full)
-        if presence is whole.presence and not full:
+        if presence is whole.presence:  # no tile was looked at
             return whole
         place = {prompt.key: i for i, prompt in enumerate(self._prompts)}
         ordered = tuple(sorted(candidates, key=lambda candidate: place[candidate.prompt]))
@@ -123,7 +123,7 @@ class Tiler:
 
     def _closer(self, part: _Part, found: Detection, rule: Tiles) -> list[_Part]:
         """Return a view's quarters, for the prompts that ran out of room in it; none where they would say no more."""
-        keys = self._full(part.asked, found)
+        keys = _full(part.asked, found)
         full = tuple(prompt for prompt in part.asked if prompt.key in keys)
         length = max(part.window.width, part.window.height)
         side = math.ceil(length / (2 - rule.overlap))
@@ -156,12 +156,9 @@ class Tiler:
                     yield replace(
                         detection,
                         candidates=tuple(c for c in placed if not _is_in_one(c.box_xywh, closer_views)),
-                        full=self._full(part.asked, detection) if is_finest and not quarters else (),
+                        full=_full(part.asked, detection) if is_finest and not quarters else (),
                     )
             parts, finest = closer, max((part.side for part in closer), default=0)
-
-    def _full(self, asked: Sequence[Prompt], found: Detection) -> tuple[str, ...]:
-        return tuple(p.key for p in asked if is_full(found.candidates, p.key, self._detector.queries))
 
     def _asked(self, frame: Frame, parts: Sequence[_Part], floor: float) -> list[Detection]:
         """Return what the model sees in each part; presence in the order of all prompts, NaN where one is not asked."""
@@ -187,6 +184,10 @@ class _Part:
     @property
     def side(self) -> int:
         return max(self.window.width, self.window.height)
+
+
+def _full(asked: Sequence[Prompt], found: Detection) -> tuple[str, ...]:
+    return tuple(prompt.key for prompt in asked if prompt.key in found.full)
 
 
 def _cut(pixels: npt.NDArray[np.uint8], window: Window) -> npt.NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from sam3label.core import masks
 from sam3label.core.records import Candidate, Rle
 
 SAME_IOU, SAME_COVER = 0.5, 0.8  # two views of one object: masks overlap, or the coarser one holds the finer one
+MOST = 0.5  # or most of one mask lies in the other where their boxes overlap: a thin shape, a little beside itself
 LIKE_SIZES = 0.25  # smaller over larger area, for the latter: a crowd in one mask is not its members
 
 
@@ -45,7 +46,8 @@ def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
 def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
     """Join the candidates of two views of a photo, and keep the better of two that show one object for one prompt.
 
-    The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger.
+    The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger, or
+    of which most does where the boxes overlap by half.
     Putting the same candidates in twice changes nothing.
     """
     known = {candidate.id for candidate in one}
@@ -65,4 +67,6 @@ def _same(first: Sequence[Candidate], second: Sequence[Candidate]) -> npt.NDArra
     cover = np.maximum(masks.cover_matrix(a, b), masks.cover_matrix(b, a).T)
     same: npt.NDArray[np.bool_] = masks.iou_matrix(a, b) >= SAME_IOU
     same |= (cover >= SAME_COVER) & (ratio >= LIKE_SIZES)
+    boxes = masks.box_iou_matrix([c.box_xywh for c in first], [c.box_xywh for c in second])
+    same |= (cover >= MOST) & (boxes >= SAME_IOU)
     return same

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam3label.core.records import BoxPrompt, Candidate, Frame, MediaItem, Prompt
+from sam3label.core.saturation import enough
 from sam3label.errors import ConfigError
 from sam3label.model.ask import Asker, Exemplar, Scored, pairs_of
 from sam3label.model.checkpoint import Checkpoint
@@ -52,7 +53,8 @@ BEGUN = 4  # chunks of pairs that are scored before they are read, on CUDA: up t
 class Detection:
     """Holds what was seen on one frame: `presence` [P] in the order of the prompts, NaN where one was not asked.
 
-    `full` has the keys of prompts whose answers ran out of room though closer views were taken.
+    `full` has the keys of prompts whose answers ran out of room, in the closest views that were taken: those over the
+    floor nearly reach the number that the model can give, with and without a pixel.
     """
 
     presence: npt.NDArray[np.float32]
@@ -355,6 +357,7 @@ class Detector:
         pairs = pairs_of(prompts, exemplars)
         presence = np.full((len(frames), len(prompts)), np.nan, np.float32)
         found: list[list[Candidate]] = [[] for _ in frames]
+        full: list[list[str]] = [[] for _ in frames]
 
         def score(part: slice) -> Scored:
             with self.clock("heads"):
@@ -364,10 +367,13 @@ class Detector:
         for scored in one_ahead(self.batches.each(len(pairs), "pairs", score)):
             presence[[p.image for p in scored.pairs], [p.prompt for p in scored.pairs]] = scored.presence
             reading.take(scored, floor)
+            for row in np.flatnonzero((scored.scores >= floor).sum(axis=1) >= enough(self.queries)):
+                pair = scored.pairs[row]
+                full[pair.image].append(prompts[pair.prompt].key)
         for query, instance in reading.found():
             image, prompt = query.pair.image, prompts[query.pair.prompt]
             found[image].append(candidate(frames[image], prompt, query, instance))
-        return [Detection(row, tuple(own)) for row, own in zip(presence, found, strict=True)]
+        return [Detection(row, tuple(own), tuple(keys)) for row, own, keys in zip(presence, found, full, strict=True)]
 
     @torch.inference_mode()
     def scores(

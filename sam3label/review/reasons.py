@@ -20,12 +20,12 @@ from typing import Literal
 
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label, MediaItem
+from sam3label.core.saturation import is_full
 from sam3label.core.text import count
 from sam3label.review.survey import NEIGHBORS, SeenImage, Survey, UsualSize, look
 from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
 from sam3label.run.reader import Run, tiled_phrases
 from sam3label.run.rows import Unit
-from sam3label.run.saturation import is_full
 
 Kind = Literal[
     "kept as box",
@@ -369,16 +369,21 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
 def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator[Reason]:
     """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
     tiled = tiled_phrases(concepts)
-    for phrase in sorted(seen.full & tiled):
-        yield Reason("saturated", f"'{phrase}' has more answers than the model can give, in tiles too", 1.0)
+    counted = set[str]()
     for concept in concepts.concepts:
         own = [d.label for d in seen.decisions if d.label.class_id == concept.id and d.label.given is None]
         for phrase in dict.fromkeys(label.prompt for label in own if label.prompt not in tiled):
             if is_full(own, phrase, queries):
+                counted.add(phrase)
                 answers = sum(label.prompt == phrase for label in own)
                 held = f"{count(answers, 'answer')} of {queries} that the model can give"
                 words = f"'{phrase}' has {held}: there may be more"
                 yield Reason("saturated", words, min(1.0, answers / queries))
+    for phrase in sorted(seen.full - counted):
+        words = f"'{phrase}' has nearly all the {queries} answers that the model can give, some without a mask"
+        if phrase in tiled:
+            words = f"'{phrase}' has more answers than the model can give, in tiles too"
+        yield Reason("saturated", words, 1.0)
 
 
 def _cut_short(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:

@@ -38,7 +38,7 @@ class SeenImage:
     reviewed: bool = False
     corrected: frozenset[str] = frozenset()  # ids of labels that a person has decided about
     verdicts: tuple[Verdict, ...] = ()  # of the verifier that was asked last, whether or not they count
-    full: frozenset[str] = frozenset()  # phrases asked in tiles of which even the closest views were full
+    full: frozenset[str] = frozenset()  # phrases of which the closest views were full of answers
 
     @property
     def labels(self) -> list[Label]:
@@ -76,7 +76,7 @@ def look(run: Run, unit: Unit) -> Iterator[SeenImage]:
     """Yield the frames of one done unit; a photo has one."""
     corrections = run.corrections(unit.item.id)
     verdicts = list(run.verdicts(run.last_verifier, unit.item.id)) if run.last_verifier else []
-    full = run.full_in_tiles(unit.item.id)
+    full = run.full_of(unit.item.id)
     for seen in run.frames(unit):
         image = seen.image
         own = tuple(verdict for verdict in verdicts if verdict.frame == image.frame)

@@ -77,7 +77,7 @@ def crowded(db: Database, prompts: PromptRows, least: int) -> Iterator[tuple[str
     return _named(prompts, rows)
 
 
-def full_in_tiles(db: Database, prompts: PromptRows, item_id: str | None) -> Iterator[tuple[str, int, str]]:
+def full(db: Database, prompts: PromptRows, item_id: str | None) -> Iterator[tuple[str, int, str]]:
     """Yield (item id, frame, prompt's key) where answers ran out of room in the closest views: of all, or one item."""
     where, values = ("", ()) if item_id is None else (" WHERE item_id = ?", (item_id,))
     rows = db.rows(

@@ -116,8 +116,8 @@ class JoinedRun(Run):
     def full(self) -> list[tuple[str, int, str]]:
         return sorted(row for part in self._parts for row in part.full())
 
-    def full_in_tiles(self, item_id: str) -> list[tuple[int, str]]:
-        return [row for part in self._parts for row in part.full_in_tiles(item_id)]
+    def full_of(self, item_id: str) -> list[tuple[int, str]]:
+        return [row for part in self._parts for row in part.full_of(item_id)]
 
     def near_copies(self) -> list[tuple[str, int, Likeness]]:
         return [row for part in self._parts for row in part.near_copies()]

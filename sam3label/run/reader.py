@@ -27,6 +27,7 @@ from sam3label.core.records import (
     VerdictUse,
     Verify,
 )
+from sam3label.core.saturation import QUERIES, enough
 from sam3label.core.text import count, verb
 from sam3label.errors import ConfigError
 from sam3label.media import storage
@@ -38,7 +39,6 @@ from sam3label.run.decide import Decision, decide
 from sam3label.run.extent import Extent
 from sam3label.run.places import moved, relocated
 from sam3label.run.rows import Totals, Unit
-from sam3label.run.saturation import QUERIES, enough
 from sam3label.run.store import Store
 from sam3label.run.store_errors import DamagedStoreError
 
@@ -210,22 +210,23 @@ class Run:
         """Return (item id, frame, phrase) where the model gave nearly all the answers that it can give.
 
         Of phrases that are asked in tiles only those are named of which the closest views were full: each part has as
-        many answers as the whole.
+        many answers as the whole. Frames of tracked videos, and photos labelled before the model said so itself, are
+        known by the candidates that they have.
         """
         tiled = tiled_phrases(self.concepts)
         listed = {prompt.key for prompt in self.prompts if prompt.source not in ("given", "agent")}
         least = enough(int(self.info.get("queries", QUERIES)))
-        whole = [row for row in self._store.crowded(least) if row[2] in listed - tiled]
-        return sorted([*whole, *(row for row in self._store.full_in_tiles() if row[2] in listed & tiled)])
+        counted = (row for row in self._store.crowded(least) if row[2] not in tiled)
+        return sorted(row for row in {*counted, *self._store.full()} if row[2] in listed)
 
     def is_tiled(self, phrase: str) -> bool:
         """Return whether a phrase is asked in tiles."""
         return phrase in tiled_phrases(self.concepts)
 
-    def full_in_tiles(self, item_id: str) -> list[tuple[int, str]]:
+    def full_of(self, item_id: str) -> list[tuple[int, str]]:
         """Return (frame, phrase) of one photo or video where even the closest views were full of answers."""
-        tiled = tiled_phrases(self.concepts)
-        return [(frame, key) for _, frame, key in self._store.full_in_tiles(item_id) if key in tiled]
+        listed = {prompt.key for prompt in self.prompts}
+        return [(frame, key) for _, frame, key in self._store.full(item_id) if key in listed]
 
     def near_copies(self) -> list[tuple[str, int, Likeness]]:
         """Return (item id, frame, what it is like) of what `--skip-similar` left out: neither labelled nor failed."""

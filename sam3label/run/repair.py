@@ -170,7 +170,7 @@ def _whole(store: Store, unit: Unit) -> UnitResult:
     if unit.error is not None:
         return UnitResult(unit.item, unit.frame_start, unit.frame_stop, None, error=unit.error, stamp=stamp)
     candidates, presence = store.candidates(unit), store.presence(unit)
-    full = tuple(key for _, frame, key in store.full_in_tiles(unit.item.id) if frame == unit.frame_start)
+    full = tuple(key for _, frame, key in store.full(unit.item.id) if frame == unit.frame_start)
     if not all(_fits(candidate) for candidate in candidates):
         raise DamagedStoreError(store.folder, f"a mask of {unit.item.id} is not the one that was written")
     if ((presence < 0) | (presence > 1)).any():

@@ -356,10 +356,10 @@ class Store:
         with reading(self.folder):
             yield from answer_rows.crowded(self.db, self._prompts, least)
 
-    def full_in_tiles(self, item_id: str | None = None) -> Iterator[tuple[str, int, str]]:
+    def full(self, item_id: str | None = None) -> Iterator[tuple[str, int, str]]:
         """Yield (item id, frame, prompt's key) where answers ran out of room in the closest views: of all, or one."""
         with reading(self.folder):
-            yield from answer_rows.full_in_tiles(self.db, self._prompts, item_id)
+            yield from answer_rows.full(self.db, self._prompts, item_id)
 
 
 def _short(value: Any) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sam3label.concepts.exemplars import Examples, pixel_digest, read_examples
@@ -21,8 +23,11 @@ from sam3label.errors import InputError, OutputError, UndecodableError
 from sam3label.labelling import canvas
 from sam3label.labelling.job import find_media, label
 from sam3label.labelling.options import DEFAULTS, LabelOptions
-from sam3label.labelling.progress import Progress
+from sam3label.labelling.progress import Progress, RunSummary
 from sam3label.labelling.questions import crops
+from sam3label.labelling.workers.local import LocalWorker
+from sam3label.labelling.workers.start import started
+from sam3label.labelling.workers.work import Assignment, Say, Workers
 from sam3label.media import storage
 from sam3label.media.image import decode_image, megapixels
 from sam3label.media.loader import default_workers
@@ -109,9 +114,9 @@ def preview(
         else:
             messages.append(text)
 
-    only = {item.id for item in sample}
     chosen = replace(options, batch_size=batch, fresh=True, accept_exemplars=True)
-    summary = label(sources, concepts, folder / "run", chosen, on_progress=follow, on_message=hear, only=only)
+    run = partial(label, sources, options=chosen, only={item.id for item in sample}, start=_OneModel().started)
+    summary = run(concepts, folder / "run", on_progress=follow, on_message=hear)
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
     asking = per_image
@@ -120,7 +125,7 @@ def preview(
     tiles = None
     if summary.progress.done and any(concept.tile for concept in concepts.concepts):
         on_message("labelling the same images without tiles ...")
-        tiles = _compared(sources, concepts, folder, chosen, only, asking, on_progress)
+        tiles = _compared(run, concepts, folder, asking, on_progress)
     return Preview(
         total=len(items),
         videos=videos,
@@ -142,12 +147,29 @@ def preview(
     )
 
 
+class _OneModel:
+    """Brings several jobs of the same options the one model that the first of them has loaded into this process."""
+
+    def __init__(self) -> None:
+        self._worker: LocalWorker | None = None
+
+    @contextmanager
+    def started(self, assignment: Assignment, first: MediaItem | None, say: Say) -> Iterator[Workers]:
+        if assignment.options.ray is not None:
+            with started(assignment, first, say) as workers:
+                yield workers
+            return
+        if self._worker is None:
+            self._worker = LocalWorker(assignment)
+        else:
+            self._worker.assign(assignment)
+        yield self._worker
+
+
 def _compared(
-    sources: Sequence[str | Path],
+    run: Callable[..., RunSummary],
     concepts: ConceptList,
     folder: Path,
-    options: LabelOptions,
-    only: Collection[str],
     seconds: float,
     on_progress: Callable[[Progress], None],
 ) -> WithTiles:
@@ -159,7 +181,7 @@ def _compared(
         steps.append(progress)
         on_progress(progress)
 
-    label(sources, plain, folder / "without-tiles", options, on_progress=follow, only=only)
+    run(plain, folder / "without-tiles", on_progress=follow)
     objects, cells = [0, 0], list[Cell]()
     with open_run(folder / "without-tiles") as without, open_run(folder / "run") as tiled:
         for image in tiled.images():

@@ -8,8 +8,8 @@ those of the run's own rules at conf 0.5; an object is found where a label of it
 by the largest sum of IoU). *Small* objects are no larger than a disc of 2 % of the photo's side in radius. *Twice*
 counts labels that overlap an object that another label was matched with by half, *parts* other labels without an object
 that lie in one of their class. With --crowd, that many small shapes are tried on each photo, and all are asked for as
-"shape"; *full* counts photos whose answers reach what the model can give. A figure for each scene is appended to --log,
-and a killed benchmark goes on from there.
+"shape"; *full* counts photos with a phrase whose answers ran out of room, in the closest views. A figure for each
+scene is appended to --log, and a killed benchmark goes on from there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from sam3label.labelling.questions import Guide
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
 from sam3label.run.decide import select_labels
-from sam3label.run.saturation import is_full
 
 FIRST_SEED = 9_000_000
 SMALL = np.pi * 0.02**2  # of the photo's area
@@ -132,9 +131,8 @@ def score(detector: Detector, name: str, photo: Photo) -> dict[str, float]:
     frame, since = Frame(MediaItem("photo.png", "photo.png"), 0, photo.pixels), time.process_time()
     (detection,) = Guide(detector, concepts).detect([frame], 0.1)
     seconds = time.process_time() - since
-    full = any(is_full(detection.candidates, own, detector.queries) for own in classes)
     counts = judge(select_labels(detection.candidates, concepts), photo, classes)
-    return {**counts, "full": int(full), "cpu_s": seconds}
+    return {**counts, "full": int(bool(detection.full)), "cpu_s": seconds}
 
 
 def tell(rows: list[dict[str, float]], tiles: list[str]) -> None:

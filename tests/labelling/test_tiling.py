@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from sam3label.cli.tables import full_answers
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, Concept, ConceptList, Frame, MediaItem, Rle, Tiles
+from sam3label.core.saturation import is_full
 from sam3label.demo.shapes import make_scene
 from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
@@ -28,7 +31,6 @@ from sam3label.review.reasons import cases
 from sam3label.review.survey import survey_run
 from sam3label.run.decide import select_labels
 from sam3label.run.reader import open_run
-from sam3label.run.saturation import is_full
 
 sides = st.integers(1, 900)
 
@@ -66,6 +68,35 @@ def test_once_is_idempotent_and_leaves_no_object_twice(
     ids = {c.id for c in first}
     mine, theirs = [c.rle for c in kept if c.id in ids], [c.rle for c in kept if c.id not in ids]
     assert (masks.iou_matrix(mine, theirs) < 0.5).all()
+
+
+def drawn(draw: Callable[[npt.NDArray[np.uint8]], object]) -> Rle:
+    canvas = np.zeros((80, 100), np.uint8)
+    draw(canvas)
+    return masks.encode(canvas)
+
+
+def ring(x: int, radius: int) -> Rle:
+    return drawn(lambda canvas: cv2.circle(canvas, (x, 40), radius, 1, thickness=5))
+
+
+def bar(start: tuple[int, int], stop: tuple[int, int]) -> Rle:
+    return drawn(lambda canvas: cv2.line(canvas, start, stop, 1, thickness=5))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "objects"),
+    [
+        pytest.param(ring(45, 25), ring(49, 26), 1, id="a thin ring that a coarse view has a little beside itself"),
+        pytest.param(ring(45, 25), ring(45, 14), 2, id="a ring within a ring"),
+        pytest.param(ring(25, 20), ring(67, 20), 2, id="two rings that touch"),
+        pytest.param(bar((20, 15), (70, 65)), bar((20, 65), (70, 15)), 2, id="bars that cross, of one box"),
+        pytest.param(bar((20, 15), (70, 65)), bar((23, 15), (73, 65)), 1, id="a bar, and the same a little beside"),
+    ],
+)
+def test_thin_shapes_are_one_object_by_their_boxes_too(one: Rle, other: Rle, objects: int) -> None:
+    assert masks.iou_matrix([one], [other])[0, 0] < 0.5
+    assert len(once([candidate("a", 0.9, one)], [candidate("a", 0.8, other, query=1)])) == objects
 
 
 def test_once_keeps_the_better_of_two_views_and_not_a_crowd_for_its_members() -> None:
@@ -166,10 +197,10 @@ def test_auto_tiles_a_small_photo_whose_answers_ran_out_of_room(
     assert {c.id for c in found(detector, Tiles(auto=True), frame)} != {c.id for c in plain}
 
 
-def crowd() -> tuple[Frame, list[Rle]]:
+def crowd(quarter: int = 20, radius: tuple[float, float] = (0.05, 0.06)) -> tuple[Frame, list[Rle]]:
     """A photo of some 70 shapes in four scenes: more than the demo checkpoint can answer to one phrase."""
     half = 250
-    scenes = [make_scene(seed, (half, half), 20, (0.05, 0.06)) for seed in (31, 32, 33, 34)]
+    scenes = [make_scene(seed, (half, half), quarter, radius) for seed in (31, 32, 33, 34)]
     rows = [np.concatenate([scene.image for scene in scenes[i : i + 2]], axis=1) for i in (0, 2)]
     truth = [
         masks.paste(half * (i % 2), half * (i // 2), scene.mask(number), (2 * half, 2 * half))
@@ -187,6 +218,17 @@ def test_of_a_crowd_more_are_found_than_the_model_has_answers(detector: Detector
         right.append(int((masks.iou_matrix(rles, truth) >= 0.5).any(axis=0).sum()) if rles else 0)
     assert len(truth) > 2 * detector.queries
     assert right[0] <= detector.queries < right[1]
+
+
+def test_answers_without_a_pixel_take_up_room_too(detector: Detector) -> None:
+    """Some 250 shapes that are too small for a mask: few candidates, and yet every query had something to answer."""
+    frame, truth = crowd(75, (0.03, 0.035))
+    concepts = ConceptList((Concept(0, "shape", ("shape",)),))
+    (detection,) = Guide(detector, concepts).detect([frame], 0.1)
+    assert len(truth) > 200 and not is_full(detection.candidates, "shape", detector.queries)
+    assert detection.full == ("shape",)
+    few = Frame(MediaItem("few.png", "few.png"), 0, make_scene(5, (200, 200), objects=3).image)
+    assert Guide(detector, concepts).detect([few], 0.1)[0].full == ()
 
 
 def quarter() -> Frame:

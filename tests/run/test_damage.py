@@ -76,7 +76,7 @@ def test_what_is_beside_units_is_carried_too(run: Path, tmp_path: Path) -> None:
     found = repair(run, tmp_path / "saved")
     assert (found.units, found.problems, found.lost) == (61, [], [])
     with Store.open(tmp_path / "saved") as saved:
-        assert list(saved.full_in_tiles()) == [("crowd.jpg", 0, "cat")]
+        assert list(saved.full()) == [("crowd.jpg", 0, "cat")]
         assert list(saved.skipped()) == [("copy.jpg", 0, like)]
         assert saved.stamp("copy.jpg") == Stamp(1, 2, "f" * 32)
         assert saved.processors() == [(gpu, 1)] and list(saved.looks()) == [("crowd.jpg", 0, b"features")]

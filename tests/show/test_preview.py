@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ from sam3label.labelling.job import label
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.media.image import decode_image
+from sam3label.model.checkpoint import Checkpoint
+from sam3label.model.detector import Detector
 from sam3label.run.reader import open_run
 from sam3label.run.store_errors import DATABASE
 from sam3label.show.draw import Pixels
@@ -175,7 +178,17 @@ def test_command_line(photos: Path, least_checkpoint: Path, tmp_path: Path) -> N
     assert (missing.exit_code, "no such file or folder" in missing.output) == (1, True)
 
 
-def test_tiles_are_shown_with_and_without_side_by_side_and_their_cost(tmp_path: Path) -> None:
+def test_tiles_are_shown_with_and_without_side_by_side_and_their_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Checkpoint] = []
+    load = Detector.load
+
+    def counted(checkpoint: Checkpoint, **how: Any) -> Detector:
+        loads.append(checkpoint)
+        return load(checkpoint, **how)
+
+    monkeypatch.setattr(Detector, "load", counted)
     (tmp_path / "photos").mkdir()
     for n in range(2):
         scene = make_scene(70 + n, (384, 384), objects=12, radius=(0.02, 0.04))
@@ -185,6 +198,7 @@ def test_tiles_are_shown_with_and_without_side_by_side_and_their_cost(tmp_path: 
     given = ["-c", str(tmp_path / "c.yaml"), "-o", str(out), "--model", "demo", "--workers", "0", "--device", "cpu"]
     done = invoke(["preview", str(tmp_path / "photos"), *given])
     assert done.exit_code == 0, done.output
+    assert len(loads) == 1, "the model is loaded once"
     line = re.search(r"With tiles (\d+) objects instead of (\d+), in \S+ s an image instead of \S+ s", done.output)
     assert line and int(line[1]) > int(line[2])
     with Image.open(out / "tiles.png") as sheet:

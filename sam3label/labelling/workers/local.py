@@ -34,6 +34,11 @@ class LocalWorker:
         self._processor = processor_of(self._guide.detector.device)
         self.facts = facts_of(self._guide.detector)
 
+    def assign(self, assignment: Assignment) -> None:
+        """Give the model that is loaded other concepts to look for; the options must be the same."""
+        self._assignment = assignment
+        self._guide = Guide(self._guide.detector, assignment.concepts, assignment.examples, self._guide.clicker)
+
     def check_references(self, n_images: int, known: Mapping[str, Any], say: Say) -> dict[str, Any]:
         """See `Workers`."""
         options = self._assignment.options

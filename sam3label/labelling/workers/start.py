@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from sam3label.core.records import MediaItem
 from sam3label.labelling.workers.work import Assignment, Say, Workers
+
+Start = Callable[[Assignment, MediaItem | None, Say], AbstractContextManager[Workers]]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""When the answers to a phrase may not be all there are: one rule for the tiles, the report and the review queue."""
+"""When the answers to a phrase may not be all there are: one rule for the model, the report and the review queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ QUERIES = 200  # of SAM 3, for runs that do not say
 def is_full(answers: Iterable[Candidate | Label], prompt: str, queries: int) -> bool:
     """Return whether the answers to a prompt reach, or nearly reach, the number that the model can give at all.
 
-    Answers over the run's floor count, whatever becomes of them: a duplicate takes up a query too.
+    Answers over the run's floor count, whatever becomes of them: a duplicate takes up a query too, and so does one
+    without a pixel, of an object too small for a mask, which only the model itself can count (`Detection.full`).
     """
     return sum(answer.prompt == prompt for answer in answers) >= enough(queries)
 
