@@ -25,6 +25,7 @@ from sam3label.cli.options import (
 from sam3label.cli.progress import Display, progress_display
 from sam3label.cli.tables import console, program
 from sam3label.core.text import count, one_line, verb
+from sam3label.errors import ConfigError
 from sam3label.export.options import Placement, Segmentation
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 def export(
     run: RunFolders,
     formats: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--format",
             "-f",
@@ -44,7 +45,7 @@ def export(
             "labelstudio, masks; of tracked videos ytvis, mot, mots. May be repeated.",
             rich_help_panel=OUTPUT,
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -149,8 +150,11 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's labels as training sets. Each folder appears whole, or not at all."""
+    from sam3label.export.registry import FORMATS
     from sam3label.face import open_run
 
+    if not formats:
+        raise ConfigError(f"Say what to write with --format, such as --format yolo. Known: {', '.join(FORMATS)}.")
     options: dict[str, Any] = {
         "split": split, "seed": seed, "group": group, "group_regex": group_regex, "images": images,
         "classes": classes or (), "map": map or (), "min_score": min_score, "empty": empty, "every": every, "fps": fps,

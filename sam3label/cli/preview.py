@@ -30,7 +30,7 @@ from sam3label.cli.options import (
     read_concepts,
 )
 from sam3label.cli.progress import progress_display
-from sam3label.cli.tables import SPLIT, console, program
+from sam3label.cli.tables import SPLIT, console, full_answers, program
 from sam3label.core.text import count, one_line
 
 if TYPE_CHECKING:
@@ -73,10 +73,21 @@ def preview(
         )  # fmt: skip
     _print_preview(console(), made)
     if made.labelled:
+        with face.open_run(out / "run") as labelled:
+            for line in full_answers(labelled):
+                console().print(line, soft_wrap=True)
         given = [*photos, *(["-c", str(concepts)] if concepts else []), *(f"-p={phrase}" for phrase in phrases or [])]
-        named = [] if model == "facebook/sam3" else ["--model", model]
-        named += [] if image_size is None else ["--image-size", str(image_size)]
-        command = shlex.join([*given, *named, "-o", str(out / "run"), "--export", "yolo", "--split", SPLIT])
+        given += ["--ontology", str(ontology)] if ontology else []
+        given += [word for setting in settings or [] for word in ("--set", setting)]
+        given += [] if model == "facebook/sam3" else ["--model", model]
+        for option, value in (
+            ("--revision", revision),
+            ("--image-size", image_size),
+            ("--max-megapixels", max_megapixels),
+            ("--video", None if video == "auto" else video),
+        ):
+            given += [] if value is None else [option, str(value)]
+        command = shlex.join([*given, "-o", str(out / "run"), "--export", "yolo", "--split", SPLIT])
         typer.echo(f"Next, going on from these labels: {program()} run {command}")
     if made.failures:
         raise typer.Exit(3)

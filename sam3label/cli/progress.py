@@ -151,8 +151,7 @@ def pace_line(progress: Progress) -> str:
 def rate(progress: Progress) -> str:
     """Return images a second, or frames where there are videos, in words."""
     unit = "frames" if progress.videos else "images"
-    done = progress.steps[0]
-    return f"{done / progress.seconds:.1f} {unit}/s" if done and progress.seconds else "starting"
+    return _rate(progress.steps[0], progress.seconds, unit)
 
 
 def left(progress: Progress) -> str:
@@ -163,7 +162,15 @@ def left(progress: Progress) -> str:
 def _pace(done: int, total: int, seconds: float, unit: str) -> str:
     if not done or not seconds:
         return "starting"
-    return f"{done / seconds:.1f} {unit}/s, {duration((total - done) * seconds / done)} left"
+    return f"{_rate(done, seconds, unit)}, {duration((total - done) * seconds / done)} left"
+
+
+def _rate(done: int, seconds: float, unit: str) -> str:
+    """Return how fast it goes; what takes long, such as a large photo in tiles, by the seconds that one takes."""
+    if not done or not seconds:
+        return "starting"
+    pace = done / seconds
+    return f"{pace:.1f} {unit}/s" if pace >= 0.1 else f"{duration(1 / pace)} each"
 
 
 def duration(seconds: float) -> str:

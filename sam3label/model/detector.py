@@ -367,7 +367,7 @@ class Detector:
         for scored in one_ahead(self.batches.each(len(pairs), "pairs", score)):
             presence[[p.image for p in scored.pairs], [p.prompt for p in scored.pairs]] = scored.presence
             reading.take(scored, floor)
-            for row in np.flatnonzero((scored.scores >= floor).sum(axis=1) >= enough(self.queries)):
+            for row in np.flatnonzero((scored.scores >= floor).sum(axis=1) >= enough(self.queries)).tolist():
                 pair = scored.pairs[row]
                 full[pair.image].append(prompts[pair.prompt].key)
         for query, instance in reading.found():

@@ -26,27 +26,31 @@ BACKGROUND, INK = "#16181d", "#d7dae0"
 
 
 def contact_sheet(
-    images: Sequence[tuple[Pixels, Sequence[Label], str]], names: Sequence[str], path: str | Path, columns: int = 0
+    images: Sequence[tuple[Pixels, Sequence[Label], str]],
+    names: Sequence[str],
+    path: str | Path,
+    columns: int = 0,
+    cell: int = CELL_PX,
 ) -> None:
-    """Write a PNG grid of (pixels, labels, title). `columns` 0 chooses a grid a little wider than high."""
+    """Write a PNG grid of (pixels, labels, title), `cell` pixels each. `columns` 0: a grid a little wider than high."""
     if not images:
         raise OutputError(f"No contact sheet was written to {path}: there is no image to show.")
     columns = min(columns or math.ceil(math.sqrt(len(images) * 1.2)), len(images))
     fonts = Fonts()
     cells = [
-        (Image.fromarray(draw_labels(pixels, labels, names, CELL_PX, fonts=fonts)), title)
+        (Image.fromarray(draw_labels(pixels, labels, names, cell, fonts=fonts)), title)
         for pixels, labels, title in images
     ]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(picture.height for picture, _ in row) for row in rows]
-    step_x, gap_y = CELL_PX + MARGIN_PX, TITLE_PX + 2 * MARGIN_PX
+    step_x, gap_y = cell + MARGIN_PX, TITLE_PX + 2 * MARGIN_PX
     sheet = Image.new("RGB", (columns * step_x + MARGIN_PX, MARGIN_PX + sum(h + gap_y for h in heights)), BACKGROUND)
     top = MARGIN_PX
     for row, height in zip(rows, heights, strict=True):
         for index, (picture, title) in enumerate(row):
             left = MARGIN_PX + index * step_x
-            sheet.paste(picture, (left + (CELL_PX - picture.width) // 2, top + height - picture.height))
-            _write_title(sheet, title, left, top + height + MARGIN_PX // 2, fonts)
+            sheet.paste(picture, (left + (cell - picture.width) // 2, top + height - picture.height))
+            _write_title(sheet, title, left, top + height + MARGIN_PX // 2, cell, fonts)
         top += height + gap_y
     png = io.BytesIO()
     sheet.save(png, format="PNG")
@@ -77,10 +81,10 @@ def drawn_sheet(run: Run, drawn: Sequence[tuple[str, int, Label]], path: str | P
     return len(shown)
 
 
-def _write_title(sheet: Image.Image, title: str, left: int, top: int, fonts: Fonts) -> None:
+def _write_title(sheet: Image.Image, title: str, left: int, top: int, wide: int, fonts: Fonts) -> None:
     title = fonts.written(title)
     text = title
-    while len(text) > 1 and fonts.width_of(text, TITLE_PX) > CELL_PX - 8:
+    while len(text) > 1 and fonts.width_of(text, TITLE_PX) > wide - 8:
         title = title[1:]  # the end of a path says more than its beginning
         text = "…" + title
     chip = fonts.chip(text, TITLE_PX, ImageColor.getrgb(INK)[:3], ImageColor.getrgb(BACKGROUND)[:3])

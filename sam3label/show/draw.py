@@ -7,6 +7,7 @@ that is asked for, so a 40 megapixel photo costs one resize, and edges are smoot
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Rectangle = tuple[float, float, float, float]
 
 FILL = 0.42  # how much of a mask's pixel is its color
+MOST_NAMES = 0.15  # of the picture that names may cover: in a crowd they would hide what they name
 
 
 def class_name(class_id: int, names: Sequence[str], fonts: Fonts) -> str:
@@ -44,8 +46,9 @@ def draw_labels(
     """Draw every label's mask, outline and name on a copy whose longer side is `max_side` (by default as it is).
 
     A label has its class's color, and its score beside the name unless a person drew it. With `tracks` it has its
-    track's color and number instead, so that an object can be followed through a video. Whoever draws many pictures
-    gives `fonts`, so that names are looked up once.
+    track's color and number instead, so that an object can be followed through a video. Where there is no room for all
+    names, the largest objects of each class have theirs. Whoever draws many pictures gives `fonts`, so that names are
+    looked up once.
 
     Returns uint8 [h, w, 3].
     """
@@ -56,13 +59,27 @@ def draw_labels(
         paint_mask(picture, label.rle, _color(label, tracks))
     scale = picture.shape[1] / pixels.shape[1]
     taken: list[Rectangle] = []
-    for label in ordered:
+    room = MOST_NAMES * picture.shape[0] * picture.shape[1]
+    for label in _by_turns(ordered):
         x, y, w, h = (value * scale for value in label.box_xywh)
         name = _text(label, names, tracks, fonts)
         color = _color(label, tracks)
         chip = fonts.chip(name, _letters(picture), _ink(color), color)
+        if taken and room < chip.shape[0] * chip.shape[1]:
+            break
+        room -= chip.shape[0] * chip.shape[1]
         _put_chip(picture, (x, y, w, h), chip, taken)
     return picture
+
+
+def _by_turns(labels: Sequence[Label]) -> list[Label]:
+    """Return the first label of each class, then the second of each, and so on."""
+    turns: Counter[int] = Counter()
+    numbered = []
+    for label in labels:
+        numbered.append((turns[label.class_id], label))
+        turns[label.class_id] += 1
+    return [label for _, label in sorted(numbered, key=lambda pair: pair[0])]
 
 
 def paint_mask(picture: Pixels, rle: Rle, color: Rgb) -> None:

@@ -40,6 +40,7 @@ from sam3label.show.report import write_report
 
 BATCHES = 4  # the sample is labelled in at least so many: the first warms up, the others are timed
 SHEET_IMAGES = 64
+COMPARED, COMPARED_PX = 16, 800  # photos on the sheet of tiles, each twice, so large that small objects are seen
 SHOWN_EXAMPLES = 8  # per class, on the sheet of exemplars
 Cell = tuple[Pixels, Sequence[Label], str]
 
@@ -119,7 +120,7 @@ def preview(
     summary = run(concepts, folder / "run", on_progress=follow, on_message=hear)
     loading = time.perf_counter() - start - steps[-1].seconds
     overhead, per_image = _pace(steps)
-    asking = per_image
+    asking = _seconds_each(steps)
     per_image = max(per_image, _decode_seconds(sample, options) / _workers(options, len(items)))
     memory, kind = _peak_memory()
     tiles = None
@@ -188,12 +189,12 @@ def _compared(
             other = without.image(image.item.id)
             both = (() if other is None else other.labels), image.labels
             objects = [total + len(labels) for total, labels in zip(objects, both, strict=True)]
-            if len(cells) < SHEET_IMAGES:
+            if len(cells) < 2 * COMPARED:
                 pixels = decode_image(image.item.path, megapixels(image.size_hw))
                 for how, labels in zip(("without", "with"), both, strict=True):
                     cells.append((pixels, labels, f"{image.item.id}, {how} tiles ({len(labels)})"))
-    contact_sheet(cells, concepts.names, folder / "tiles.png", columns=2)
-    return WithTiles((objects[0], objects[1]), (_pace(steps)[1], seconds), folder / "tiles.png")
+    contact_sheet(cells, concepts.names, folder / "tiles.png", columns=2, cell=COMPARED_PX)
+    return WithTiles((objects[0], objects[1]), (_seconds_each(steps), seconds), folder / "tiles.png")
 
 
 def _refuse_continued(folder: Path) -> None:
@@ -255,6 +256,13 @@ def _pace(steps: Sequence[Progress]) -> tuple[float, float]:
         return 0.0, last.seconds / max(finished[-1], 1)
     per_image = (last.seconds - first.seconds) / (finished[-1] - before)
     return max(0.0, first.seconds - before * per_image), per_image
+
+
+def _seconds_each(steps: Sequence[Progress]) -> float:
+    """Return seconds per image, once warm; of a few that are labelled one by one, of all: one may be the only large."""
+    last = steps[-1]
+    finished = last.done + last.failed
+    return last.seconds / max(finished, 1) if finished < 2 * BATCHES else _pace(steps)[1]
 
 
 def _decode_seconds(sample: Sequence[MediaItem], options: LabelOptions) -> float:

@@ -125,6 +125,7 @@ def test_an_ontology_instead_of_a_file(photos: Path, least_checkpoint: Path, tmp
         (["run", "{photos}", "-c", "{concepts}", "--set", "concepts.cta.conf=0.4"], "did you mean"),
         (["status", "nowhere"], "nowhere: no such folder"),
         (["export", "nowhere", "--format", "coco"], "nowhere: no such folder"),
+        (["export", "nowhere"], "--format yolo. Known: coco, coco-zero, coco-roboflow, yolo, "),
         (["validate", "nowhere"], "nowhere"),
     ],
 )

@@ -122,6 +122,7 @@ def test_where_there_is_no_terminal_lines_come_every_few_seconds(
         ),
         "1 of 1 image, 1 object, 0.5 images/s, 0s left",
     ]
+    assert shown.rate(progress(total=4, done=2, failed=0, seconds=52.0)) == "26s each"
     with shown.progress_display(True) as display:
         shown.stepper(display, "exporting yolo", 10)(5)
         display.say("nothing")

@@ -96,6 +96,17 @@ def test_name_chips_do_not_cover_each_other() -> None:
     assert min(chips) > 500
 
 
+def test_of_a_crowd_the_largest_of_each_class_are_named_and_the_picture_is_seen() -> None:
+    many = [label(rectangle(20 * i, 20 * k, 9, 9, (400, 400)), 0) for i in range(20) for k in range(20)]
+    large, small = label(rectangle(3, 3, 60, 60, (400, 400)), 0), label(rectangle(300, 300, 8, 8, (400, 400)), 1)
+    drawn = draw_labels(grey(400, 400), [*many, large, small], NAMES, 400).astype(int)
+    bare = draw_labels(grey(400, 400), [*many, large, small], ["", ""], 400).astype(int)
+    changed = np.abs(drawn - bare).max(axis=2) > 3
+    assert 0.02 < changed.mean() < draw.MOST_NAMES + 0.01
+    chips = [(np.abs(drawn - class_color(c)).max(axis=2) < 3).sum() for c in (0, 1)]
+    assert chips[1] > 300, "a class of small objects is named too"
+
+
 def test_class_colors_are_far_apart() -> None:
     colors = np.array([class_color(i) for i in range(12)], dtype=float)
     distance = np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e3 * np.eye(12)

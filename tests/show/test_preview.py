@@ -204,7 +204,10 @@ def test_tiles_are_shown_with_and_without_side_by_side_and_their_cost(
     with Image.open(out / "tiles.png") as sheet:
         width, height = sheet.size
     assert width < height + 100  # two photos, each beside itself
+    given += ["--set", "defaults.tile=400", "--max-megapixels", "9"]
     larger = invoke(["preview", str(tmp_path / "photos"), *given, "--image-size", "192"])
+    command = larger.output.rpartition("Next")[2]
+    assert "--set defaults.tile=400" in command and "--max-megapixels 9.0" in command
     assert "at 192 x 192 pixels instead of 128 x 128: " in larger.output
     assert "--image-size 192" in larger.output.rpartition("Next")[2]
     wrong = invoke(["preview", str(tmp_path / "photos"), *given, "--image-size", "200"])
