@@ -67,6 +67,13 @@ def test_coverage_is_the_mask_resized(size_hw: tuple[int, int]) -> None:
     assert (np.abs(found - expected) > 40).mean() < 0.01
 
 
+def test_a_mask_anywhere_in_an_enlarged_picture_is_drawn() -> None:
+    """A box's edge, there and back through the scale, may come out a hair before where it began."""
+    for x in range(0, 380, 3):
+        cover, _, _ = draw.coverage(rectangle(x, x, 4, 4, (384, 384)), 800, 800)
+        assert cover.max() > 250
+
+
 def test_a_mask_that_touches_the_border_has_no_outline_there() -> None:
     drawn = draw_labels(grey(400, 400), [label(rectangle(0, 0, 400, 400, (400, 400)))], NAMES)
     assert close(drawn[399, 399], tinted()) and close(drawn[200, 0], tinted())
