@@ -151,7 +151,8 @@ def _axis(first: int, extent: int, full: int, shown: int) -> _Axis:
     margin = math.ceil(4 / scale) + 2
     start, stop = max(0, first - margin), min(full, first + extent + margin)
     low, high = math.ceil(start * scale), shown if stop == full else math.floor(stop * scale)
-    return _Axis(start, stop, (low, high), (max(0.0, low / scale - start), min(high / scale - start, float(stop - start))))
+    first_px, last_px = max(0.0, low / scale - start), min(high / scale - start, float(stop - start))
+    return _Axis(start, stop, (low, high), (first_px, last_px))
 
 
 # ---- names
