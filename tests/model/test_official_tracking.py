@@ -40,14 +40,18 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def video(tiny_checkpoint: Path) -> Any:
+def random_tracker(checkpoint: Path) -> Any:
     """A tracker with random weights that say something."""
-    model = load_video_model(resolve(str(tiny_checkpoint)))
+    model = load_video_model(resolve(str(checkpoint)))
     liven(model.tracker_model)
     with torch.no_grad():  # tokens that tell single from multiple masks
         model.tracker_model.mask_decoder.mask_tokens.weight.mul_(50)
     return model
+
+
+@pytest.fixture(scope="module")
+def video(tiny_checkpoint: Path) -> Any:
+    return random_tracker(tiny_checkpoint)
 
 
 def blobs(generator: torch.Generator, n: int, side: int) -> torch.Tensor:
@@ -95,7 +99,8 @@ def as_found(found: list[tuple[torch.Tensor, torch.Tensor]]) -> FrameDetections:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_all_rules_together_are_those_of_the_official_loop(video: Any, seed: int) -> None:
+def test_all_rules_together_are_those_of_the_official_loop(least_checkpoint: Path, seed: int) -> None:
+    video = random_tracker(least_checkpoint)
     settings = replace(TrackSettings.of(video.config, OFFICIAL), **SETTINGS)
     parts, now = TrackerParts(video), [0]
     session, plain = TrackSession(parts, OFFICIAL, settings, 10**6), PlainOfficial(video, settings, 3, 10**6)

@@ -263,9 +263,9 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> list[TrackSession]:
 
 @pytest.mark.parametrize("rules", [LIBRARY, OFFICIAL], ids=["transformers", "official"])
 def test_memory_stops_growing_and_frames_are_read_as_needed(
-    tiny_checkpoint: Path, rules: Rules, sessions: list[TrackSession]
+    least_checkpoint: Path, rules: Rules, sessions: list[TrackSession]
 ) -> None:
-    tracker = make_tracker(tiny_checkpoint, "official", rules)
+    tracker = make_tracker(least_checkpoint, "official", rules)
     # one object, alive throughout, confirmed every 16th frame
     tracker.settings = replace(tracker.settings, assoc_iou_thresh=0.0, hotstart_unmatch_thresh=10**6)
     frames, read, held = clip_frames(100), 0, {}
