@@ -25,6 +25,7 @@ from sam3label.verify import agent
 from sam3label.verify.server import Server, ServerOptions
 
 PHOTO = np.full((64, 96, 3), 90, np.uint8)
+SMALL = (192, 256)  # photos that are drawn and shown quickly
 Reply = tuple[int, Any, Headers]
 
 
@@ -213,7 +214,7 @@ def test_photos_are_asked_about_at_once_and_each_is_encoded_once(
     monkeypatch.setattr(
         Detector, "encode_frame", lambda self, frame: encoded.update([frame.item.id]) or encode(self, frame)
     )
-    write_scenes(tmp_path / "photos", 4, seed=3)
+    write_scenes(tmp_path / "photos", 4, seed=3, size_hw=SMALL)
     (tmp_path / "list.yaml").write_text(LIST)
     out = tmp_path / "run"
     together = threading.Barrier(2)
@@ -266,7 +267,7 @@ def test_photos_are_asked_about_at_once_and_each_is_encoded_once(
 
 
 def test_without_a_decision_there_is_no_label_and_the_same_command_asks_again(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "photos", 2, seed=3)
+    write_scenes(tmp_path / "photos", 2, seed=3, size_hw=SMALL)
 
     def half(body: dict[str, Any], number: int) -> Reply:
         return says("hmm") if number <= 3 else one_circle(body, number)
@@ -286,7 +287,7 @@ def test_without_a_decision_there_is_no_label_and_the_same_command_asks_again(tm
 
 
 def test_a_budget_ends_it_between_photos_the_same_command_goes_on_and_so_does_run(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "photos", 3, seed=3)
+    write_scenes(tmp_path / "photos", 3, seed=3, size_hw=SMALL)
     wanted = tmp_path / "list.yaml"
     wanted.write_text("names: [disc, odd one]\nconcepts: {disc: {prompts: circle}, odd one: {ask: the odd one}}\n")
     common = (tmp_path / "photos", "-c", wanted, "-o", tmp_path / "run", "--model", "demo")
@@ -306,7 +307,7 @@ def test_a_budget_ends_it_between_photos_the_same_command_goes_on_and_so_does_ru
 
 
 def test_lists_that_cannot_be_asked(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "photos", 1, seed=3)
+    write_scenes(tmp_path / "photos", 1, seed=3, size_hw=SMALL)
     (tmp_path / "both.yaml").write_text("names: [a]\nconcepts: {a: {ask: x, prompts: [y]}}\n")
     options = ("-o", tmp_path / "run", "--server", "http://127.0.0.1:9/v1", "--vlm", "eyes", "--model", "demo")
     both = ask(tmp_path / "photos", "-c", tmp_path / "both.yaml", *options)
