@@ -20,7 +20,7 @@ from sam3label.errors import InputError
 from sam3label.export.splits import Splits
 from sam3label.quality.run_answers import categories_of_classes, units_of_truth
 from sam3label.run.reader import Run
-from sam3label.train.samples import PhraseAnswer, TaughtPhoto, TruthObject
+from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject
 
 FEWEST = 4  # images in each part: fewer neither teach nor judge anything
 

@@ -21,54 +21,21 @@ import torch
 from torch import Tensor
 
 from sam3label.core import masks
-from sam3label.core.records import MediaItem, Rle
 from sam3label.media.image import decode_image, megapixels
 from sam3label.model.encode import VISUAL, shrink
 from sam3label.model.phrases import as_read
 from sam3label.train.detector import PAD, Batch
+from sam3label.train.pasting import pasted
+from sam3label.train.taught import LEAST_LEFT, PhraseAnswer, TaughtPhoto, TruthObject, Window, around, is_sided
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # phrases -> ids [U, length], mask [U, length]
 Rng = np.random.Generator
-Window = tuple[float, float, float, float]  # x1, y1, x2, y2 of a crop, in [0, 1]
 
 MOST_EXEMPLARS = 3
 CLOSEST = 0.7  # side of the smallest crop, of the photo's
-LEAST_LEFT = 0.6  # of an object that a crop cuts; what shows less would be a question nobody can answer
-TRIES = 8  # at a crop that cuts no object too much
+_TRIES = 8  # at a crop that cuts no object too much
+PASTED = 0.7  # share of views with objects of another photo
 _CACHE = 256 << 20  # bytes of decoded photos that are kept
-_SIDED = ("left", "right")  # words that a mirrored photo would make false
-
-
-@dataclass(frozen=True, slots=True)
-class TruthObject:
-    """An object as people left it: its box (x1, y1, x2, y2) in [0, 1], and its mask where it has one."""
-
-    box_xyxy: tuple[float, float, float, float]
-    rle: Rle | None
-
-
-@dataclass(frozen=True, slots=True)
-class PhraseAnswer:
-    """A phrase asked of one photo, and the numbers of the objects that answer it.
-
-    `denied`: the phrase is a `not:` phrase, and says nothing but that these objects are not what it names. `guided`:
-    labelling shows exemplars with it. Without a phrase there are only exemplars.
-    """
-
-    phrase: str | None
-    answer: tuple[int, ...] = ()
-    denied: bool = False
-    guided: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TaughtPhoto:
-    """A photo, its objects, and what labelling asks of it."""
-
-    item: MediaItem
-    size_hw: tuple[int, int]
-    objects: tuple[TruthObject, ...]
-    questions: tuple[PhraseAnswer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +100,8 @@ class Teacher:
 
     def exam(self, number: int) -> Lesson:
         """Return one sample as it is, with every question."""
-        return self._made(self._view(self.samples[number], None, False, self.samples[number].questions), None)
+        sample = self.samples[number]
+        return self._made(self._view(sample, self._photo(sample), None, False, sample.questions), None)
 
     def _numbers(self, step: int) -> list[int]:
         """Every sample once an epoch, in another order each."""
@@ -144,20 +112,30 @@ class Teacher:
         return [int(orders[place // count][place % count]) for place in places]
 
     def _lesson(self, sample: TaughtPhoto, rng: Rng) -> Lesson:
-        questions = _chosen(sample.questions, self.pairs_an_image, rng)
+        photo = self._photo(sample)
         if not self.varied:
-            return self._made(self._view(sample, None, False, questions), rng)
-        mirrored = bool(rng.random() < 0.5) and not any(_is_sided(q.phrase) for q in questions)
-        return self._made(self._view(sample, _window(sample.objects, rng), mirrored, questions), rng)
+            questions = _chosen(sample.questions, self.pairs_an_image, rng)
+            return self._made(self._view(sample, photo, None, False, questions), rng)
+        other = self.samples[int(rng.integers(len(self.samples)))]
+        if rng.random() < PASTED and other is not sample:
+            sample, photo = pasted(sample, photo, other, self._photo(other), rng)
+        questions = _chosen(sample.questions, self.pairs_an_image, rng)
+        mirrored = bool(rng.random() < 0.5) and not any(is_sided(q.phrase) for q in questions)
+        return self._made(self._view(sample, photo, _window(sample.objects, rng), mirrored, questions), rng)
 
     def _view(
-        self, sample: TaughtPhoto, window: Window | None, mirrored: bool, questions: tuple[PhraseAnswer, ...]
+        self,
+        sample: TaughtPhoto,
+        photo: npt.NDArray[np.uint8],
+        window: Window | None,
+        mirrored: bool,
+        questions: tuple[PhraseAnswer, ...],
     ) -> _View:
         x1, y1, x2, y2 = window or (0.0, 0.0, 1.0, 1.0)
         height, width = sample.size_hw
         left, right = round(x1 * width), max(round(x2 * width), round(x1 * width) + 1)
         top, bottom = round(y1 * height), max(round(y2 * height), round(y1 * height) + 1)
-        part = np.ascontiguousarray(self._photo(sample)[top:bottom, left:right][:, :: -1 if mirrored else 1])
+        part = np.ascontiguousarray(photo[top:bottom, left:right][:, :: -1 if mirrored else 1])
         pixels = shrink(torch.from_numpy(part), self.side, torch.device("cpu"))[0]
         pixels = pixels.round_().sub_(127.5).mul_(1 / 127.5)
         boxes, shown, kept = [], [], []
@@ -167,7 +145,7 @@ class Teacher:
             if box is None or (part_of is not None and not part_of.any()):
                 continue
             kept.append(number)
-            box = box if part_of is None else _around(part_of)
+            box = box if part_of is None else around(part_of)
             boxes.append(_mirrored(box) if mirrored else box)
             shown.append(self._mask(part_of, mirrored))
         place = {number: i for i, number in enumerate(kept)}
@@ -266,10 +244,6 @@ def _text(question: PhraseAnswer) -> str:
     return question.phrase or VISUAL
 
 
-def _is_sided(phrase: str | None) -> bool:
-    return phrase is not None and any(word in _SIDED for word in phrase.lower().split())
-
-
 def _chosen(questions: tuple[PhraseAnswer, ...], most: int, rng: Rng) -> tuple[PhraseAnswer, ...]:
     """Return at most so many questions, a third of them about what is not there, where there are such."""
     there = [q for q in questions if q.answer]
@@ -284,7 +258,7 @@ def _window(objects: Sequence[TruthObject], rng: Rng) -> Window | None:
     """Return a crop that leaves of each object nothing or most of it; None shows the whole photo."""
     if rng.random() < 0.3:
         return None
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         side = rng.uniform(CLOSEST, 1.0, 2)
         x, y = rng.uniform(0, 1 - side)
         window = float(x), float(y), float(x + side[0]), float(y + side[1])
@@ -307,13 +281,6 @@ def _cut(box: Window, window: Window) -> Window | None:
     x1, x2 = ((min(max(x, window[0]), window[2]) - window[0]) / wide for x in (box[0], box[2]))
     y1, y2 = ((min(max(y, window[1]), window[3]) - window[1]) / high for y in (box[1], box[3]))
     return (x1, y1, x2, y2) if x2 - x1 > 1e-6 and y2 - y1 > 1e-6 else None
-
-
-def _around(part: masks.Mask) -> Window:
-    """Return the box around a mask that is not empty, in fractions of its sides."""
-    rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
-    height, width = part.shape
-    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
 
 
 def _mirrored(box: Window) -> Window:

@@ -24,7 +24,8 @@ from sam3label.core import masks
 from sam3label.core.records import MediaItem
 from sam3label.train import costs
 from sam3label.train.methods import METHODS, Method
-from sam3label.train.samples import PhraseAnswer, TaughtPhoto, Teacher, TruthObject, tokenizing
+from sam3label.train.samples import Teacher, tokenizing
+from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject
 from sam3label.train.tuning import Tuner, Tuning
 
 FULL = 1008

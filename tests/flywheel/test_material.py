@@ -18,7 +18,7 @@ from sam3label.export.splits import Splits
 from sam3label.flywheel.material import Division, gather
 from sam3label.run.reader import Run, open_run
 from sam3label.run.store import Store
-from sam3label.train.samples import PhraseAnswer
+from sam3label.train.taught import PhraseAnswer
 
 PHOTOS = 12
 LIST = concepts(

@@ -22,7 +22,8 @@ from sam3label.model.checkpoint import resolve
 from sam3label.model.weights import load_model, load_tokenizer
 from sam3label.train import costs, loop
 from sam3label.train.methods import METHODS, Method, learned
-from sam3label.train.samples import PhraseAnswer, TaughtPhoto, Teacher, TruthObject, joined, tokenizing
+from sam3label.train.samples import Teacher, joined, tokenizing
+from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject
 from sam3label.train.tuning import StepTotals, Tuner, Tuning, answer, loss_parts, masked_pairs
 
 SIZE = (60, 80)
