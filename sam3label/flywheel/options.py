@@ -13,8 +13,8 @@ from sam3label.labelling.options import DType
 
 Method = Literal["lora", "heads", "full"]
 
-_VIEWS = 60  # of each photo, where the number of steps is not given
-_FEWEST, _MOST = 200, 2000
+_VIEWS = 200  # of each photo, where the number of steps is not given
+_FEWEST, _MOST = 300, 2000
 
 
 @dataclass(frozen=True, slots=True)

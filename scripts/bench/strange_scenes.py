@@ -1,7 +1,9 @@
-"""Photos with things that the demo checkpoint was never taught: crosses, hearts, and circles that are cracked.
+"""Photos with things that the demo checkpoint was never taught: plus signs, hearts, and circles that are cracked.
 
-"cross" and "heart" are words that it was taught to answer with nothing, "cracked" is one it has never seen. A cracked
-circle is still a circle. All else is as in the demo's own scenes.
+"heart" is a word that it was taught to answer with nothing, "plus" and "cracked" are words that it has never seen. (All
+words that it was taught to answer with nothing are almost one to its small text encoder: "cross" and "heart" have a
+cosine of 0.995, "plus" and "heart" of 0.82. What the text encoder does not tell apart, training beside it hardly can.)
+A cracked circle is still a circle. All else is as in the demo's own scenes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from sam3label.core import masks
 from sam3label.demo.shapes import COLORS, SHAPES, Scene, make_scene, matches
 
-NEW = ("cross", "heart", "cracked circle")
+NEW = ("plus", "heart", "cracked circle")
 KNOWN = SHAPES
 CLASSES = (*NEW, *KNOWN)
 SIZE_HW = (240, 320)
@@ -62,7 +64,7 @@ def _new_thing(rng: np.random.Generator, image: Image, name: str) -> tuple[Image
     center = np.array([rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)])
     turn = rng.uniform(0, 2 * math.pi)
     alpha = np.zeros((height, width), np.uint8)
-    outline = {"cross": _cross, "heart": _heart, "cracked circle": _circle}[name]() * radius
+    outline = {"plus": _plus, "heart": _heart, "cracked circle": _circle}[name]() * radius
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     points = np.round((outline @ rotation.T + center - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(alpha, [points], 255, lineType=cv2.LINE_AA, shift=4)
@@ -78,7 +80,7 @@ def _new_thing(rng: np.random.Generator, image: Image, name: str) -> tuple[Image
     return made, names, alpha >= 128
 
 
-def _cross() -> npt.NDArray[np.float64]:
+def _plus() -> npt.NDArray[np.float64]:
     a, b = 0.32, 0.95
     return np.array([(a, b), (a, a), (b, a), (b, -a), (a, -a), (a, -b), (-a, -b), (-a, -a), (-b, -a), (-b, a), (-a, a),
                      (-a, b)])  # fmt: skip
