@@ -72,7 +72,7 @@ def finetune(
         int | None,
         typer.Option(
             min=1,
-            help="Train so many steps. By default it is 60 views of each photo, 200 to 2000 steps.",
+            help="Train so many steps. By default it is 200 views of each photo, 300 to 2000 steps.",
             rich_help_panel=MODEL,
         ),
     ] = None,

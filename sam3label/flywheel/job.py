@@ -188,7 +188,7 @@ def _plan(material: Material, tuning: Any, spent: Any, device: str) -> list[str]
         f"memory: weights {_gb(spent.model_bytes)}, their training {_gb(spent.training_bytes)}, each photo "
         f"{_gb(spent.image_bytes)}: {_gb(spent.bytes_for(at_once))} with {at_once} at once, "
         f"{_gb(spent.bytes_for(1))} at least",
-        f"time: about {minutes:.0f} minutes, by one photo's {spent.image_seconds:.2f} s (the first is the slowest)",
+        f"time: about {minutes:.0f} minutes, by one photo's {spent.image_seconds:.2f} s (together they take less)",
     ]
 
 

@@ -35,24 +35,24 @@ class Costs:
 
 
 def measure(tuner: Tuner) -> Costs:
-    """Run one image forth and back, and count."""
+    """Run one image forth and back, and count; and again, by the clock."""
     lessons = tuner.teacher.lesson(0)[:1]
     parameters = list(tuner.model.parameters())
     trained = sum(value.numel() for value in tuner.trained.values())
     own = sum(value.numel() * value.element_size() for value in tuner.trained.values())
-    kept, seconds = _kept(tuner, lessons)
+    kept = _kept(tuner, lessons)
     return Costs(
         trained,
         sum(value.numel() for value in parameters),
         sum(value.numel() * value.element_size() for value in parameters),
         (_ADAM + _AVERAGE) * own,
         kept,
-        seconds,
+        _seconds(tuner, lessons),
     )
 
 
-def _kept(tuner: Tuner, lessons: list[Lesson]) -> tuple[int, float]:
-    """Return the bytes that are kept for the way back, parameters aside, and the seconds it takes forth and back."""
+def _kept(tuner: Tuner, lessons: list[Lesson]) -> int:
+    """Return the bytes that are kept for the way back, parameters aside."""
     mine = {value.untyped_storage().data_ptr() for value in (*tuner.model.parameters(), *tuner.model.buffers())}
     held: dict[int, int] = {}
 
@@ -62,10 +62,21 @@ def _kept(tuner: Tuner, lessons: list[Lesson]) -> tuple[int, float]:
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    begun = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        parts = tuner.losses(lessons, StepTotals.of(lessons))
-    total = torch.stack(list(parts.values())).sum()
-    torch.autograd.backward(total)
+        _forth_and_back(tuner, lessons)
+    return sum(held.values())
+
+
+def _seconds(tuner: Tuner, lessons: list[Lesson]) -> float:
+    """Return how long it takes forth and back, once everything has run before."""
+    begun = time.perf_counter()
+    _forth_and_back(tuner, lessons)
+    return time.perf_counter() - begun
+
+
+def _forth_and_back(tuner: Tuner, lessons: list[Lesson]) -> None:
+    parts = tuner.losses(lessons, StepTotals.of(lessons))
+    torch.autograd.backward(torch.stack(list(parts.values())).sum())
+    gradients = [value.grad for value in tuner.trained.values() if value.grad is not None]
+    float(gradients[0].sum())  # waits for the device
     tuner.optimizer.zero_grad(set_to_none=True)
-    return sum(held.values()), time.perf_counter() - begun
