@@ -20,6 +20,7 @@ from sam3label.train.taught import LEAST_LEFT, TaughtPhoto, TruthObject, around,
 
 MOST_PASTED = 3  # objects
 _SCALES = (0.7, 1.4)  # of what is pasted
+_TURNED = 30.0  # degrees, at most
 _APART = 0.1  # of an object in a region: less is beside it, and what is neither beside nor inside is not cut out
 _TRIES = 8  # at a place
 
@@ -81,12 +82,12 @@ def _placed(
     cut = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = size_hw
     scale = float(rng.uniform(*_SCALES)) * min(height / photo.shape[0], width / photo.shape[1])
-    high, wide = (max(1, round(scale * side)) for side in region[cut].shape)
+    mirrored = not sided and rng.random() < 0.5
+    turn, (wide, high) = _turned(region[cut].shape, scale, float(rng.uniform(-_TURNED, _TURNED)), mirrored)
     if high > height or wide > width:
         return None
-    step = -1 if not sided and rng.random() < 0.5 else 1
-    patch = np.asarray(cv2.resize(photo[cut], (wide, high), interpolation=cv2.INTER_AREA), np.uint8)[:, ::step]
-    small = [cv2.resize(one[cut].astype(np.uint8), (wide, high), interpolation=cv2.INTER_NEAREST)[:, ::step] > 0
+    patch = np.asarray(cv2.warpAffine(photo[cut], turn, (wide, high), borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    small = [cv2.warpAffine(one[cut].astype(np.uint8), turn, (wide, high), flags=cv2.INTER_NEAREST) > 0
              for one in (region, *parts)]  # fmt: skip
     for _ in range(_TRIES):
         top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
@@ -100,6 +101,18 @@ def _placed(
                 mask[place] = one
             return pixels, laid[0], laid[1:]
     return None
+
+
+def _turned(
+    size_hw: tuple[int, ...], scale: float, degrees: float, mirrored: bool
+) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
+    """Return how a cut-out is turned and scaled, an affine map [2, 3], and the (width, height) that it takes then."""
+    high, wide = size_hw
+    cos, sin = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
+    linear = np.array([[-cos if mirrored else cos, -sin], [-sin if mirrored else sin, cos]])
+    size = np.maximum(np.ceil(np.abs(linear) @ (wide, high)), 1)
+    moved = size / 2 - linear @ np.array([wide, high]) / 2
+    return np.column_stack((linear, moved)), (int(size[0]), int(size[1]))
 
 
 def _object_of(mask: masks.Mask) -> TruthObject:
