@@ -113,8 +113,8 @@ def test_options_tell_every_problem() -> None:
         ConfigError, match=r"method: 'lorra'.*Did you mean lora\?\nrank: 0 is not.*\nheld_out: 2 is not"
     ):
         FinetuneOptions(method="lorra", rank=0, held_out=2)  # type: ignore[arg-type]
-    assert FinetuneOptions().steps_for(5) == 200
-    assert FinetuneOptions(photos_a_step=4).steps_for(40) == 600
+    assert FinetuneOptions().steps_for(5) == 300
+    assert FinetuneOptions(photos_a_step=4).steps_for(40) == 2000
     assert FinetuneOptions(steps=7).steps_for(40) == 7
 
 
