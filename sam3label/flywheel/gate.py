@@ -27,7 +27,7 @@ from sam3label.quality.compare import Agreement, BeforeAfter, Change, agreement,
 from sam3label.run.reader import open_run
 
 LEAST_AGREEMENT = 0.9  # F1 of the labels of untouched classes by the base's
-FELL = 0.02  # of an untouched class's F1 on held-out photos, where the interval leaves no gain
+FELL = 0.02  # of an untouched class's F1 on held-out photos, where the whole interval lies below zero
 BEFORE, AFTER, PHOTOS = "before", "after", "photos"
 
 
@@ -122,7 +122,7 @@ def against(comparison: BeforeAfter, guard: Agreement | None, untouched: Sequenc
         yield f"on {count(comparison.images, 'held-out photo')} it {what}: {name} {in_words(deciding)}"
     for class_name in (name for name in untouched if name in comparison.classes):
         f1 = comparison.classes[class_name].f1
-        if f1.gain < -FELL and f1.interval[1] <= 0:
+        if f1.gain < -FELL and f1.interval[1] < 0:  # one that had F1 1 cannot gain: 0 says nothing
             yield f"the untouched class {class_name!r} is worse on held-out photos: F1 {in_words(f1)}"
     if guard is not None and guard.f1 < LEAST_AGREEMENT and guard.interval[1] < 1:
         low, high = guard.interval
