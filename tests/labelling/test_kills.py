@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from kill_series import write_photos
 from support.lively import make_lively
@@ -64,6 +66,27 @@ def test_twenty_kills_lose_nothing_and_double_nothing(nursery: Nursery, least_ch
     label(*given, out, **options)
     label(*given, tmp_path / "calm", **options)
     assert rows(out) == rows(tmp_path / "calm") and len(rows(out)) == PHOTOS
+
+
+def test_photos_in_tiles_are_killed_and_are_labelled_once(
+    nursery: Nursery, least_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        blocks = cv2.resize(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8), (240, 228))
+        cv2.imwrite(str(tmp_path / f"photos/{number}.png"), blocks)
+    (tmp_path / "list.yaml").write_text("names: [cat, dog]\ndefaults: {conf: 0.3, tile: auto}\n")
+    given = tmp_path / "photos", tmp_path / "list.yaml"
+    options: dict[str, Any] = {"model": str(least_checkpoint), "floor": 0.2, "batch_size": 2}
+    label(*given, tmp_path / "calm", **options)
+    out, reached = tmp_path / "run", 0
+    for place in ("a unit is half written", "a unit is written", "a transaction is committed"):
+        assert nursery.killed(place, 1, *given, out, **options)
+        assert reached <= done(out) < 6 and examine(out).is_sound, place
+        reached = done(out)
+    label(*given, out, **options)
+    assert rows(out) == rows(tmp_path / "calm")
 
 
 @pytest.mark.parametrize("video", ["track", "frames"])
