@@ -1,9 +1,10 @@
-"""Result files that appear whole or not at all, and what a path that leads nowhere may have meant."""
+"""Result files: whole or not at all, and for others to read; and what a path that leads nowhere may have meant."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from pathlib import Path
 
 from sam3label.errors import OutputError
@@ -24,6 +25,13 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise OutputError(f"{path} cannot be written: {error.strerror or error}. Give another place.") from error
+
+
+def share(path: Path) -> None:
+    """Give a file the permissions that new files have here: safetensors makes its own readable by nobody else."""
+    mask = os.umask(0)  # there is no other way to ask
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def close_match(path: str | Path) -> str:

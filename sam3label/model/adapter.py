@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam3label.core.files import share
 from sam3label.errors import CheckpointError
 from sam3label.model.identity import weights_digest
 
@@ -132,6 +133,7 @@ def write_adapter(folder: Path, learned: Learned, base: Mapping[str, Any], about
         tensors[_PEFT + name.removesuffix(".weight") + _B] = b.contiguous()
     tensors |= {_PEFT + name: value.contiguous() for name, value in learned.whole.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    share(folder / WEIGHTS)
     if learned.low_rank:
         config = json.dumps(_peft_config(learned, str(base["model"])), indent=1)
         (folder / PEFT_CONFIG).write_text(config + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sam3label.core.files import share
 from sam3label.errors import CheckpointError, os_reason
 from sam3label.model.identity import SAM3_CONFIG, cache_folder
 
@@ -134,6 +135,7 @@ def write_hub_folder(folder: Path, tensors: Mapping[str, Tensor], path: Path) ->
     if release == "3.1":
         config["sam3label"]["thresholds"] = SAM31_DEFAULTS
     save_file(ours, folder / HUB_WEIGHTS, metadata={"format": "pt"})
+    share(folder / HUB_WEIGHTS)
     _write_tokenizer(folder, path.parent)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
@@ -253,6 +255,7 @@ def write_whole_checkpoint(checkpoint: Checkpoint, out: Path) -> None:
                 shutil.copyfile(file, partial / file.name)
         (partial / f"{HUB_WEIGHTS}.index.json").unlink(missing_ok=True)
         save_file(whole_weights(checkpoint), partial / HUB_WEIGHTS, metadata={"format": "pt"})
+        share(partial / HUB_WEIGHTS)
         if out.is_dir():
             out.rmdir()  # it is empty
         partial.replace(out)

@@ -77,6 +77,8 @@ def test_written_whole_it_has_the_same_weights_and_needs_no_base(tmp_path: Path,
         shutil.copyfile(file, tmp_path / file.name)
     imported = weights(tmp_path / "sam3.pt")
     assert torch.equal(imported[ADAPTED], expected[ADAPTED])
+    for file in (*tuned.iterdir(), *(tmp_path / "whole").iterdir()):  # nobody is kept from the weights alone
+        assert file.stat().st_mode == (tuned / MARKER).stat().st_mode, file
 
 
 def test_merged_or_not_the_labels_are_the_same(tmp_path: Path, tiny_checkpoint: Path) -> None:
