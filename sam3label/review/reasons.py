@@ -380,9 +380,8 @@ def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator
                 words = f"'{phrase}' has {held}: there may be more"
                 yield Reason("saturated", words, min(1.0, answers / queries))
     for phrase in sorted(seen.full - counted):
-        words = f"'{phrase}' has nearly all the answers that the model can give ({queries}), some without a mask"
-        if phrase in tiled:
-            words = f"'{phrase}' has more answers than the model can give, in tiles too"
+        where = "in the closest tiles too" if phrase in tiled else "some without a mask"
+        words = f"'{phrase}' has nearly all the answers that the model can give ({queries}), {where}"
         yield Reason("saturated", words, 1.0)
 
 

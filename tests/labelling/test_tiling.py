@@ -245,7 +245,7 @@ def test_where_even_the_closest_views_are_full_the_run_says_so(monkeypatch: pyte
         assert run.full() == [("crowd.png", 0, "shape")]
         (case,) = cases(run, survey_run(run, audit=0))
         assert [reason.words for reason in case.of("saturated")] == [
-            "'shape' has more answers than the model can give, in tiles too"
+            "'shape' has nearly all the answers that the model can give (2), in the closest tiles too"
         ]
         (line,) = full_answers(run)
     assert "'shape' in crowd.png" in line and "smaller tiles" in line
