@@ -74,8 +74,8 @@ class Clicker:
     def load(cls, checkpoint: Checkpoint, detector: Detector) -> Clicker:
         """Load the tracker half beside a detector of the same checkpoint. Raises CheckpointError if it has none."""
         video = load_video_model(checkpoint, "It cannot answer boxes and points: use --model facebook/sam3, or demo.")
+        load_own_head(checkpoint, video)
         video.detector_model = detector.model
-        load_own_head(checkpoint, video.tracker_model)
         for part in (video.tracker_neck, video.tracker_model):
             part.to(detector.device)
         return cls(video, detector)

@@ -61,8 +61,8 @@ def load_video_model(checkpoint: Checkpoint, without: str = _NO_TRACKER) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def load_own_head(checkpoint: Checkpoint, tracker: Any) -> None:
-    """Load the weights that a checkpoint has for boxes and points alone, if it has some, into a tracker.
+def load_own_head(checkpoint: Checkpoint, video: Any) -> None:
+    """Load the weights that a checkpoint has for boxes and points alone, if it has some, into a video model's tracker.
 
     SAM 3's tracker answers both with the same weights; the demo checkpoint's is too small for that. Raises
     CheckpointError unless all of them fit.
@@ -72,13 +72,13 @@ def load_own_head(checkpoint: Checkpoint, tracker: Any) -> None:
     path = checkpoint.folder / OWN_HEAD
     if not path.is_file():
         return
-    own, there = load_file(path), tracker.state_dict()
+    own, there = load_file(path), video.state_dict()
     wrong = [name for name, value in own.items() if name not in there or there[name].shape != value.shape]
     if wrong:
         raise CheckpointError(
             f"{path} does not fit the tracker beside it ({', '.join(sorted(wrong)[:3])}): fetch the checkpoint again."
         )
-    tracker.load_state_dict({name: value.float() for name, value in own.items()}, strict=False)
+    video.load_state_dict({name: value.float() for name, value in own.items()}, strict=False)
 
 
 def _load(checkpoint: Checkpoint, kind: Any, name: str) -> tuple[Any, list[str]]:

@@ -4,13 +4,14 @@
     python scripts/demo_weights/train_masks.py --examine --card
 
 SAM 3's tracker does both with one decoder. The demo's is too small: taught boxes, it forgets how to track. So what is
-trained is a copy of the tracker's point embeddings, its "no memory" embedding and its mask decoder, which lies beside
-the other weights (`interactive.safetensors`), and tracking stays as it was to the last bit. The image encoder and the
-neck are shared. Two heads that are thrown away afterwards ask the image's cells, after each layer of the decoder,
+trained is a copy of the tracker's point embeddings, its "no memory" embedding, its mask decoder and its neck, which
+lies beside the other weights (`interactive.safetensors`), and tracking stays as it was to the last bit. The image
+encoder is shared. Two heads that are thrown away afterwards ask the image's cells, after each layer of the decoder,
 whether the object covers them: without these a small decoder learns nothing at all for a long time. What lies on other
 objects counts for more: two thirds of what such a head paints too much does.
 
-Shape legend: R objects of an update, X = 128 the side of the truth's masks, g x g cells, h x w mask logits.
+Shape legend: B photos, N objects, R objects of an update, X = 128 the side of the truth's masks, g x g cells, V
+channels of the image encoder, h x w mask logits.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from sam3label.demo.shapes import make_scene
 from sam3label.model.checkpoint import OWN_HEAD, resolve
 from sam3label.model.detector import Detector
 from sam3label.model.interactive import Clicked, Clicker
-from sam3label.model.tracker_parts import TrackerParts
 from sam3label.model.weights import load_own_head
 
 X = 128
@@ -53,19 +53,20 @@ KEEP = 1  # minutes of training that a kill may lose
 CROWDED = 3.0  # how much more often an object is shown whose box is full of others
 OTHERS = 2.0  # how much more what lies on other objects counts
 AVERAGED = 0.005  # share of an update in the weights that are written
-TRAINED = ("prompt_encoder.point_embed.", "mask_decoder.", "no_memory_embedding")
-FROZEN = ("mask_decoder.conv_s0.", "mask_decoder.conv_s1.")  # what the decoder reads is computed before
+PHOTOS = 8  # of an update, each with all its objects
+TRAINED = (
+    "tracker_model.prompt_encoder.point_embed.", "tracker_model.mask_decoder.", "tracker_model.no_memory_embedding",
+    "tracker_neck.fpn_layers.0", "tracker_neck.fpn_layers.1", "tracker_neck.fpn_layers.2",
+)  # fmt: skip
 MOST = "the truth itself, as coarse as the decoder draws"
 MARKS = "<!-- mask scores -->\n", "<!-- end of mask scores -->\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """Objects to be shown: what the decoder reads of their photos, their masks, boxes and points in model pixels."""
+    """Objects to be shown: what the encoder says of their photos, their masks, boxes and points in model pixels."""
 
-    fine: Tensor  # [B, D/8, 4g, 4g] float16
-    middle: Tensor
-    coarse: Tensor
+    grid: Tensor  # [B, V, g, g] float16
     things: Tensor  # uint8 [B, X, X], 255 where any object is
     photo: Tensor  # [N], which of the B
     cover: Tensor  # uint8 [N, X, X], 255 where the object is
@@ -91,32 +92,32 @@ class Lessons:
 
 
 @torch.inference_mode()
-def draw_lessons(video: Any, parts: TrackerParts, count: int) -> Lessons:
+def draw_lessons(video: Any, count: int) -> Lessons:
     """Draw photos, and frames of films now and then, with all their objects of some size."""
     rng = np.random.default_rng(SCENES)
-    levels: list[tuple[Tensor, ...]] = []
+    grids: list[Tensor] = []
     things: list[Tensor] = []
     objects: list[tuple[int, Tensor, Tensor, Tensor]] = []
     for seed in range(SCENES, SCENES + count):
         scene = lessons.video_frame(rng, seed) if seed % 5 == 4 else make_scene(seed, lessons.random_size(rng))
         own = [shown for k in range(1, len(scene.things) + 1) if (shown := _shown(scene.mask(k), rng)) is not None]
         if own:
-            objects += ((len(levels), *one) for one in own)
-            levels.append(_features(video, parts, scene.image))
+            objects += ((len(grids), *one) for one in own)
+            grids.append(_encoded(video, scene.image))
             things.append(_cover(scene.index > 0))
-    fine, middle, coarse = (torch.cat(level) for level in zip(*levels, strict=True))
     photo, cover, box, points = zip(*objects, strict=True)
     own = (torch.stack(each) for each in (cover, box, points))
-    return Lessons(fine, middle, coarse, torch.stack(things), torch.tensor(photo), *own)
+    return Lessons(torch.cat(grids), torch.stack(things), torch.tensor(photo), *own)
 
 
-def _features(video: Any, parts: TrackerParts, image: np.ndarray[Any, Any]) -> tuple[Tensor, ...]:
+def _encoded(video: Any, image: np.ndarray[Any, Any]) -> Tensor:
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     pixels = F.interpolate(pixels, (X, X), mode="bilinear", align_corners=False, antialias=True)
-    hidden = video.detector_model.vision_encoder.backbone(pixels.round().sub(127.5).mul(1 / 127.5)).last_hidden_state
-    levels, _ = parts.neck(hidden.transpose(1, 2).unflatten(2, (parts.grid, parts.grid)))
-    decoder = parts.model.mask_decoder
-    return decoder.conv_s0(levels[0]).half(), decoder.conv_s1(levels[1]).half(), levels[2].half()
+    backbone = video.detector_model.vision_encoder.backbone
+    hidden = backbone(pixels.round().sub(127.5).mul(1 / 127.5)).last_hidden_state
+    side = math.isqrt(hidden.shape[1])
+    grid: Tensor = hidden.transpose(1, 2).unflatten(2, (side, side)).half()
+    return grid
 
 
 def _shown(mask: np.ndarray[Any, Any], rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -177,8 +178,9 @@ def decode(model: Any, image: Tensor, sparse: Tensor, fine: Tensor, middle: Tens
     return Answer(masks, decoder.iou_prediction_head(queries[:, 0, 1]), score, queries[:, 0, 2], tuple(cells))
 
 
-def ask(model: Any, given: Lessons, rows: Tensor, kind: str, chance: torch.Generator) -> Answer:
+def ask(video: Any, given: Lessons, rows: Tensor, kind: str, chance: torch.Generator) -> Answer:
     """Show objects by their boxes, loose boxes, a point inside, or both."""
+    model = video.tracker_model
     boxes = points = labels = None
     if kind != "point":
         boxes = given.box[rows]
@@ -192,9 +194,11 @@ def ask(model: Any, given: Lessons, rows: Tensor, kind: str, chance: torch.Gener
         points = given.points[rows, which][:, None, None]
         labels = torch.ones((len(rows), 1, 1), dtype=torch.int)
     sparse, dense = model.prompt_encoder(input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None)
-    photo = given.photo[rows]
-    image = given.coarse[photo].float() + model.no_memory_embedding.reshape(1, -1, 1, 1) + dense
-    return decode(model, image, sparse, given.fine[photo].float(), given.middle[photo].float())
+    photos, photo = torch.unique(given.photo[rows], return_inverse=True)
+    fine, middle, coarse = (layer(given.grid[photos].float()) for layer in video.tracker_neck.fpn_layers[:3])
+    fine, middle = model.mask_decoder.conv_s0(fine), model.mask_decoder.conv_s1(middle)
+    image = coarse[photo] + model.no_memory_embedding.reshape(1, -1, 1, 1) + dense
+    return decode(model, image, sparse, fine[photo], middle[photo])
 
 
 def near(boxes: Tensor, side: int) -> Tensor:
@@ -240,20 +244,21 @@ def train(video: Any, given: Lessons, minutes: float, rate: float, out: Path) ->
     """Train for some minutes of a core; the weights are written every few of them and at the end."""
     model = video.tracker_model
     video.requires_grad_(False)
-    names = [n for n, _ in model.named_parameters() if n.startswith(TRAINED) and not n.startswith(FROZEN)]
-    weights = [model.get_parameter(name).requires_grad_() for name in names]
-    width = given.coarse.shape[1]
+    names = [name for name, _ in video.named_parameters() if name.startswith(TRAINED)]
+    weights = [video.get_parameter(name).requires_grad_() for name in names]
+    width = model.no_memory_embedding.shape[-1]
     heads = nn.ModuleList([nn.Linear(width, 1) for _ in model.mask_decoder.transformer.layers])
     written = [weight.detach().clone() for weight in weights]
     trained = [*weights, *heads.parameters()]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
     chance = torch.Generator().manual_seed(int(time.time()))
-    began, step, kept, shown, odds = time.process_time(), 0, 0, list[float](), given.odds()
+    began, step, kept, shown = time.process_time(), 0, 0, list[float]()
+    odds = torch.zeros(len(given.grid)).index_add(0, given.photo, given.odds())
     while (done := (time.process_time() - began) / 60 / minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 100) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-        rows = odds.multinomial(32, generator=chance)
-        answer = ask(model, given, rows, KINDS[step % len(KINDS)], chance)
+        rows = torch.isin(given.photo, odds.multinomial(PHOTOS, generator=chance)).nonzero()[:, 0]
+        answer = ask(video, given, rows, KINDS[step % len(KINDS)], chance)
         truth = given.cover[rows].float() / 255
         loss = loss_of(answer, truth, given.others(rows), given.box[rows], heads, 1 - done)
         loss.backward()
@@ -274,7 +279,7 @@ def train(video: Any, given: Lessons, minutes: float, rate: float, out: Path) ->
 
 def save(video: Any, written: dict[str, Tensor], out: Path) -> None:
     """Write the head beside the checkpoint's weights, in float16: a moving average of what was trained."""
-    state = video.tracker_model.state_dict() | written
+    state = video.state_dict() | written
     weights = {name: value.half().contiguous() for name, value in state.items() if name.startswith(TRAINED)}
     beside = out / f"{OWN_HEAD}.tmp"
     save_file(weights, beside, metadata={"format": "pt"})
@@ -374,9 +379,8 @@ def main() -> None:
     folder = arguments.checkpoint
     if not arguments.examine:
         video, _ = train_tracker.load(folder, folder, 0)
-        load_own_head(resolve(str(folder)), video.tracker_model)
-        parts = TrackerParts(video)
-        train(video, draw_lessons(video, parts, arguments.photos), arguments.minutes, arguments.rate, folder)
+        load_own_head(resolve(str(folder)), video)
+        train(video, draw_lessons(video, arguments.photos), arguments.minutes, arguments.rate, folder)
     scores = examine(str(folder), 200)
     print("\n".join(f"{way}: {value:.3f}" for way, value in scores.items()))
     if arguments.card:

@@ -191,10 +191,15 @@ def test_the_demos_own_head_knows_boxes_and_leaves_tracking_alone() -> None:
     demo = resolve("demo")
     clicker = Clicker.load(demo, Detector.load(demo, device="cpu"))
     weights = load_file(demo.folder / "model.safetensors")
-    tracker = load_video_model(demo).tracker_model.state_dict()
-    assert all(torch.equal(tracker[name], weights[f"tracker_model.{name}"].float()) for name in tracker)
+    video = load_video_model(demo)
+    for part in ("tracker_model", "tracker_neck"):
+        there = getattr(video, part).state_dict()
+        assert all(torch.equal(there[name], weights[f"{part}.{name}"].float()) for name in there)
     own = load_file(demo.folder / OWN_HEAD)
-    assert all(torch.equal(clicker.model.state_dict()[name], own[name].float()) for name in own)
+    asked = {"tracker_model": clicker.model.state_dict(), "tracker_neck": clicker.neck.state_dict()}
+    for name, value in own.items():
+        part, _, inner = name.partition(".")
+        assert torch.equal(asked[part][inner], value.float()), name
     overlaps = []
     for seed in range(31_000_000, 31_000_008):
         scene = make_scene(seed, (240, 320))
@@ -210,7 +215,7 @@ def test_the_demos_own_head_knows_boxes_and_leaves_tracking_alone() -> None:
 def test_a_head_that_does_not_fit_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for file in tiny_checkpoint.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    save_file({"mask_decoder.other": torch.zeros(3)}, tmp_path / OWN_HEAD)
+    save_file({"tracker_model.mask_decoder.other": torch.zeros(3)}, tmp_path / OWN_HEAD)
     odd = resolve(str(tmp_path))
-    with pytest.raises(CheckpointError, match="does not fit the tracker beside it .mask_decoder.other."):
+    with pytest.raises(CheckpointError, match="does not fit the tracker beside it .tracker_model.mask_decoder.other."):
         Clicker.load(odd, Detector.load(odd, device="cpu"))
