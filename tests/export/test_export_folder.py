@@ -332,7 +332,7 @@ def test_set_changes_the_rules_of_the_runs_own_list(tmp_path: Path, setting: str
         ),
         (["--format", "coco", "--segmentation", "png"], 2, "'png' is not one of 'rle', 'polygon', 'uncompressed'"),
         (["--format", "coco", "--set", "defaults.conf=8"], 1, "got 8; allowed: a number from 0 to 1"),
-        ([], 2, "Missing option"),
+        ([], 1, "Say what to write with --format, such as --format yolo. Known: coco, "),
     ],
 )
 def test_command_line_mistakes(tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
