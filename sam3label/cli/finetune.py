@@ -183,6 +183,8 @@ def _print(screen: Console, made: Finetuned, out: Path, quiet: bool) -> None:
                 f"Untouched classes: {count(guard.answers, 'label')} in {count(guard.images, 'photo')}, "
                 f"which agree by F1 {guard.f1:.3f}"
             )
+        if made.verdict.hardly_judged:
+            screen.print(made.verdict.hardly_judged, soft_wrap=True)
     for reason in made.verdict.against:
         screen.print(f"Against it: {reason}", soft_wrap=True)
     if made.checkpoint is None:

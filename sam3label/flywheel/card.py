@@ -37,6 +37,7 @@ def card(figures: Mapping[str, Any], verdict: Judgement) -> str:
         *_rows(_HEAD, verdict.rows()),
         "",
         *_guard(verdict),
+        *(["", verdict.hardly_judged] if verdict.hardly_judged else []),
     ]
     if not verdict.passes:
         lines += ["", "**Kept although it did not pass** (`--keep-anyway`):", ""]

@@ -17,7 +17,7 @@ from typing import Any
 
 from sam3label.annotations.coco import Truth
 from sam3label.core.records import ConceptList, MediaItem
-from sam3label.core.text import count
+from sam3label.core.text import count, one_line
 from sam3label.errors import InputError, os_reason
 from sam3label.labelling import job
 from sam3label.labelling.options import LabelOptions
@@ -27,6 +27,7 @@ from sam3label.quality.compare import Agreement, BeforeAfter, Change, agreement,
 from sam3label.run.reader import open_run
 
 LEAST_AGREEMENT = 0.9  # F1 of the labels of untouched classes by the base's
+FEW = 3  # objects of a corrected class on held-out photos: fewer say nothing of it
 FELL = 0.02  # of an untouched class's F1 on held-out photos, where the whole interval lies below zero
 BEFORE, AFTER, PHOTOS = "before", "after", "photos"
 
@@ -43,6 +44,18 @@ class Judgement:
     @property
     def passes(self) -> bool:
         return not self.against
+
+    @property
+    def hardly_judged(self) -> str:
+        """What nothing here tells, in a sentence: corrected classes with next to no object held out; empty if none."""
+        classes = [
+            f"{one_line(name)} ({count(change.objects, 'object')})"
+            for name, change in self.comparison.classes.items()
+            if name not in self.untouched and change.objects < FEW
+        ]
+        if not classes:
+            return ""
+        return f"Hardly judged, by what is held out: {', '.join(classes)}. Look at these before you rely on them."
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the figures as rows: what, before, after, gain with its interval, calibrated before and after."""

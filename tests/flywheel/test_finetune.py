@@ -18,6 +18,7 @@ from sam3label.core import masks
 from sam3label.core.records import Correction
 from sam3label.errors import ConfigError, OutputError
 from sam3label.flywheel import gate, job
+from sam3label.flywheel.card import card
 from sam3label.flywheel.gate import Judgement
 from sam3label.flywheel.options import FinetuneOptions
 from sam3label.model.checkpoint import resolve
@@ -62,8 +63,8 @@ def test_a_checkpoint_that_is_not_better_is_refused_with_figures_and_kept_if_ask
     assert any(text.startswith("lora: ") and "numbers are trained; 2 steps" in text for text in said)
     kept = sl.finetune(project / "run", out, keep_anyway=True, **CHEAP)
     assert kept.checkpoint == out
-    card = (out / "README.md").read_text()
-    assert "**Kept although it did not pass**" in card and "| cgF1 |" in card
+    written = (out / "README.md").read_text()
+    assert "**Kept although it did not pass**" in written and "| cgF1 |" in written
     assert (out / "adapter_config.json").is_file() and (out / "log.jsonl").is_file()
     with pytest.raises(OutputError, match="a checkpoint is never written over another"):
         sl.finetune(project / "run", out, **CHEAP)
@@ -157,3 +158,15 @@ def test_what_speaks_against_a_checkpoint(
         (reason,) = verdict.against
         assert re.search(said, reason), reason
     assert ("F1 new (9)", "0.200", "0.800", "+0.600 [+0.400, +0.800]", "0.300 -> 0.900") in verdict.rows()
+
+
+def test_a_corrected_class_that_next_to_nothing_judges_is_named() -> None:
+    figures = comparison()
+    few = {"old": replace(figures.classes["old"], objects=1), "new": figures.classes["new"]}
+    verdict = Judgement(replace(figures, classes=few), None, (), ())
+    assert verdict.hardly_judged.startswith("Hardly judged, by what is held out: old (1 object). ")
+    about = {"name": "one", "options": {"method": "lora"}, "base": {"model": "demo"}, "photos": 8, "version": "0.1",
+             "created": AT, "classes": ["old"], "touched": ["old"], "photos_held_out": 4}  # fmt: skip
+    assert verdict.hardly_judged in card(about, verdict)
+    assert Judgement(replace(figures, classes=few), agreed(0.97), ("old",), ()).hardly_judged == ""  # the base is asked
+    assert Judgement(figures, None, (), ()).hardly_judged == ""
