@@ -8,6 +8,7 @@ Shape legend: H x W pixels of the photo that is pasted into.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -27,13 +28,32 @@ _TRIES = 8  # at a place
 Rng = np.random.Generator
 
 
-def pasted(
-    sample: TaughtPhoto, photo: npt.NDArray[np.uint8], other: TaughtPhoto, from_photo: npt.NDArray[np.uint8], rng: Rng
-) -> tuple[TaughtPhoto, npt.NDArray[np.uint8]]:
-    """Return a photo with up to three objects of another, and what is known of it then.
+def rarity(samples: Sequence[TaughtPhoto]) -> list[npt.NDArray[np.float64]]:
+    """Return how often to paste each photo's objects: every kind, as the phrases tell them apart, as often as others.
 
-    Few photos teach a thing together with its surroundings; the same things elsewhere teach the thing (copy-paste,
-    Ghiasi et al. 2021). Photos stay as they are where an outline is not known, or the other was not asked the same.
+    What is seldom among the photos would otherwise be learned as what is never there: a class with one object in ten
+    photos is asked nine times in vain.
+    """
+    kinds = [[_kind(sample, number) for number in range(len(sample.objects))] for sample in samples]
+    counts = Counter(kind for own in kinds for kind in own)
+    return [np.array([1 / counts[kind] for kind in own]) for own in kinds]
+
+
+def _kind(sample: TaughtPhoto, number: int) -> frozenset[str | None]:
+    return frozenset(q.phrase for q in sample.questions if number in q.answer and not q.denied)
+
+
+def pasted(
+    sample: TaughtPhoto,
+    photo: npt.NDArray[np.uint8],
+    other: TaughtPhoto,
+    from_photo: npt.NDArray[np.uint8],
+    weights: npt.NDArray[np.float64],
+    rng: Rng,
+) -> tuple[TaughtPhoto, npt.NDArray[np.uint8]]:
+    """Return a photo with up to three objects of another, drawn by their weights [N], and what is known of it then.
+
+    Photos stay as they are where an outline is not known, or the other was not asked the same.
     """
     asked = {(q.phrase, q.denied) for q in other.questions}
     whole = all(one.rle is not None for one in (*sample.objects, *other.objects))
@@ -44,7 +64,8 @@ def pasted(
     answers: dict[tuple[str | None, bool], list[int]] = {(q.phrase, q.denied): list(q.answer) for q in sample.questions}
     shown = [masks.decode(one.rle) for one in sample.objects if one.rle is not None]
     made = photo.copy()
-    for number in rng.permutation(len(own))[: int(rng.integers(1, MOST_PASTED + 1))]:
+    drawn = min(int(rng.integers(1, MOST_PASTED + 1)), len(own))
+    for number in rng.choice(len(own), drawn, replace=False, p=weights / weights.sum()):
         region = own[number]
         inside = [float((mask & region).sum() / max(1, mask.sum())) for mask in own]
         if any(_APART < share < 1 - _APART for share in inside):

@@ -25,7 +25,7 @@ from sam3label.media.image import decode_image, megapixels
 from sam3label.model.encode import VISUAL, shrink
 from sam3label.model.phrases import as_read
 from sam3label.train.detector import PAD, Batch
-from sam3label.train.pasting import pasted
+from sam3label.train.pasting import pasted, rarity
 from sam3label.train.taught import LEAST_LEFT, PhraseAnswer, TaughtPhoto, TruthObject, Window, around, is_sided
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # phrases -> ids [U, length], mask [U, length]
@@ -80,6 +80,9 @@ class Teacher:
         self.samples, self._tokenize, self.side = samples, tokenize, side
         self.images, self.pairs_an_image, self.cells = min(images, len(samples)), pairs_an_image, cells
         self.seed, self.varied = seed, varied
+        self._rarity = rarity(samples)
+        odds = np.array([own.sum() for own in self._rarity])
+        self._odds = odds / max(odds.sum(), 1e-9)
         self._decoded: dict[str, npt.NDArray[np.uint8]] = {}
         self._kept = 0
 
@@ -116,9 +119,10 @@ class Teacher:
         if not self.varied:
             questions = _chosen(sample.questions, self.pairs_an_image, rng)
             return self._made(self._view(sample, photo, None, False, questions), rng)
-        other = self.samples[int(rng.integers(len(self.samples)))]
-        if rng.random() < PASTED and other is not sample:
-            sample, photo = pasted(sample, photo, other, self._photo(other), rng)
+        if rng.random() < PASTED and self._odds.any():
+            number = int(rng.choice(len(self.samples), p=self._odds))
+            other = self.samples[number]
+            sample, photo = pasted(sample, photo, other, self._photo(other), self._rarity[number], rng)
         questions = _chosen(sample.questions, self.pairs_an_image, rng)
         mirrored = bool(rng.random() < 0.5) and not any(is_sided(q.phrase) for q in questions)
         return self._made(self._view(sample, photo, _window(sample.objects, rng), mirrored, questions), rng)

@@ -10,7 +10,7 @@ import pytest
 
 from sam3label.core import masks
 from sam3label.core.records import MediaItem
-from sam3label.train.pasting import pasted
+from sam3label.train.pasting import pasted, rarity
 from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject, around
 
 SIZE = (60, 80)
@@ -38,6 +38,16 @@ def pixels(value: int, mask: masks.Mask | None = None, inside: int = 0) -> npt.N
     return made
 
 
+def paste(
+    sample: TaughtPhoto,
+    image: npt.NDArray[np.uint8],
+    other: TaughtPhoto,
+    its: npt.NDArray[np.uint8],
+    rng: np.random.Generator,
+) -> tuple[TaughtPhoto, npt.NDArray[np.uint8]]:
+    return pasted(sample, image, other, its, rarity([other])[0], rng)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_pasted_is_known_where_it_lies(seed: int) -> None:
     own, car, wheel = region(5, 5, 12, 12), region(20, 30, 14, 24), region(28, 32, 5, 5)
@@ -46,7 +56,7 @@ def test_what_is_pasted_is_known_where_it_lies(seed: int) -> None:
         "there", known(car), known(wheel),
         questions=(PhraseAnswer("car", (0,)), PhraseAnswer("wheel", (1,)), PhraseAnswer("dog")),
     )  # fmt: skip
-    made, image = pasted(here, pixels(GRAY), there, pixels(0, car, RED), np.random.default_rng(seed))
+    made, image = paste(here, pixels(GRAY), there, pixels(0, car, RED), np.random.default_rng(seed))
     assert made.item == here.item and len(made.objects) > 1
     shown = [masks.decode(one.rle) for one in made.objects if one.rle is not None]
     answers = {q.phrase: q.answer for q in made.questions}
@@ -68,7 +78,7 @@ def test_what_lies_half_in_the_region_is_not_torn_apart() -> None:
     here = photo("here", questions=(PhraseAnswer("rider"), PhraseAnswer("bicycle")))
     there = photo("there", known(rider), known(bicycle), questions=asked)
     for seed in range(5):
-        made, image = pasted(here, pixels(GRAY), there, pixels(RED), np.random.default_rng(seed))
+        made, image = paste(here, pixels(GRAY), there, pixels(RED), np.random.default_rng(seed))
         assert made.objects == () and (image == GRAY).all()
 
 
@@ -77,14 +87,14 @@ def test_nothing_is_pasted_where_less_is_known() -> None:
     asked = (PhraseAnswer("car", (0,)), PhraseAnswer("dog"))
     here, there = photo("here", questions=asked[1:]), photo("there", car, questions=asked)
     rng = np.random.default_rng(0)
-    assert len(pasted(here, pixels(GRAY), there, pixels(RED), rng)[0].objects) == 1
+    assert len(paste(here, pixels(GRAY), there, pixels(RED), rng)[0].objects) == 1
     box_only = replace(there, objects=(replace(car, rle=None),))
     never_asked = replace(there, questions=asked[:1])  # there may be dogs
     for other in (box_only, never_asked):
-        made, image = pasted(here, pixels(GRAY), other, pixels(RED), rng)
+        made, image = paste(here, pixels(GRAY), other, pixels(RED), rng)
         assert made is here and (image == GRAY).all()
     boxed = replace(here, objects=(replace(car, rle=None),))
-    assert pasted(boxed, pixels(GRAY), there, pixels(RED), rng)[0] is boxed
+    assert paste(boxed, pixels(GRAY), there, pixels(RED), rng)[0] is boxed
 
 
 @pytest.mark.parametrize(("phrase", "turned"), [("left glove", False), ("glove", True)])
@@ -96,7 +106,7 @@ def test_what_is_left_or_right_is_not_mirrored(phrase: str, turned: bool) -> Non
     there = photo("there", known(glove), questions=(PhraseAnswer(phrase, (0,)),))
     sides = set()
     for seed in range(12):
-        _, made = pasted(here, pixels(GRAY), there, image, np.random.default_rng(seed))
+        _, made = paste(here, pixels(GRAY), there, image, np.random.default_rng(seed))
         red, blue = (np.flatnonzero((made[..., 0] == value).any(0)) for value in (RED, BLUE))
         sides.add(bool(red.mean() < blue.mean()))
     assert sides == ({True, False} if turned else {True})
@@ -105,5 +115,13 @@ def test_what_is_left_or_right_is_not_mirrored(phrase: str, turned: bool) -> Non
 def test_it_is_the_same_again() -> None:
     there = photo("there", known(region(20, 30, 14, 24)), questions=(PhraseAnswer("car", (0,)),))
     here = photo("here", questions=(PhraseAnswer("car"),))
-    one, two = (pasted(here, pixels(GRAY), there, pixels(RED), np.random.default_rng(3)) for _ in range(2))
+    one, two = (paste(here, pixels(GRAY), there, pixels(RED), np.random.default_rng(3)) for _ in range(2))
     assert one[0] == two[0] and (one[1] == two[1]).all()
+
+
+def test_every_kind_is_pasted_as_often_as_others() -> None:
+    thing = known(region(5, 5, 12, 12))
+    many = photo("many", *[thing] * 4, questions=(PhraseAnswer("car", (0, 1, 2, 3)), PhraseAnswer("red car", (3,))))
+    few = photo("few", thing, thing, questions=(PhraseAnswer("car", (1,)), PhraseAnswer("bus", (0,))))
+    first, second, third = rarity([many, few, photo("none", questions=(PhraseAnswer("car"),))])
+    assert first.tolist() == [0.25, 0.25, 0.25, 1.0] and second.tolist() == [1.0, 0.25] and not len(third)
