@@ -42,6 +42,7 @@ from sam3label.labelling.workers.node_checkpoint import (
 )
 from sam3label.labelling.workers.replica import greet
 from sam3label.media.stamps import stamp_of
+from sam3label.run.reader import open_run
 from sam3label.run.store import Store as RunStore
 
 ray = pytest.importorskip("ray")
@@ -249,6 +250,27 @@ def test_tiles_and_references_and_photos_in_storage_go_through_ray(
     for name in ("bolt", "nut"):
         assert any(name in line and "2 references, each labelled from the others" in line for line in said), said
     assert {c.prompt.split(":")[0] for row in rows(tmp_path / "ray") for c in row[-1]} >= {"cat"}
+
+
+def test_objects_that_a_person_shows_are_followed_by_a_worker(
+    photos: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    video = photos / "walk.mp4"
+    height, width = clip_pixels(1)[0].shape[:2]
+    shown = {
+        "images": [{"id": 1, "file_name": "walk.mp4/000004.jpg", "height": height, "width": width}],
+        "annotations": [{"id": 70, "image_id": 1, "category_id": 1, "bbox": [8, 6, 24, 20], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (tmp_path / "objects.json").write_text(json.dumps(shown))
+    rules = "names: [thing]\nconcepts: {thing: {prompts: [], exemplars: {objects: objects.json}}}"
+    common: dict[str, Any] = {"video": "track", "concepts": parse_concepts(rules, "c.yaml", (), tmp_path)}
+    label(video, tmp_path / "alone", tiny_checkpoint, **common)
+    on_cluster(video, tmp_path / "ray", tiny_checkpoint, replicas=1, **common)
+    assert rows(tmp_path / "ray") == rows(tmp_path / "alone")
+    with open_run(tmp_path / "ray") as run:
+        given = {(label.given.id, image.frame) for image in run.images() for label in image.labels if label.given}
+    assert given == {("70", frame) for frame in range(4, 4 + len(given))} and given
 
 
 # ---- this machine alone, from the command line
