@@ -216,7 +216,7 @@ def mask_loss(logits: Tensor, truth: Tensor, around: Tensor) -> Tensor:
     share = logits.sigmoid()
     both = 2 * (share * truth).flatten(1).sum(1) + 1
     dice = 1 - both / (share.flatten(1).sum(1) + truth.flatten(1).sum(1) + 1)
-    return 2 * close + dice + (entropy * (1 - around)).flatten(1).mean(1)
+    return 2 * close + 3 * dice + (entropy * (1 - around)).flatten(1).mean(1)
 
 
 def loss_of(answer: Answer, truth: Tensor, others: Tensor, boxes: Tensor, heads: nn.ModuleList, eager: float) -> Tensor:
