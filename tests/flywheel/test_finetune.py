@@ -29,19 +29,19 @@ CHEAP = {"steps": 2, "photos_a_step": 1, "questions": 2, "rank": 2, "held_out": 
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """A project with a run over ten photos, of which people reviewed eight: a box in each."""
+def project(tmp_path_factory: pytest.TempPathFactory, least_checkpoint: Path) -> Path:
+    """A project with a run over fourteen photos, of which people reviewed twelve: a box in each."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "photos").mkdir()
-    for number in range(10):
+    for number in range(14):
         image = np.random.default_rng(number).integers(60, 90, (60, 80, 3), dtype=np.uint8)
         cv2.rectangle(image, (10 + number, 10), (30 + number, 40), (20, 20, 220), -1)
         cv2.imwrite(str(folder / "photos" / f"{number}.png"), image)
-    run = sl.label(folder / "photos", {"box": ["red box"], "cup": {}}, folder / "run", model=str(tiny_checkpoint),
+    run = sl.label(folder / "photos", {"box": ["red box"], "cup": {}}, folder / "run", model=str(least_checkpoint),
                    workers=0, floor=0.3)  # fmt: skip
     mask = np.zeros((60, 80), np.bool_)
     made = []
-    for number in range(8):
+    for number in range(12):
         mask[:] = False
         mask[10:41, 10 + number : 31 + number] = True
         item = f"{number}.png"
@@ -56,10 +56,10 @@ def test_a_checkpoint_that_is_not_better_is_refused_with_figures_and_kept_if_ask
     made = sl.finetune(project / "run", out, on_message=said.append, **CHEAP)
     assert made.checkpoint is None and not out.exists()
     assert made.verdict is not None and made.verdict.against
-    assert "on 4 held-out photos it" in made.verdict.against[0] and "->" in made.verdict.against[0]
+    assert "on 8 held-out photos it" in made.verdict.against[0] and "->" in made.verdict.against[0]
     figures = json.loads((project / "checkpoints" / "one.work" / job.FIGURES).read_text())
-    assert figures["passes"] is False and figures["held_out"]["images"] == 4
-    assert any(text.startswith("4 photos to learn from, 4 held out") for text in said)
+    assert figures["passes"] is False and figures["held_out"]["images"] == 8
+    assert any(text.startswith("4 photos to learn from, 8 held out") for text in said)
     assert any(text.startswith("lora: ") and "numbers are trained; 2 steps" in text for text in said)
     kept = sl.finetune(project / "run", out, keep_anyway=True, **CHEAP)
     assert kept.checkpoint == out
@@ -71,14 +71,14 @@ def test_a_checkpoint_that_is_not_better_is_refused_with_figures_and_kept_if_ask
 
 
 def test_the_next_turn_stands_on_the_same_base_and_keeps_what_judged_apart(
-    project: Path, tiny_checkpoint: Path
+    project: Path, least_checkpoint: Path
 ) -> None:
     first, second = project / "checkpoints" / "one", project / "checkpoints" / "two"
     if not first.exists():
         sl.finetune(project / "run", first, keep_anyway=True, **CHEAP)
     sl.finetune(project / "run", second, model=str(first), keep_anyway=True, **CHEAP)
     about = [json.loads((folder / "finetuned.json").read_text()) for folder in (first, second)]
-    assert about[1]["base"] == about[0]["base"] and about[0]["base"]["model"] == str(tiny_checkpoint)
+    assert about[1]["base"] == about[0]["base"] and about[0]["base"]["model"] == str(least_checkpoint)
     assert about[1]["trained_from"]["model"] == str(first)
     assert about[1][job.JUDGED_BY] == about[0][job.JUDGED_BY]
     run = sl.label(project / "photos", ["red box"], project / "again", model=str(second), workers=0, limit=2)
@@ -87,7 +87,7 @@ def test_the_next_turn_stands_on_the_same_base_and_keeps_what_judged_apart(
     assert [(turn.kind, turn.name) for turn in turns] == [
         ("run", "run"), ("checkpoint", "checkpoints/one"), ("checkpoint", "checkpoints/two"), ("run", "again"),
     ]  # fmt: skip
-    assert turns[0].reviewed == 8 and turns[0].corrections == 8
+    assert turns[0].reviewed == 12 and turns[0].corrections == 12
     assert turns[2].model == "checkpoints/one" and turns[3].model == "checkpoints/two"
     shown = CliRunner().invoke(app, ["history", str(project)])
     assert shown.exit_code == 0 and "checkpoints/two" in shown.output and "->" in shown.output

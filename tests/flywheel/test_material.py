@@ -20,7 +20,7 @@ from sam3label.run.reader import Run, open_run
 from sam3label.run.store import Store
 from sam3label.train.taught import PhraseAnswer
 
-PHOTOS = 12
+PHOTOS = 16
 LIST = concepts(
     Concept(0, "helmet", ("hard hat", "helmet"), ("cap",)),
     Concept(1, "person", ("person",)),
@@ -103,7 +103,7 @@ def test_too_few_say_how_many_more(tmp_path: Path) -> None:
     with (
         make_run(tmp_path, reviewed=6) as run,
         pytest.raises(
-            InputError, match=r"6 images with .* of which 4 are held out.*Review some \d+ more: .*review next"
+            InputError, match=r"6 images with .* of which 6 are held out.* 8 to judge by\. Review some 6 more: sam3label"
         ),
     ):
         gather([run], Division(0.25, Splits()))
