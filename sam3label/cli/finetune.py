@@ -95,7 +95,9 @@ def finetune(
     image_size: ImageSize = None,
     held_out: Annotated[
         float,
-        typer.Option(help="Hold out this share of the reviewed photos, to judge by.", rich_help_panel=INPUT),
+        typer.Option(
+            help="Hold out this share of the reviewed photos, and at least 8, to judge by.", rich_help_panel=INPUT
+        ),
     ] = 0.25,
     group: Annotated[
         str | None,

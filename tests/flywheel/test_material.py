@@ -103,7 +103,7 @@ def test_too_few_say_how_many_more(tmp_path: Path) -> None:
     with (
         make_run(tmp_path, reviewed=6) as run,
         pytest.raises(
-            InputError, match=r"6 images with .* of which 6 are held out.* 8 to judge by\. Review some 6 more: sam3label"
+            InputError, match=r"6 images with .* of which 6 are held out.* 8 to judge by\. Review some 6 more: "
         ),
     ):
         gather([run], Division(0.25, Splits()))
