@@ -23,7 +23,7 @@ from sam3label.run.reader import Run
 from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject
 
 FEWEST = 4  # images to learn from: fewer teach nothing
-JUDGES = 8  # images to judge by: four let a checkpoint that is worse by 0.05 pass in 5.5 % of draws, eight in 1.5 %
+JUDGES = 8  # images to judge by: of 1,000 draws four let a good checkpoint pass in 66 %, eight in 89 % (docs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,15 +262,9 @@ class Guide:
             found = self.detector.detect(pictures, prompts, floor, given)
             for (i, number, window), picture, detection in zip(some, made, found, strict=True):
                 mapped = _mapped(detection.candidates, picture.strip, window, number, frames[i].size_hw)
-                yield (
-                    i,
-                    replace(
-                        detection,
-                        presence=self.spread(prompts, detection.presence),
-                        candidates=(*mapped,),
-                        full=detection.full if number or rules.tiles == 1 else (),  # the closest views say
-                    ),
-                )
+                presence = self.spread(prompts, detection.presence)
+                full = detection.full if number or rules.tiles == 1 else ()  # the closest views say
+                yield i, replace(detection, presence=presence, candidates=(*mapped,), full=full)
 
     def _picture(self, examples: Examples, frame: Frame, question: Question, view: Window) -> canvas.Canvas:
         assert examples.concept.exemplars is not None

@@ -214,7 +214,7 @@ class Run:
         known by the candidates that they have.
         """
         tiled = tiled_phrases(self.concepts)
-        listed = {prompt.key for prompt in self.prompts if prompt.source not in ("given", "agent")}
+        listed = self._answered_by_queries
         least = enough(int(self.info.get("queries", QUERIES)))
         counted = (row for row in self._store.crowded(least) if row[2] not in tiled)
         return sorted(row for row in {*counted, *self._store.full()} if row[2] in listed)
@@ -225,8 +225,13 @@ class Run:
 
     def full_of(self, item_id: str) -> list[tuple[int, str]]:
         """Return (frame, phrase) of one photo or video where even the closest views were full of answers."""
-        listed = {prompt.key for prompt in self.prompts}
+        listed = self._answered_by_queries
         return [(frame, key) for _, frame, key in self._store.full(item_id) if key in listed]
+
+    @property
+    def _answered_by_queries(self) -> set[str]:
+        """The prompts whose answers can run out of room: neither given by people nor chosen by an agent."""
+        return {prompt.key for prompt in self.prompts if prompt.source not in ("given", "agent")}
 
     def near_copies(self) -> list[tuple[str, int, Likeness]]:
         """Return (item id, frame, what it is like) of what `--skip-similar` left out: neither labelled nor failed."""

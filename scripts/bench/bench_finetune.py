@@ -3,6 +3,7 @@
     python scripts/bench/bench_finetune.py --learn 30 --judge 10 --work build/finetune     # one point of the curve
     python scripts/bench/bench_finetune.py --learn 30 --judge 10 --shuffled --work build/finetune
     python scripts/bench/bench_finetune.py --plot docs/assets/finetune.png --work build/finetune
+    python scripts/bench/bench_finetune.py --draws 4 8 16 --work build/finetune    # how often so many photos pass each
 
 Simulated reviewers correct scenes of `strange_scenes`; `sam3label finetune` learns from some and is judged by the
 others. Then base and checkpoint label 200 more strange scenes, and 200 of the demo's own, with nothing strange in them.
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from reviewers import review
 from strange_scenes import CLASSES, KNOWN, NEW, write_strange_scenes
@@ -25,6 +27,8 @@ from strange_scenes import CLASSES, KNOWN, NEW, write_strange_scenes
 import sam3label as sl
 from sam3label.annotations.coco import Truth, read_coco
 from sam3label.demo.shapes import write_scenes
+from sam3label.quality import compare
+from sam3label.quality.run_answers import predictions_of_run
 
 TAUGHT, TESTED, ORDINARY = 510_000, 900_000, 9_500_000  # seeds of scenes; of 500_000 on, 40 hold 6 plus signs
 SIZE_HW = (240, 320)
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("build/finetune"))
+    parser.add_argument("--draws", type=int, nargs="+", help="judge what was measured so far by so many test scenes")
     parser.add_argument("--plot", type=Path, help="draw the curve of all points measured so far")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -49,6 +54,9 @@ def main() -> None:
     results = args.work / "results.jsonl"
     if args.plot:
         draw([json.loads(line) for line in results.read_text().splitlines()], args.plot)
+        return
+    if args.draws:
+        draw_judges(args.work, args.test, args.draws)
         return
     row = measure(args)
     with results.open("a") as file:
@@ -129,6 +137,33 @@ def figures(model: str, photos: Path, truth: Path, classes: list[str], out: Path
     false = sum(bool(image.labels) and any(label.class_name in NEW for label in image.labels) for image in run)
     return {"cgF1": judged["cgF1"], "F1": judged["F1@0.5"], "MCC": judged["IL_MCC"], "classes": by_class,
             "photos_with_new": false}  # fmt: skip
+
+
+def draw_judges(work: Path, count: int, sizes: list[int], times: int = 1000) -> None:
+    """Print how much each checkpoint gains on all strange test scenes, and how often some of them would pass it."""
+    truth = read_coco(work / f"test-strange-{count}.json")
+
+    def table(run: Path) -> Any:
+        with sl.open_run(run) as opened:
+            judged, answers, _ = predictions_of_run(opened, truth)
+            return compare._table("segm", judged, answers.answers, list(truth.images), list(truth.categories))
+
+    before, chance = table(work / f"run-strange-{count}"), np.random.default_rng(0)
+    for run in sorted(work.glob(f"*/run-strange-{count}")):
+        after = table(run)
+
+        def gain(rows: Any, after: Any = after) -> compare.Change:
+            groups = compare._draws([str(row) for row in rows])
+            return compare._change([before[rows], after[rows]], groups, compare._cgf1)
+
+        share = {
+            size: np.mean([gain(chance.choice(count, size, replace=False)).interval[0] > 0 for _ in range(times)])
+            for size in sizes
+        }
+        passed = ", ".join(f"{size} scenes {value:.1%}" for size, value in share.items())
+        print(
+            f"{run.parent.name}: cgF1 {gain(np.arange(count)).gain:+.3f}; of {times} draws pass by {passed}", flush=True
+        )
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
