@@ -168,6 +168,17 @@ def _of_class(labels: Sequence[Label], class_id: int) -> list[JudgedObject]:
     return [instance_of(label) for label in labels if label.class_id == class_id]
 
 
+def table_of(run: Run, truth: Truth) -> Floats:
+    """Count one run's masks against a truth, for `cgf1_change`: [I, C, F], images in truth order."""
+    judged, answers, _ = predictions_of_run(run, truth)
+    return _table("segm", judged, answers.answers, list(truth.images), list(truth.categories))
+
+
+def cgf1_change(before: Floats, after: Floats) -> Change:
+    """Return what `compare` says of cgF1, from tables of the same images."""
+    return _change([before, after], _draws([str(row) for row in range(len(before))]), _cgf1)
+
+
 # ---- counting
 
 

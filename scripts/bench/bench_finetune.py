@@ -27,8 +27,7 @@ from strange_scenes import CLASSES, KNOWN, NEW, write_strange_scenes
 import sam3label as sl
 from sam3label.annotations.coco import Truth, read_coco
 from sam3label.demo.shapes import write_scenes
-from sam3label.quality import compare
-from sam3label.quality.run_answers import predictions_of_run
+from sam3label.quality.compare import cgf1_change, table_of
 
 TAUGHT, TESTED, ORDINARY = 510_000, 900_000, 9_500_000  # seeds of scenes; of 500_000 on, 40 hold 6 plus signs
 SIZE_HW = (240, 320)
@@ -141,29 +140,17 @@ def figures(model: str, photos: Path, truth: Path, classes: list[str], out: Path
 
 def draw_judges(work: Path, count: int, sizes: list[int], times: int = 1000) -> None:
     """Print how much each checkpoint gains on all strange test scenes, and how often some of them would pass it."""
-    truth = read_coco(work / f"test-strange-{count}.json")
-
-    def table(run: Path) -> Any:
-        with sl.open_run(run) as opened:
-            judged, answers, _ = predictions_of_run(opened, truth)
-            return compare._table("segm", judged, answers.answers, list(truth.images), list(truth.categories))
-
-    before, chance = table(work / f"run-strange-{count}"), np.random.default_rng(0)
-    for run in sorted(work.glob(f"*/run-strange-{count}")):
-        after = table(run)
-
-        def gain(rows: Any, after: Any = after) -> compare.Change:
-            groups = compare._draws([str(row) for row in rows])
-            return compare._change([before[rows], after[rows]], groups, compare._cgf1)
-
-        share = {
-            size: np.mean([gain(chance.choice(count, size, replace=False)).interval[0] > 0 for _ in range(times)])
-            for size in sizes
-        }
-        passed = ", ".join(f"{size} scenes {value:.1%}" for size, value in share.items())
-        print(
-            f"{run.parent.name}: cgF1 {gain(np.arange(count)).gain:+.3f}; of {times} draws pass by {passed}", flush=True
-        )
+    truth, chance = read_coco(work / f"test-strange-{count}.json"), np.random.default_rng(0)
+    with sl.open_run(work / f"run-strange-{count}") as run:
+        before = table_of(run, truth)
+    for folder in sorted(work.glob(f"*/run-strange-{count}")):
+        with sl.open_run(folder) as run:
+            after = table_of(run, truth)
+        print(f"{folder.parent.name}: cgF1 {cgf1_change(before, after).gain:+.3f}", flush=True)
+        for size in sizes:
+            drawn = [chance.choice(count, size, replace=False) for _ in range(times)]
+            passed = sum(cgf1_change(before[rows], after[rows]).interval[0] > 0 for rows in drawn)
+            print(f"  {size} scenes pass it in {passed / times:.1%} of {times} draws", flush=True)
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
