@@ -7,7 +7,7 @@ copies costs no more than encoding, and a copy costs no question.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,22 +32,22 @@ class Compared:
 class NearCopies:
     """Compares images with the `LOOKS` labelled last. `known` are those it never leaves out: they are labelled."""
 
-    def __init__(
-        self,
-        limit: float,
-        looks: Iterable[tuple[str, int, bytes]] = (),
-        known: Collection[str] = (),
-        skipped: Mapping[tuple[str, int], Likeness] | None = None,
-    ) -> None:
-        self.limit, self.known, self.skipped = limit, known, skipped or {}
+    def __init__(self, limit: float, looks: Iterable[tuple[str, int, bytes]] = (), known: Collection[str] = ()) -> None:
+        self.limit, self.known = limit, known
         self._recent: deque[tuple[str, int, Look]] = deque(maxlen=LOOKS)
         for item_id, frame, features in looks:
             self._recent.append((item_id, frame, np.frombuffer(features, np.float16)))
 
     @classmethod
     def of(cls, store: Store, limit: float) -> NearCopies:
-        """Go on from what a run has labelled and left out."""
-        return cls(limit, store.looks(), store.done_ids(), left_out(store, limit))
+        """Go on from what a run has labelled."""
+        return cls(limit, store.looks(), store.done_ids())
+
+    def among(self, items: Iterable[MediaItem]) -> NearCopies:
+        """Return a comparison of these alone, and of what was labelled of them, for a worker that has only them."""
+        ids = {item.id for item in items}
+        looks = ((item_id, frame, flat.tobytes()) for item_id, frame, flat in self._recent if item_id in ids)
+        return NearCopies(self.limit, looks, ids & set(self.known))
 
     def judge(self, frames: Sequence[Frame], looks: Sequence[Look]) -> list[Compared]:
         """Say of images in order which are near-copies of one before them. The others are taken for labelled."""

@@ -133,12 +133,6 @@ def _problems(options: LabelOptions) -> Iterator[Problem | None]:
     yield checks.whole("workers", options.workers, 0)
     yield checks.above_zero("max_megapixels", options.max_megapixels)
     yield checks.above_zero("skip_similar", options.skip_similar)
-    if options.skip_similar is not None and options.ray is not None:
-        yield Problem(
-            "skip_similar",
-            "images are compared in order, and Ray's copies of the model label them side by side: "
-            "leave out ray, or skip_similar",
-        )
     yield checks.whole("limit", options.limit, 1)
     yield _shard_problem(options.shard)
     yield checks.one_of("video", options.video, VideoMode)

@@ -252,6 +252,46 @@ def test_tiles_and_references_and_photos_in_storage_go_through_ray(
     assert {c.prompt.split(":")[0] for row in rows(tmp_path / "ray") for c in row[-1]} >= {"cat"}
 
 
+def test_near_copies_are_left_out_by_each_worker_of_what_it_has(
+    photos: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    sources, rng, n_bursts, burst = tmp_path / "bursts", np.random.default_rng(0), 6, 4
+    sources.mkdir()
+    for n in range(n_bursts * burst):
+        pixels = cv2.imread(str(photos / f"{n // burst:03d}.jpg")).astype(int)
+        noisy = np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(sources / f"{n:03d}.png"), noisy)
+    still = [clip_pixels(12)[n] for n in (0, 0, 0, 0, 6, 6, 6, 6)]
+    write_video(sources / "still.mp4", still)
+    skip: dict[str, Any] = {"skip_similar": 0.02, "video": "frames", "every": 1}
+    bursts = {path.name: n // burst for n, path in enumerate(sorted(sources.iterdir()))}  # the video is one of its own
+    killed: list[str] = []
+
+    def labelled_and_left(out: Path) -> tuple[set[tuple[str, int]], dict[tuple[str, int], tuple[str, int]]]:
+        with RunStore.open(out) as store:
+            kept = {(unit.item.id, unit.frame_start) for unit in store.done_units()}
+            return kept, {(item, frame): (like.item_id, like.frame) for item, frame, like in store.skipped()}
+
+    def kill(progress: Any) -> None:
+        if progress.finished >= 8 and not killed:
+            killed.append("")
+            actors()[0].kill()
+
+    label(sources, tmp_path / "alone", tiny_checkpoint, **skip)
+    summary, _ = on_cluster(sources, tmp_path / "ray", tiny_checkpoint, replicas=2, **skip)
+    calm = labelled_and_left(tmp_path / "ray")
+    assert calm == labelled_and_left(tmp_path / "alone")  # a burst and a video are never cut here
+    assert len(calm[1]) == n_bursts * (burst - 1) + 6 and summary.progress.failed == 0
+    other = parse_concepts("names: [hen]")
+    on_cluster(sources, tmp_path / "ray", tiny_checkpoint, replicas=2, concepts=other, **skip)
+    assert labelled_and_left(tmp_path / "ray") == calm  # where more is asked, of what is labelled and of nothing else
+    on_cluster(sources, tmp_path / "killed", tiny_checkpoint, replicas=2, on_progress=kill, **skip)
+    kept, left = labelled_and_left(tmp_path / "killed")
+    assert killed and not kept & left.keys() and kept | left.keys() == calm[0] | calm[1].keys()
+    assert kept >= calm[0] and set(left.values()) <= kept  # more may be labelled, for no copy of what is not
+    assert all(bursts[where[0]] == bursts[like[0]] for where, like in left.items())
+
+
 def test_objects_that_a_person_shows_are_followed_by_a_worker(
     photos: Path, cluster: Any, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from sam3label.core.records import MediaItem, Stamp, UnitResult
 from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError, ExtraMissingError, InputError, Sam3LabelError
+from sam3label.labelling.near_copies import NearCopies
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.photos import PhotoBatch
 from sam3label.labelling.progress import JobTally, WorkerPace
@@ -40,6 +41,7 @@ from sam3label.labelling.workers.work import Answered, Assignment, Facts, Say, W
 from sam3label.media.stamps import stamp_of
 
 CHUNK_PHOTOS = 32  # at least so many in a chunk for a GPU; on a CPU a batch is one
+BURST_PHOTOS = 8  # but so many where a chunk's photos are compared with each other
 IN_FLIGHT = 2  # chunks that a worker has at a time: one computes, one is decoded
 LEAST_PATIENCE = 300.0  # seconds until a worker counts as hanging, however fast it was;
 PATIENCE = 30  # or so many times what its work should take
@@ -87,15 +89,19 @@ class ModelActor:
     def take(self, prepared: Any) -> None:
         self._loaded.take(prepared)
 
-    def label(self, batches: Sequence[PhotoBatch], known: Mapping[str, str]) -> Stretch | Sam3LabelError:
+    def label(
+        self, batches: Sequence[PhotoBatch], known: Mapping[str, str], copies: NearCopies | None
+    ) -> Stretch | Sam3LabelError:
         try:
-            return self._loaded.label(batches, known)
+            return self._loaded.label(batches, known, copies)
         except Sam3LabelError as error:
             return _plain(error)
 
-    def watch(self, ticket: int, work: VideoWork | None, batch_size: int) -> Stretch | Sam3LabelError:
+    def watch(
+        self, ticket: int, work: VideoWork | None, batch_size: int, copies: NearCopies | None
+    ) -> Stretch | Sam3LabelError:
         try:
-            return self._loaded.watch(ticket, work, batch_size)
+            return self._loaded.watch(ticket, work, batch_size, copies)
         except Sam3LabelError as error:
             return _plain(error)
 
@@ -383,16 +389,13 @@ class RayWorkers:
         if value.answers:
             self._leases.progressed(lease)
         if lease.video is not None and not value.is_over:
-            self._call(worker, "watch", lease, *self._watched(lease, None))
+            self._call(worker, "watch", lease, id(lease), None, self._batch_size, None)
             return value.answers
         self._leases.done(lease)
         if lease.photos:
             worker.steps += lease.photos
             self._seconds.append((time.monotonic() - call.since) / lease.photos)
         return value.answers
-
-    def _watched(self, lease: Lease, work: VideoWork | None) -> tuple[Any, ...]:
-        return id(lease), work, self._batch_size
 
     # ---- workers that die
 
@@ -503,7 +506,8 @@ class RayWorkers:
                 yield _failed(work, *self._given_up.pop())
 
     def _leases_of(self, work: Work) -> Leases:
-        return Leases(work.batches, work.videos, CHUNK_PHOTOS if self._on_gpus else 1)
+        least = CHUNK_PHOTOS if self._on_gpus else BURST_PHOTOS if work.copies is not None else 1
+        return Leases(work.batches, work.videos, least)
 
     def _give(self, work: Work) -> None:
         """Fill up every worker that is ready."""
@@ -515,12 +519,14 @@ class RayWorkers:
                 if lease is None:
                     break
                 if lease.video is not None:
-                    self._call(worker, "watch", lease, *self._watched(lease, work.standing(lease.video)))
+                    standing, copies = work.standing(lease.video), _compared(work, [lease.video])
+                    self._call(worker, "watch", lease, id(lease), standing, self._batch_size, copies)
                 elif lease.tried is not None:
                     alone = PhotoBatch(lease.batches[0].keys, (lease.tried,))
-                    self._call(worker, "label", lease, (alone,), {})
+                    self._call(worker, "label", lease, (alone,), {}, None)
                 else:
-                    self._call(worker, "label", lease, lease.batches, lease.known)
+                    copies = _compared(work, [item for batch in lease.batches for item in batch.items])
+                    self._call(worker, "label", lease, lease.batches, lease.known, copies)
 
     def _paces(self) -> tuple[WorkerPace, ...]:
         now = time.monotonic()
@@ -543,6 +549,11 @@ def _stamp(first: MediaItem | None) -> Stamp | None:
         return None if first is None else stamp_of(first)
     except OSError:  # the decoder will say so
         return None
+
+
+def _compared(work: Work, items: Sequence[MediaItem]) -> NearCopies | None:
+    """Return what a worker compares images with, where near-copies are left out: what it has itself."""
+    return None if work.copies is None else work.copies.among(items)
 
 
 def _failed(work: Work, video: MediaItem, reason: str) -> Answered:

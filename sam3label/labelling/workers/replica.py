@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sam3label.core.records import Frame, MediaItem, Processor, Stamp, Undecodable, UnitResult
 from sam3label.core.text import one_line
 from sam3label.labelling import reference_check
+from sam3label.labelling.near_copies import NearCopies
+from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.photos import Decoded, PhotoBatch, label_batch
 from sam3label.labelling.progress import labels_in
 from sam3label.labelling.questions import Prepared
@@ -144,15 +146,20 @@ class Replica:
 
     # ---- photos
 
-    def label(self, batches: Sequence[PhotoBatch], known: Mapping[str, str]) -> Stretch:
-        """Label photos, each batch as one. `known` has, by id, why some of them cannot be."""
+    def label(
+        self, batches: Sequence[PhotoBatch], known: Mapping[str, str], copies: NearCopies | None = None
+    ) -> Stretch:
+        """Label photos, each batch as one. `known` has, by id, why some of them cannot be.
+
+        What `copies` finds to be a near-copy of one before it is left out.
+        """
         jobs = []
         for batch in batches:
             photos = [
                 _done(Undecodable(item, known[item.id])) if item.id in known else self._readers.submit(self._read, item)
                 for item in batch.items
             ]
-            jobs.append(_Job(partial(self._label, photos, batch), photos))
+            jobs.append(_Job(partial(self._label, photos, batch, copies), photos))
             self._jobs.put(jobs[-1])
         parts: list[Stretch] = [job.answer.result() for job in jobs]
         stages: dict[str, float] = {}
@@ -167,11 +174,13 @@ class Replica:
         read = partial(read_photo, max_megapixels=self._megapixels)
         return next(loader.entries([item], 0, self._guide.detector.device.type == "cuda", read))
 
-    def _label(self, photos: Sequence[Future[Frame | Undecodable]], batch: PhotoBatch) -> Stretch:
+    def _label(
+        self, photos: Sequence[Future[Frame | Undecodable]], batch: PhotoBatch, copies: NearCopies | None
+    ) -> Stretch:
         since = time.perf_counter()
         decoded: Decoded = [photo.result() for photo in photos]
         waited = time.perf_counter() - since
-        answer = self._answer(label_batch(self._guide, decoded, self._options.floor, batch.keys))
+        answer = self._answer(label_batch(self._guide, decoded, self._options.floor, batch.keys, copies))
         return Stretch((answer,), {"decode": waited, **self._spent()})
 
     def _spent(self) -> dict[str, float]:
@@ -186,15 +195,16 @@ class Replica:
 
     # ---- videos
 
-    def watch(self, ticket: int, work: VideoWork | None, batch_size: int) -> Stretch:
-        """Label a video on for about a second, or to its next units. The first call with a ticket brings the work."""
-        return self._do(lambda: self._watch(ticket, work, replace(self._options, batch_size=batch_size)))
+    def watch(self, ticket: int, work: VideoWork | None, batch_size: int, copies: NearCopies | None = None) -> Stretch:
+        """Label a video on for about a second, or to its next units. The first call with a ticket brings the work,
+        and what compares its frames."""
+        return self._do(lambda: self._watch(ticket, work, replace(self._options, batch_size=batch_size), copies))
 
-    def _watch(self, ticket: int, work: VideoWork | None, options: Any) -> Stretch:
+    def _watch(self, ticket: int, work: VideoWork | None, options: LabelOptions, copies: NearCopies | None) -> Stretch:
         if work is not None:
             if self._tracker is None:
                 self._tracker = self._load_tracker()
-            self._video = ticket, label_video(self._guide, self._tracker, work, options)
+            self._video = ticket, label_video(self._guide, self._tracker, work, options, copies)
         if self._video is None or self._video[0] != ticket:
             raise LostError
         since, frames = time.perf_counter(), 0

@@ -53,7 +53,7 @@ class Work:
     videos: Sequence[MediaItem]
     batch_size: int
     standing: Callable[[MediaItem], VideoWork]
-    copies: NearCopies | None = None  # compares images in order: for one worker only
+    copies: NearCopies | None = None  # compares images in the order of one worker
 
     @property
     def is_empty(self) -> bool:
