@@ -40,7 +40,7 @@ LAYERS = [
         "verify",
         "a vision-language model judges labels (`server` asks, `judge` keeps verdicts, `reliability` weighs them), and "
         "uses SAM 3 as a tool (`agent`)",
-        "show review labelling run media model core",
+        "show review quality labelling run media model core",
     ),
     _room(
         "show",

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sam3label.core.records import (
     Concept,
     ConceptList,
     Correction,
+    Label,
     MediaItem,
     UnitResult,
     Verdict,
@@ -185,6 +187,35 @@ def test_a_verifier_that_knows_less_than_the_labels_has_no_say_on_presence() -> 
     worse = reliability.Reliability(80, 2, 2, 16, rival=0.98)
     assert not worse.is_trusted and worse.sentence("presence").endswith("of the labels without it 0.98. This is kept "
         "and changes nothing: the labels know better.")  # fmt: skip
+
+
+def test_rejections_that_make_the_labels_worse_do_not_count(tmp_path: Path) -> None:
+    """Six discs of twenty photos are not there, nor bars in half of them. A verifier sees that, and then rejects the
+    only rings of some photos too: those photos now count as ones without a ring."""
+    units = []
+    for n in range(20):
+        unit = three_shapes(tmp_path / "photos", f"{n:02d}.png", SIZE)
+        seen = unit.candidates if n < 10 else unit.candidates[:2]
+        ghost = candidate(unit.item.id, 9, "disc", 0.6, WRONG)
+        units.append(replace(unit, candidates=(*seen, ghost) if n < 6 else seen))
+
+    def scored(run: Run, found: Sequence[tuple[int, Label]], rings_rejected: int) -> reliability.Reliability:
+        for n, one in found:
+            wrong = one.score == 0.6 or (one.class_name == "ring" and n < rings_rejected)
+            run.record_verdicts([Verdict(f"{n:02d}.png", 0, one.class_name, one.id, "right", 1.0 - wrong, "eyes")])
+        return reliability.score(run, "eyes").masks
+
+    with open_run(make_run(tmp_path / "run", units), CONCEPTS) as run:
+        found = [(n, one) for n, image in enumerate(run.images()) for one in image.labels]
+        for n, one in found:
+            run.record([Correction(f"{n:02d}.png", 0, "deleted" if one.score == 0.6 else "approved", one.id)])
+        run.record([Correction(f"{n:02d}.png", 0, "reviewed") for n in range(20)])
+        good = scored(run, found, 0)
+        assert good.is_trusted and good.mcc == 1 and good.gain is not None and good.gain > 0.03
+        assert "Without the rejected ones cgF1 of the reviewed photos changes by +" in good.sentence("masks")
+        bad = scored(run, found, 4)
+        assert bad.mcc > reliability.LEAST_MCC and bad.gain is not None and bad.gain < -0.1 and not bad.is_trusted
+        assert bad.sentence("masks").endswith("and changes nothing: the labels are better with them.")
 
 
 def test_where_some_are_missing_candidates_of_lower_scores_are_labels_and_asked_about(tmp_path: Path) -> None:
