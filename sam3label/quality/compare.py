@@ -174,6 +174,11 @@ def table_of(run: Run, truth: Truth) -> Floats:
     return _table("segm", judged, answers.answers, list(truth.images), list(truth.categories))
 
 
+def table_of_matches(scores: Sequence[Sequence[cgf1.PairScore]]) -> Floats:
+    """Count what was matched in each class of each image, for `cgf1_change`: [I, C, F]."""
+    return np.stack([np.stack([_row(score) for score in image]) for image in scores])
+
+
 def cgf1_change(before: Floats, after: Floats) -> Change:
     """Return what `compare` says of cgF1, from tables of the same images."""
     return _change([before, after], _draws([str(row) for row in range(len(before))]), _cgf1)

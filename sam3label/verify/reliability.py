@@ -3,8 +3,8 @@
 Each use is weighed by itself: is a class there, are some of it missing, is a label good? Until a use is good enough its
 verdicts are shown and change nothing. The floor is a Matthews correlation (MCC) that a verifier without eyes cannot
 reach: one that accepts everything has 0. Whether a class is there SAM 3 says too, so a verifier must also be no worse
-at that than the labels are without it. And one that rejects labels must not lower cgF1: where all labels of a class in
-a photo go, the photo counts as one without it.
+at that than the labels are without it. And one that rejects labels must be sure not to lower cgF1: where all labels of
+a class in a photo go, the photo counts as one without it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from sam3label.core import masks
 from sam3label.core.records import USES, Label, LabeledImage, Verdict, VerdictUse
 from sam3label.core.text import count
+from sam3label.quality.compare import Change, cgf1_change, table_of_matches
 from sam3label.quality.metrics import cgf1
 from sam3label.quality.metrics.cgf1 import PairScore
 from sam3label.review.survey import look
@@ -50,8 +51,8 @@ class Reliability:
     """One use: what the verifier said (accepted it, or rejected), by what people made of it (kept it, or it was wrong).
 
     Accepted is also that there is some and that all are masked. `rival` is the MCC of the labels without the verifier,
-    where they answer the same question; `gain` what leaving out rejected labels adds to cgF1 of the reviewed photos,
-    where they tell: some of their classes are there and some are not.
+    where they answer the same question; `change` that of the reviewed photos' cgF1 without the rejected labels, where
+    it says something: some classes are there and some are not.
     """
 
     accepted_kept: int = 0
@@ -59,7 +60,7 @@ class Reliability:
     rejected_kept: int = 0
     rejected_wrong: int = 0
     rival: float = -1.0
-    gain: float | None = None
+    change: Change | None = None
 
     @property
     def cases(self) -> int:
@@ -74,11 +75,11 @@ class Reliability:
     def is_trusted(self) -> bool:
         wrong = self.accepted_wrong + self.rejected_wrong
         enough = self.cases >= LEAST_CASES and wrong >= LEAST_WRONG
-        return enough and self.mcc >= max(LEAST_MCC, self.rival) and not self._lowers_cgf1
+        return enough and self.mcc >= max(LEAST_MCC, self.rival) and not self._may_lower_cgf1
 
     @property
-    def _lowers_cgf1(self) -> bool:
-        return self.gain is not None and self.gain < 0
+    def _may_lower_cgf1(self) -> bool:
+        return self.change is not None and self.change.interval[0] < 0
 
     def sentence(self, use: VerdictUse) -> str:
         """Say what is known of one use, and whether its verdicts count."""
@@ -87,14 +88,18 @@ class Reliability:
             cases=count(self.cases, *_CASES[use]), mcc=self.mcc, rival=self.rival, yes=accepts, no=rejects,
             yes_right=interval(self.accepted_kept, accepts), no_right=interval(self.rejected_wrong, rejects),
         )  # fmt: skip
-        if self.gain is not None:
-            known += f" Without the rejected ones cgF1 of the reviewed photos changes by {self.gain:+.3f}."
+        if self.change is not None:
+            low, high = self.change.interval
+            known += (
+                f" Without the rejected ones cgF1 of the reviewed photos changes by {self.change.gain:+.3f} "
+                f"({low:+.3f} to {high:+.3f})."
+            )
         if self.is_trusted:
             return f"{known} This counts where the concept list lets it (verify: {use})."
         if self.mcc >= LEAST_MCC and self.mcc < self.rival:
             return f"{known} This is kept and changes nothing: the labels know better."
-        if self.mcc >= LEAST_MCC and self._lowers_cgf1:
-            return f"{known} This is kept and changes nothing: the labels are better with them."
+        if self.mcc >= LEAST_MCC and self._may_lower_cgf1:
+            return f"{known} This is kept and changes nothing: the labels may be better with them."
         return (
             f"{known} This is kept and changes nothing: that takes {LEAST_CASES} of them, {LEAST_WRONG} where the "
             f"answer is no, and an MCC of {LEAST_MCC:g}."
@@ -170,8 +175,8 @@ def score(run: Run, verifier: str) -> VerifierTrust:
     """Compare a verifier's verdicts on reviewed photos with what became of them."""
     blind = run.without_verdicts()
     counts: _Counts = Counter()
-    whole: list[PairScore] = []
-    rest: list[PairScore] = []  # without the rejected labels
+    whole: list[list[PairScore]] = []  # by photo and class
+    rest: list[list[PairScore]] = []  # without the rejected labels
     for unit in run.done_units():
         verdicts = [v for v in run.verdicts(verifier, unit.item.id) if v.score is not None]
         if not verdicts:
@@ -180,15 +185,15 @@ def score(run: Run, verifier: str) -> VerifierTrust:
         if image.reviewed:
             before = next(look(blind, unit)).labels
             rejected = _compare_labels(counts, verdicts, before, image)
-            for name in run.concepts.names:
-                whole.append(_matched(name, before, image))
-                rest.append(_matched(name, [label for label in before if label.id not in rejected], image))
+            left = [label for label in before if label.id not in rejected]
+            for scores, labels in ((whole, before), (rest, left)):
+                scores.append([_matched(name, labels, image) for name in run.concepts.names])
             _compare_classes(counts, verdicts, before, image)
     rival = matthews(*_table(counts, "labels"))
     return VerifierTrust(
         Reliability(*_table(counts, "presence"), rival=rival),
         Reliability(*_table(counts, "missing")),
-        Reliability(*_table(counts, "masks"), gain=_gain(whole, rest)),
+        Reliability(*_table(counts, "masks"), change=_change(whole, rest)),
     )
 
 
@@ -198,12 +203,11 @@ def _matched(name: str, labels: Sequence[Label], image: LabeledImage) -> PairSco
     return cgf1.match(masks.iou_matrix(own, truth))
 
 
-def _gain(whole: Sequence[PairScore], rest: Sequence[PairScore]) -> float | None:
-    """Return how much higher cgF1 is of the rest; None where all pairs have objects, or none, and it is 0 of either."""
-    if len({pair.positive for pair in whole}) < 2:
+def _change(whole: Sequence[Sequence[PairScore]], rest: Sequence[Sequence[PairScore]]) -> Change | None:
+    """Compare cgF1 of two sets of labels; None where all pairs have objects, or none, and it is 0 of either."""
+    if len({pair.positive for pairs in whole for pair in pairs}) < 2:
         return None
-    before, after = (float(np.mean(cgf1.curves(pairs)["cgF1"])) for pairs in (whole, rest))
-    return after - before
+    return cgf1_change(table_of_matches(whole), table_of_matches(rest))
 
 
 def _table(counts: _Counts, use: str) -> tuple[int, int, int, int]:

@@ -211,11 +211,13 @@ def test_rejections_that_make_the_labels_worse_do_not_count(tmp_path: Path) -> N
             run.record([Correction(f"{n:02d}.png", 0, "deleted" if one.score == 0.6 else "approved", one.id)])
         run.record([Correction(f"{n:02d}.png", 0, "reviewed") for n in range(20)])
         good = scored(run, found, 0)
-        assert good.is_trusted and good.mcc == 1 and good.gain is not None and good.gain > 0.03
+        assert good.is_trusted and good.mcc == 1 and good.change is not None and good.change.gain > 0.03
         assert "Without the rejected ones cgF1 of the reviewed photos changes by +" in good.sentence("masks")
         bad = scored(run, found, 4)
-        assert bad.mcc > reliability.LEAST_MCC and bad.gain is not None and bad.gain < -0.1 and not bad.is_trusted
-        assert bad.sentence("masks").endswith("and changes nothing: the labels are better with them.")
+        assert (
+            bad.mcc > reliability.LEAST_MCC and bad.change is not None and bad.change.gain < -0.1 and not bad.is_trusted
+        )
+        assert bad.sentence("masks").endswith("and changes nothing: the labels may be better with them.")
 
 
 def test_where_some_are_missing_candidates_of_lower_scores_are_labels_and_asked_about(tmp_path: Path) -> None:
