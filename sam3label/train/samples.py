@@ -10,6 +10,7 @@ that are compared, B images, P image-prompt pairs.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,9 @@ MOST_EXEMPLARS = 3
 CLOSEST = 0.7  # side of the smallest crop, of the photo's
 _TRIES = 8  # at a crop that cuts no object too much
 PASTED = 0.7  # share of views with objects of another photo
+LARGE = (
+    2.0  # a photo's shorter side by the model's, from which on crops are cut from it reduced: to what the closest need
+)
 _CACHE = 256 << 20  # bytes of decoded photos that are kept
 
 
@@ -83,7 +87,7 @@ class Teacher:
         self._rarity = rarity(samples)
         odds = np.array([own.sum() for own in self._rarity])
         self._odds = odds / max(odds.sum(), 1e-9)
-        self._decoded: dict[str, npt.NDArray[np.uint8]] = {}
+        self._decoded: dict[str, tuple[TaughtPhoto, npt.NDArray[np.uint8]]] = {}
         self._kept = 0
 
     @property
@@ -104,7 +108,7 @@ class Teacher:
     def exam(self, number: int) -> Lesson:
         """Return one sample as it is, with every question."""
         sample = self.samples[number]
-        return self._made(self._view(sample, self._photo(sample), None, False, sample.questions), None)
+        return self._made(self._view(sample, _decode(sample), None, False, sample.questions), None)
 
     def _numbers(self, step: int) -> list[int]:
         """Every sample once an epoch, in another order each."""
@@ -115,14 +119,14 @@ class Teacher:
         return [int(orders[place // count][place % count]) for place in places]
 
     def _lesson(self, sample: TaughtPhoto, rng: Rng) -> Lesson:
-        photo = self._photo(sample)
         if not self.varied:
             questions = _chosen(sample.questions, self.pairs_an_image, rng)
-            return self._made(self._view(sample, photo, None, False, questions), rng)
+            return self._made(self._view(sample, _decode(sample), None, False, questions), rng)
+        sample, photo = self._reduced(sample)
         if rng.random() < PASTED and self._odds.any():
             number = int(rng.choice(len(self.samples), p=self._odds))
-            other = self.samples[number]
-            sample, photo = pasted(sample, photo, other, self._photo(other), self._rarity[number], rng)
+            other, from_photo = self._reduced(self.samples[number])
+            sample, photo = pasted(sample, photo, other, from_photo, self._rarity[number], rng)
         questions = _chosen(sample.questions, self.pairs_an_image, rng)
         mirrored = bool(rng.random() < 0.5) and not any(is_sided(q.phrase) for q in questions)
         return self._made(self._view(sample, photo, _window(sample.objects, rng), mirrored, questions), rng)
@@ -168,16 +172,19 @@ class Teacher:
         filled = part[:, :: -1 if mirrored else 1].astype(np.uint8) * 255
         return np.asarray(cv2.resize(filled, (self.cells, self.cells), interpolation=cv2.INTER_AREA), np.uint8)
 
-    def _photo(self, sample: TaughtPhoto) -> npt.NDArray[np.uint8]:
-        """Return the photo as labelling decodes it; those that were read lately are kept."""
+    def _reduced(self, sample: TaughtPhoto) -> tuple[TaughtPhoto, npt.NDArray[np.uint8]]:
+        """Return a photo to cut views from, with its outlines; those that were read lately are kept."""
         found = self._decoded.get(sample.item.path)
         if found is None:
-            found = decode_image(sample.item.path, megapixels(sample.size_hw) + 1)
-            if self._kept + found.nbytes > _CACHE:
+            photo = _decode(sample)
+            if min(sample.size_hw) > LARGE * self.side:
+                sample, photo = smaller(sample, photo, self.side / CLOSEST / min(sample.size_hw))
+            found = sample, photo
+            if self._kept + photo.nbytes > _CACHE:
                 self._decoded.clear()
                 self._kept = 0
             self._decoded[sample.item.path] = found
-            self._kept += found.nbytes
+            self._kept += photo.nbytes
         return found
 
     def _made(self, view: _View, rng: Rng | None) -> Lesson:
@@ -204,6 +211,31 @@ class Teacher:
             targets=tuple(torch.tensor(q.answer, dtype=torch.long) for q in questions),
         )
         return Lesson(batch, torch.tensor([q.denied for q in questions], dtype=torch.bool), (view.has_mask,))
+
+
+def _decode(sample: TaughtPhoto) -> npt.NDArray[np.uint8]:
+    """Return the photo as labelling decodes it."""
+    return decode_image(sample.item.path, megapixels(sample.size_hw) + 1)
+
+
+def smaller(
+    sample: TaughtPhoto, photo: npt.NDArray[np.uint8], scale: float
+) -> tuple[TaughtPhoto, npt.NDArray[np.uint8]]:
+    """Return a photo and its outlines reduced."""
+    height, width = (math.ceil(side * scale) for side in sample.size_hw)
+
+    def reduced(one: TruthObject) -> TruthObject:
+        if one.rle is None:
+            return one
+        covered = cv2.resize(
+            masks.decode(one.rle).astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA
+        )
+        half = covered >= 128
+        return replace(one, rle=masks.encode(half if half.any() else covered > 0))  # thin things are kept whole
+
+    objects = tuple(reduced(one) for one in sample.objects)
+    pixels = np.asarray(cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return replace(sample, size_hw=(height, width), objects=objects), pixels
 
 
 def joined(lessons: Sequence[Lesson]) -> Lesson:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,6 +269,8 @@ class Tuner:
         self.steps = 0
         self.together = teacher.images  # images that go through the model at once
         self.smooth, self.first = math.nan, math.nan  # of the total loss: now, and at the beginning
+        self._maker = ThreadPoolExecutor(1, "lessons")
+        self._coming: dict[int, Future[list[Lesson]]] = {}  # by step
 
     def _groups(self) -> list[dict[str, Any]]:
         """Adapters at the rate, weights that exist already at a share of it; weight decay for matrices only."""
@@ -288,7 +291,7 @@ class Tuner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        told = self._gradients(self.teacher.lesson(self.steps))
+        told = self._gradients(self._lessons())
         self._refuse_divergence(told["total"])
         self.optimizer.step()
         self.steps += 1
@@ -296,6 +299,13 @@ class Tuner:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.values()), list(self.trained.values()), 1 - keep)
         return told | {"rate": rate}
+
+    def _lessons(self) -> list[Lesson]:
+        """Return the images of this step, and have those of the next made meanwhile."""
+        made = self._coming.pop(self.steps, None) or self._maker.submit(self.teacher.lesson, self.steps)
+        if self.steps + 1 < self.tuning.steps:
+            self._coming = {self.steps + 1: self._maker.submit(self.teacher.lesson, self.steps + 1)}
+        return made.result()
 
     def _gradients(self, lessons: Sequence[Lesson]) -> dict[str, float]:
         """Leave the gradients of a step in the parameters; fewer images at a time where memory runs out."""

@@ -20,10 +20,10 @@ from sam3label.core.records import MediaItem
 from sam3label.errors import TuningStoppedError
 from sam3label.model.checkpoint import resolve
 from sam3label.model.weights import load_model, load_tokenizer
-from sam3label.train import costs, loop
+from sam3label.train import costs, loop, samples
 from sam3label.train.methods import METHODS, Method, learned
 from sam3label.train.samples import Teacher, joined, tokenizing
-from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject
+from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject, around
 from sam3label.train.tuning import StepTotals, Tuner, Tuning, answer, loss_parts, masked_pairs
 
 SIZE = (60, 80)
@@ -63,6 +63,46 @@ def teacher(folder: Path, checkpoint: Path, images: int = 2, **ways: Any) -> Tea
 def tuner(folder: Path, checkpoint: Path, method: Method = "lora", **how: Any) -> Tuner:
     model = load_model(resolve(str(checkpoint)))
     return Tuner(model, teacher(folder, checkpoint), Tuning(method=method, rank=2, steps=8, precision="fp32", **how))
+
+
+def large(folder: Path) -> TaughtPhoto:
+    """A photo of four times the model's side, with a box, and a line that is a pixel wide."""
+    size = (900, 1200)
+    pixels = np.full((*size, 3), 70, np.uint8)
+    cv2.rectangle(pixels, (300, 200), (599, 499), (20, 20, 220), -1)
+    cv2.imwrite(str(folder / "large.png"), cv2.GaussianBlur(pixels, (0, 0), 6))
+    box, line = np.zeros((2, *size), np.bool_)
+    box[200:500, 300:600], line[100:800, 900] = True, True
+    known = tuple(TruthObject(around(mask), masks.encode(mask)) for mask in (box, line))
+    item = MediaItem("large.png", str(folder / "large.png"))
+    return TaughtPhoto(item, size, known, (PhraseAnswer("red box", (0,)), PhraseAnswer("line", (1,))))
+
+
+def test_views_of_a_large_photo_are_cut_from_it_reduced(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize = tokenizing(load_tokenizer(resolve(str(tiny_checkpoint))))
+    ways: dict[str, Any] = {"images": 1, "cells": 32}
+    monkeypatch.setattr(samples, "PASTED", 0.0)
+    made: list[tuple[TaughtPhoto, Any]] = []
+    smaller = samples.smaller
+    monkeypatch.setattr(samples, "smaller", lambda *given: made.append(smaller(*given)) or made[-1])
+    reduced = Teacher([large(tmp_path)], tokenize, 224, **ways)
+    views = [reduced.lesson(step)[0].batch for step in range(6)]
+    ((kept, pixels),) = made  # once
+    assert kept.size_hw == pixels.shape[:2] == (320, 427) and min(kept.size_hw) * samples.CLOSEST >= 224
+    monkeypatch.setattr(samples, "LARGE", 9.0)
+    whole = Teacher([large(tmp_path)], tokenize, 224, **ways)
+    for step, view in enumerate(views):
+        other = whole.lesson(step)[0].batch
+        assert [t.tolist() for t in view.targets] == [t.tolist() for t in other.targets]
+        torch.testing.assert_close(view.instance_boxes[0], other.instance_boxes[0], atol=0.01, rtol=0)
+        assert (view.pixels - other.pixels).abs().max() < 0.1  # of 2
+        assert (view.instance_masks[0] - other.instance_masks[0]).abs().mean() < 0.02
+        assert len(view.instance_boxes[0]) == 2  # the line, too
+    exam = reduced.exam(0).batch.pixels
+    monkeypatch.setattr(samples, "LARGE", 2.0)
+    assert torch.equal(exam, Teacher([large(tmp_path)], tokenize, 224, **ways).exam(0).batch.pixels)
 
 
 @pytest.mark.parametrize("method", METHODS)
