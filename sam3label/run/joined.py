@@ -131,6 +131,9 @@ class JoinedRun(Run):
     def without_verdicts(self, but_missing: bool = False) -> Run:
         return JoinedRun([part.without_verdicts(but_missing) for part in self._parts])
 
+    def relying_on(self, uses: Mapping[VerdictUse, str]) -> Run:
+        return JoinedRun([part.relying_on(uses) for part in self._parts])
+
     # ---- what was labelled
 
     def done_units(self) -> Iterator[Unit]:

@@ -257,6 +257,12 @@ class Run:
         )
         return Run(self._store, replace(self.concepts, concepts=deaf), self._places)
 
+    def relying_on(self, uses: Mapping[VerdictUse, str]) -> Run:
+        """Return the same run, in which these verdicts count where the list lets them, and no others."""
+        same = Run(self._store, self.concepts, self._places)
+        same._verifiers = dict(uses)
+        return same
+
     # ---- what was labelled
 
     def done_units(self) -> Iterator[Unit]:

@@ -3,8 +3,8 @@
 Each use is weighed by itself: is a class there, are some of it missing, is a label good? Until a use is good enough its
 verdicts are shown and change nothing. The floor is a Matthews correlation (MCC) that a verifier without eyes cannot
 reach: one that accepts everything has 0. Whether a class is there SAM 3 says too, so a verifier must also be no worse
-at that than the labels are without it. And one that rejects labels must be sure not to lower cgF1: where all labels of
-a class in a photo go, the photo counts as one without it.
+at that than the labels are without it. And what its verdicts do to the labels must be sure not to lower their cgF1:
+where all labels of a class in a photo go, the photo counts as one without it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from sam3label.quality.metrics.cgf1 import PairScore
 from sam3label.review.survey import look
 from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
 from sam3label.run.reader import LAST_VERIFIER, Run
+from sam3label.run.rows import Unit
 
 LEAST_CASES = 20  # verdicts on what people reviewed, and at least
 LEAST_WRONG = 5  # of them where the answer is no
@@ -51,8 +52,8 @@ class Reliability:
     """One use: what the verifier said (accepted it, or rejected), by what people made of it (kept it, or it was wrong).
 
     Accepted is also that there is some and that all are masked. `rival` is the MCC of the labels without the verifier,
-    where they answer the same question; `change` that of the reviewed photos' cgF1 without the rejected labels, where
-    it says something: some classes are there and some are not.
+    where they answer the same question; `change` what its verdicts do to the cgF1 of the reviewed photos by this list,
+    None where they change nothing, or nothing tells: every class is in every photo, or none is.
     """
 
     accepted_kept: int = 0
@@ -91,7 +92,7 @@ class Reliability:
         if self.change is not None:
             low, high = self.change.interval
             known += (
-                f" Without the rejected ones cgF1 of the reviewed photos changes by {self.change.gain:+.3f} "
+                f" With these verdicts cgF1 of the reviewed photos changes by {self.change.gain:+.3f} "
                 f"({low:+.3f} to {high:+.3f})."
             )
         if self.is_trusted:
@@ -99,7 +100,7 @@ class Reliability:
         if self.mcc >= LEAST_MCC and self.mcc < self.rival:
             return f"{known} This is kept and changes nothing: the labels know better."
         if self.mcc >= LEAST_MCC and self._may_lower_cgf1:
-            return f"{known} This is kept and changes nothing: the labels may be better with them."
+            return f"{known} This is kept and changes nothing: the labels may be better without it."
         return (
             f"{known} This is kept and changes nothing: that takes {LEAST_CASES} of them, {LEAST_WRONG} where the "
             f"answer is no, and an MCC of {LEAST_MCC:g}."
@@ -172,11 +173,10 @@ _Counts = Counter[tuple[VerdictUse | str, bool, bool]]  # (use, the verifier's y
 
 
 def score(run: Run, verifier: str) -> VerifierTrust:
-    """Compare a verifier's verdicts on reviewed photos with what became of them."""
+    """Compare a verifier's verdicts on reviewed photos with what became of them, and with what they would do there."""
     blind = run.without_verdicts()
     counts: _Counts = Counter()
-    whole: list[list[PairScore]] = []  # by photo and class
-    rest: list[list[PairScore]] = []  # without the rejected labels
+    reviewed: list[tuple[Unit, LabeledImage]] = []
     for unit in run.done_units():
         verdicts = [v for v in run.verdicts(verifier, unit.item.id) if v.score is not None]
         if not verdicts:
@@ -184,17 +184,41 @@ def score(run: Run, verifier: str) -> VerifierTrust:
         image = next(blind.unit_images(unit))
         if image.reviewed:
             before = next(look(blind, unit)).labels
-            rejected = _compare_labels(counts, verdicts, before, image)
-            left = [label for label in before if label.id not in rejected]
-            for scores, labels in ((whole, before), (rest, left)):
-                scores.append([_matched(name, labels, image) for name in run.concepts.names])
+            reviewed.append((unit, image))
+            _compare_labels(counts, verdicts, before, image)
             _compare_classes(counts, verdicts, before, image)
     rival = matthews(*_table(counts, "labels"))
-    return VerifierTrust(
+    trust = VerifierTrust(
         Reliability(*_table(counts, "presence"), rival=rival),
         Reliability(*_table(counts, "missing")),
-        Reliability(*_table(counts, "masks"), change=_change(whole, rest)),
+        Reliability(*_table(counts, "masks")),
     )
+    return _weighed(trust, run, verifier, reviewed)
+
+
+def _weighed(
+    trust: VerifierTrust, run: Run, verifier: str, reviewed: Sequence[tuple[Unit, LabeledImage]]
+) -> VerifierTrust:
+    """Add what the verdicts do to the labels, each use beside those that count so far: masks first."""
+    counting: dict[VerdictUse, str] = {}
+    before = _matches(run.relying_on(counting), reviewed)
+    for use in ("masks", "presence", "missing"):
+        if trust.of(use).is_trusted:
+            after = _matches(run.relying_on({**counting, use: verifier}), reviewed)
+            known = replace(trust.of(use), change=_change(before, after))
+            trust = replace(trust, **{use: known})
+            if known.is_trusted:
+                counting[use], before = verifier, after
+    return trust
+
+
+def _matches(run: Run, reviewed: Sequence[tuple[Unit, LabeledImage]]) -> list[list[PairScore]]:
+    """Match the labels as a run decides them with those that a person left, by photo and class."""
+    rows = []
+    for unit, image in reviewed:
+        labels = next(look(run, unit)).labels
+        rows.append([_matched(name, labels, image) for name in run.concepts.names])
+    return rows
 
 
 def _matched(name: str, labels: Sequence[Label], image: LabeledImage) -> PairScore:
@@ -203,21 +227,19 @@ def _matched(name: str, labels: Sequence[Label], image: LabeledImage) -> PairSco
     return cgf1.match(masks.iou_matrix(own, truth))
 
 
-def _change(whole: Sequence[Sequence[PairScore]], rest: Sequence[Sequence[PairScore]]) -> Change | None:
-    """Compare cgF1 of two sets of labels; None where all pairs have objects, or none, and it is 0 of either."""
-    if len({pair.positive for pairs in whole for pair in pairs}) < 2:
+def _change(before: Sequence[Sequence[PairScore]], after: Sequence[Sequence[PairScore]]) -> Change | None:
+    """Compare cgF1 of two sets of labels."""
+    tables = table_of_matches(before), table_of_matches(after)
+    if len({pair.positive for pairs in before for pair in pairs}) < 2 or np.array_equal(*tables):
         return None
-    return cgf1_change(table_of_matches(whole), table_of_matches(rest))
+    return cgf1_change(*tables)
 
 
 def _table(counts: _Counts, use: str) -> tuple[int, int, int, int]:
     return counts[use, True, True], counts[use, True, False], counts[use, False, True], counts[use, False, False]
 
 
-def _compare_labels(
-    counts: _Counts, verdicts: Sequence[Verdict], labels: Sequence[Label], image: LabeledImage
-) -> set[str]:
-    """Count what became of the labels that were judged, and return the ids of those that were rejected."""
+def _compare_labels(counts: _Counts, verdicts: Sequence[Verdict], labels: Sequence[Label], image: LabeledImage) -> None:
     before, after = {label.id: label for label in labels}, {label.id: label for label in image.labels}
     worst: dict[str, float] = {}
     for v in verdicts:
@@ -226,7 +248,6 @@ def _compare_labels(
     for label_id in worst.keys() & before.keys():
         kept = label_id in after and _same(before[label_id], after[label_id])
         counts["masks", worst[label_id] >= VETO_BELOW, kept] += 1
-    return {label_id for label_id, said in worst.items() if said < VETO_BELOW}
 
 
 def _compare_classes(

@@ -205,19 +205,20 @@ def test_rejections_that_make_the_labels_worse_do_not_count(tmp_path: Path) -> N
             run.record_verdicts([Verdict(f"{n:02d}.png", 0, one.class_name, one.id, "right", 1.0 - wrong, "eyes")])
         return reliability.score(run, "eyes").masks
 
-    with open_run(make_run(tmp_path / "run", units), CONCEPTS) as run:
+    rejecting = ConceptList(tuple(replace(c, verify=Verify(reject_below=0.5)) for c in CONCEPTS.concepts))
+    with open_run(make_run(tmp_path / "run", units), rejecting) as run:
         found = [(n, one) for n, image in enumerate(run.images()) for one in image.labels]
         for n, one in found:
             run.record([Correction(f"{n:02d}.png", 0, "deleted" if one.score == 0.6 else "approved", one.id)])
         run.record([Correction(f"{n:02d}.png", 0, "reviewed") for n in range(20)])
         good = scored(run, found, 0)
         assert good.is_trusted and good.mcc == 1 and good.change is not None and good.change.gain > 0.03
-        assert "Without the rejected ones cgF1 of the reviewed photos changes by +" in good.sentence("masks")
+        assert "With these verdicts cgF1 of the reviewed photos changes by +" in good.sentence("masks")
         bad = scored(run, found, 4)
         assert (
             bad.mcc > reliability.LEAST_MCC and bad.change is not None and bad.change.gain < -0.1 and not bad.is_trusted
         )
-        assert bad.sentence("masks").endswith("and changes nothing: the labels may be better with them.")
+        assert bad.sentence("masks").endswith("and changes nothing: the labels may be better without it.")
 
 
 def test_where_some_are_missing_candidates_of_lower_scores_are_labels_and_asked_about(tmp_path: Path) -> None:
