@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -252,13 +253,15 @@ class LabeledRun(Run):
         on_plan: Callable[[Agenda, tuple[float, float] | None], None] = lambda todo, price: None,
         on_progress: OnCount = lambda done, total: None,
         on_message: Callable[[str], None] = lambda _: None,
+        stop: threading.Event | None = None,
         **limits: Any,
     ) -> Verification:
         """Let the model `vlm` of an OpenAI-compatible server judge labels; photos go there, and nowhere else.
 
         The server "demo" is the demo's own verifier, which knows drawn shapes, started on this machine.
         Its verdicts count once it agreed with what people reviewed. `limits`: in_flight, timeout, votes, max_requests
-        and max_cost (US dollars, by `price` for a million tokens in and out). `dry_run` asks nothing.
+        and max_cost (US dollars, by `price` for a million tokens in and out). `dry_run` asks nothing; once `stop` is
+        set, what is under way is waited for and kept.
 
         >>> len(sl.open_run("runs/demo").verify(budget=3, dry_run=True).agenda.targets)
         3
@@ -274,7 +277,7 @@ class LabeledRun(Run):
             return session.Verification(todo)
         with _address(server) as address:
             options = session.server_options(address, vlm, price=prices, **limits)
-            return session.verify(self, todo, options, on_progress, on_message)
+            return session.verify(self, todo, options, on_progress, on_message, stop)
 
     def review_push(
         self, dataset: str | None = None, *, audit: int | None = None, on_progress: OnCount = lambda done, total: None

@@ -76,6 +76,9 @@ def ask(
     with progress_display(quiet, "reading the photos ...") as shown, stop_on_interrupt(shown) as stop:
         from sam3label import face
 
+        if quiet and server:
+            typer.echo(f"Photos are sent to {server}, and nowhere else.", err=True)
+
         def tell(done: int, total: int) -> None:
             shown.step("ask", done, total, "photos")
 

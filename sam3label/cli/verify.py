@@ -21,6 +21,7 @@ from sam3label.cli.options import (
     Vlm,
 )
 from sam3label.cli.progress import progress_display
+from sam3label.cli.run import stop_on_interrupt
 from sam3label.cli.tables import console, failure_lines
 from sam3label.core.text import count
 
@@ -75,7 +76,11 @@ def verify(
     from sam3label.face import open_run
 
     screen = console()
-    with open_run(run, concepts, photos=photos) as opened, progress_display(quiet, "asking the verifier ...") as shown:
+    with (
+        open_run(run, concepts, photos=photos) as opened,
+        progress_display(quiet, "asking the verifier ...") as shown,
+        stop_on_interrupt(shown) as stop,
+    ):
 
         def tell(done: int, total: int) -> None:
             shown.step("verify", done, total, "questions")
@@ -83,8 +88,8 @@ def verify(
         made = opened.verify(
             server, vlm, budget=budget, everything=everything, in_flight=in_flight, timeout=timeout, votes=votes,
             max_requests=max_requests, max_cost=max_cost, price=price, dry_run=dry_run,
-            on_plan=lambda todo, prices: screen.print(_planned(todo, prices), soft_wrap=True),
-            on_progress=tell, on_message=shown.say,
+            on_plan=lambda todo, prices: screen.print(_planned(todo, prices, votes), soft_wrap=True),
+            on_progress=tell, on_message=lambda line: screen.print(line, soft_wrap=True), stop=stop,
         )  # fmt: skip
     if made.done is not None:
         screen.print(_finished(made), soft_wrap=True)
@@ -92,20 +97,23 @@ def verify(
         screen.print(line, soft_wrap=True)
     for line in failure_lines(made.failures):
         screen.print(line, soft_wrap=True)
+    if made.interrupted:
+        typer.echo("Stopped. Every answer is kept: the same command goes on.", err=True)
+        raise typer.Exit(130)
     if made.failures:
         raise typer.Exit(3)
 
 
-def _planned(todo: Agenda, price: tuple[float, float] | None) -> str:
-    """Say what would be asked, how many tokens that is, and what it costs."""
+def _planned(todo: Agenda, price: tuple[float, float] | None, votes: int) -> str:
+    """Say what would be asked, in how many requests, how many tokens that is, and what it costs."""
     about_labels = len(todo.targets) - todo.about_classes
-    tokens = todo.tokens()
+    requests, tokens = len(todo.targets) * votes, todo.tokens() * votes
     parts = [
         f"{count(len(todo.targets), 'question')} to ask: {todo.about_classes} about a class in a photo, {about_labels} "
-        f"about a label; about {tokens:,} tokens"
+        f"about a label; {'at most ' if votes > 1 else ''}{count(requests, 'request')}, about {tokens:,} tokens"
     ]
     if price is not None:
-        parts.append(f"about ${tokens * price[0] / 1e6 + len(todo.targets) * 20 * price[1] / 1e6:.2f}")
+        parts.append(f"about ${todo.cost(price) * votes:.2f}")
     if todo.known:
         parts.append(f"{todo.known:,} answered before")
     if todo.left_out:

@@ -460,6 +460,7 @@ class Verdict:
     verifier: str
     at: str = ""  # ISO 8601, UTC
     seconds: float = 0.0
+    shown: str = ""  # stands for the masks that a question about a class showed
 
     def __post_init__(self) -> None:
         if (self.label_id is None) != (self.part in ("any", "all")):

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 class AgentJob:
     """A job that is under way: `pending` photos are asked about now, with `detector`; `before` were decided earlier.
 
-    `asking` has the classes that ask the agent, in the order of a unit's presence.
+    `asking` has the classes that ask the agent, in the order of a unit's presence, `asked` the keys of those that a
+    photo is still to be asked for, by its id.
     """
 
     asking: ConceptList
     pending: tuple[MediaItem, ...]
+    asked: Mapping[str, frozenset[str]]
     before: int
     detector: Detector
     store: Store
@@ -87,7 +89,7 @@ def agent_job(
             store = Store.writer(out, wanted.prompts, {**how, **made}, notes=notes, fresh=options.fresh)
         store.begin(wanted.prompts, notes)
         standing.note(store, extent_of(store, photos, 0))
-        yield AgentJob(asking, tuple(pending), len(photos) - len(pending), detector, store)
+        yield AgentJob(asking, tuple(pending), standing.plan.asked, len(photos) - len(pending), detector, store)
     finally:
         if store is not None:
             store.close()

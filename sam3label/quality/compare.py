@@ -184,6 +184,11 @@ def cgf1_change(before: Floats, after: Floats) -> Change:
     return _change([before, after], _draws([str(row) for row in range(len(before))]), _cgf1)
 
 
+def f1_change(before: Floats, after: Floats) -> Change:
+    """Return the same of F1 at IoU 0.5."""
+    return _change([before, after], _draws([str(row) for row in range(len(before))]), _f1)
+
+
 # ---- counting
 
 

@@ -72,13 +72,14 @@ SPOKEN = 3  # reasons of one kind that are put in words
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an image is worth a look. `label_ids` name the labels and candidates it is about."""
+    """Why an image is worth a look. `label_ids` name the labels and candidates it is about, else `class_names`."""
 
     kind: Kind
     words: str
     gain: float
     label_ids: tuple[str, ...] = ()
     frame: int = 0
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ def reasons(seen: SeenImage, concepts: ConceptList, whole: Survey) -> tuple[Reas
         *_twins(seen, concepts),
         *_synonyms_disagree(seen, concepts),
         *_hard_negative(seen, concepts),
-        *_empty_among_similar(seen, whole),
+        *_empty_among_similar(seen, concepts, whole),
         *_unusual_size(seen, concepts, whole.sizes),
         *_saturated(seen, concepts, whole.queries),
         *_cut_short(seen, concepts),
@@ -189,10 +190,10 @@ def reasons(seen: SeenImage, concepts: ConceptList, whole: Survey) -> tuple[Reas
     return tuple(sorted(open_, key=lambda r: (KINDS.index(r.kind), -r.gain)))
 
 
-def _empty_among_similar(seen: SeenImage, whole: Survey) -> Iterator[Reason]:
+def _empty_among_similar(seen: SeenImage, concepts: ConceptList, whole: Survey) -> Iterator[Reason]:
     if (part := whole.empty.get(seen.item_id)) is not None and not seen.labels:
         words = f"empty, though {part:.0%} of the {NEIGHBORS} images most like it have labels"
-        yield Reason("empty among similar", words, part)
+        yield Reason("empty among similar", words, part, class_names=concepts.names)
 
 
 def _verifier(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
@@ -269,7 +270,7 @@ def _presence_disagrees(seen: SeenImage, concepts: ConceptList) -> Iterator[Reas
         phrase, presence = max(asked.items(), key=lambda entry: entry[1], default=("", 0.0))
         if presence >= SAID_THERE and not own:
             words = f"'{phrase}' is said to be there (presence {presence:.2f}), but no {concept.name} is labelled"
-            yield Reason("presence disagrees", words, presence)
+            yield Reason("presence disagrees", words, presence, class_names=(concept.name,))
         for label in own:
             if asked.get(label.prompt, 1.0) < SAID_THERE:
                 said = f"'{label.prompt}' is said to be absent (presence {asked[label.prompt]:.2f})"
@@ -378,7 +379,7 @@ def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator
                 answers = sum(label.prompt == phrase for label in own)
                 held = f"{count(answers, 'answer')} of {queries} that the model can give"
                 words = f"'{phrase}' has {held}: there may be more"
-                yield Reason("saturated", words, min(1.0, answers / queries))
+                yield Reason("saturated", words, min(1.0, answers / queries), class_names=(concept.name,))
     for phrase in sorted(seen.full - counted):
         where = "in the closest tiles too" if phrase in tiled else "some without a mask"
         words = f"'{phrase}' has nearly all the answers that the model can give ({queries}), {where}"
@@ -391,7 +392,8 @@ def _cut_short(seen: SeenImage, concepts: ConceptList) -> Iterator[Reason]:
     for class_id, left_out in cut.items():
         concept = concepts.concepts[class_id]
         words = f"{concept.name}: {left_out} more were left out, max_instances is {concept.max_instances}"
-        yield Reason("cut short", words, left_out / (left_out + (concept.max_instances or 0)))
+        gain = left_out / (left_out + (concept.max_instances or 0))
+        yield Reason("cut short", words, gain, class_names=(concept.name,))
 
 
 def _percent(part: float) -> str:

@@ -20,6 +20,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
     label_id TEXT NOT NULL,           -- '' for a verdict on the class in the image
     part TEXT NOT NULL, score REAL,   -- NULL: not sure
     verifier TEXT NOT NULL, at TEXT NOT NULL, seconds REAL NOT NULL,
+    shown TEXT NOT NULL DEFAULT '',  -- stands for the masks that a question about a class showed
     PRIMARY KEY (item_id, frame, class_name, label_id, part, verifier)) WITHOUT ROWID
 """
 
@@ -62,9 +63,9 @@ def add_verdicts(db: Database, verdicts: Sequence[Verdict]) -> None:
     """Keep verdicts; one that was there from the same verifier is replaced. The first of them makes the table."""
     db.execute(_VERDICTS)
     db.executemany(
-        f"INSERT OR REPLACE INTO verdicts VALUES ({', '.join('?' * 9)})",
+        f"INSERT OR REPLACE INTO verdicts VALUES ({', '.join('?' * 10)})",
         [
-            (v.item_id, v.frame, v.class_name, v.label_id or "", v.part, v.score, v.verifier, v.at, v.seconds)
+            (v.item_id, v.frame, v.class_name, v.label_id or "", v.part, v.score, v.verifier, v.at, v.seconds, v.shown)
             for v in verdicts
         ],
     )
@@ -86,8 +87,8 @@ def verdicts_of(db: Database, verifier: str, item_id: str | None) -> Iterator[Ve
         return
     where, values = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
     for row in db.rows(f"SELECT * FROM verdicts WHERE verifier = ? {where}", (verifier, *values)):
-        item, frame, class_name, label_id, part, score, who, at, seconds = row
-        yield Verdict(item, frame, class_name, label_id or None, part, score, who, at, seconds)
+        item, frame, class_name, label_id, part, score, who, at, seconds, shown = row
+        yield Verdict(item, frame, class_name, label_id or None, part, score, who, at, seconds, shown)
 
 
 def add_transcripts(db: Database, transcripts: Sequence[Transcript]) -> None:

@@ -24,6 +24,7 @@ from sam3label.core.records import (
     Transcript,
     Verdict,
     VerdictUse,
+    Verify,
 )
 from sam3label.core.text import count, one_line
 from sam3label.errors import StoreError
@@ -131,8 +132,8 @@ class JoinedRun(Run):
     def without_verdicts(self, but_missing: bool = False) -> Run:
         return JoinedRun([part.without_verdicts(but_missing) for part in self._parts])
 
-    def relying_on(self, uses: Mapping[VerdictUse, str]) -> Run:
-        return JoinedRun([part.relying_on(uses) for part in self._parts])
+    def relying_on(self, uses: Mapping[VerdictUse, str], otherwise: Verify) -> Run:
+        return JoinedRun([part.relying_on(uses, otherwise) for part in self._parts])
 
     # ---- what was labelled
 
@@ -192,6 +193,7 @@ class JoinedRun(Run):
     def rely_on(self, uses: Mapping[VerdictUse, str | None]) -> None:
         for part in self._parts:
             part.rely_on(uses)
+        self._verifiers = None
 
     @property
     def heeds_verdicts(self) -> bool:

@@ -257,9 +257,20 @@ class Run:
         )
         return Run(self._store, replace(self.concepts, concepts=deaf), self._places)
 
-    def relying_on(self, uses: Mapping[VerdictUse, str]) -> Run:
-        """Return the same run, in which these verdicts count where the list lets them, and no others."""
-        same = Run(self._store, self.concepts, self._places)
+    def relying_on(self, uses: Mapping[VerdictUse, str], otherwise: Verify) -> Run:
+        """Return the same run, in which these verdicts count and no others: as the list lets them, or `otherwise`."""
+        heeding = tuple(
+            replace(
+                c,
+                verify=Verify(
+                    otherwise.presence if c.verify.presence == "off" else c.verify.presence,
+                    otherwise.reject_below if c.verify.reject_below is None else c.verify.reject_below,
+                    otherwise.missing_conf if c.verify.missing_conf is None else c.verify.missing_conf,
+                ),
+            )
+            for c in self.concepts.concepts
+        )
+        same = Run(self._store, replace(self.concepts, concepts=heeding), self._places)
         same._verifiers = dict(uses)
         return same
 

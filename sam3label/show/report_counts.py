@@ -18,7 +18,15 @@ from sam3label.run.reader import Run, SeenFrame
 MAX_EMBEDDED = 100_000  # candidates
 SCORE_BINS = 20
 PRESENCE_BINS = 10
-DECIDERS = ("people", "verifier", "model", "dropped by people", "dropped by the verifier", "found by the verifier")
+DECIDERS = (
+    "people",
+    "verifier",
+    "agent",
+    "model",
+    "dropped by people",
+    "dropped by the verifier",
+    "found by the verifier",
+)
 SIZE_EDGES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, np.inf)  # square root of the area, in pixels
 
 
@@ -96,12 +104,16 @@ def _add(tally: ReportCounts, concepts: ConceptList, seen: SeenFrame, everything
 def _add_deciders(
     tally: ReportCounts, concepts: ConceptList, seen: SeenFrame, touched: Set[str], said: Verdicts
 ) -> None:
-    """Count whose word made each label one, or none: a person's, a trusted verifier's, or the model's alone."""
+    """Count whose word made each label one, or none: a person's, a trusted verifier's, an agent's, or the model's
+    alone."""
     kept = {label.id for label in seen.image.labels}
     for label in seen.image.labels:
+        concept = concepts.concepts[label.class_id]
         if label.id in touched:
             who = "people"
-        elif label.score < concepts.concepts[label.class_id].conf and label.given is None:
+        elif label.source == "agent":
+            who = "agent"
+        elif concept.verify.missing_conf is not None and label.score < concept.conf and label.given is None:
             who = "found by the verifier"
         else:
             heard = said.heard_of(label.class_name, label.id)

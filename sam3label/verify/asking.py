@@ -164,7 +164,9 @@ class _Conversations:
         view = _View(frame, self._job.detector, self._lock)
         presence = np.full((1, len(self._job.asking.concepts)), np.nan, np.float32)
         found, transcripts, failures = list[Candidate](), list[Transcript](), list[str]()
-        for place, concept in enumerate(self._job.asking.concepts):
+        keys = self._job.asked[item.id]
+        asked = [(n, one) for n, one in enumerate(self._job.asking.concepts) if exemplar_key(one.name) in keys]
+        for place, concept in asked:
             outcome = agent.converse(str(concept.ask), frame.pixels, view.segment, self._server, self._max_turns)
             if outcome.undecided == SPENT:
                 return _Decided(item, None)
@@ -174,7 +176,7 @@ class _Conversations:
                 continue
             presence[0, place] = float(bool(outcome.selected))
             found += [_selected(one, concept, n) for n, one in enumerate(outcome.selected)]
-        if len(failures) == len(self._job.asking.concepts):
+        if len(failures) == len(asked):
             result = UnitResult(item, 0, 1, None, error="; ".join(failures))
         else:
             result = UnitResult(item, 0, 1, frame.size_hw, tuple(found), presence, stamp=frame.stamp)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sam3label.core.records import Concept, Verdict, VerdictPart
+from sam3label.core.records import Concept, Label, Verdict, VerdictPart
 from sam3label.errors import UndecodableError
 from sam3label.media.image import decode_image
 from sam3label.review.reasons import reasons
@@ -21,7 +21,7 @@ from sam3label.review.survey import SeenImage, Survey, look, survey_run
 from sam3label.run.reader import Run
 from sam3label.run.rows import Unit
 from sam3label.verify import pictures
-from sam3label.verify.server import Answer, Inquiry, Server
+from sam3label.verify.server import ANSWER_WORDS, INSTRUCTIONS, Answer, Inquiry, Server
 
 COMMIT_EVERY = 16  # answers
 CLASS_PARTS: tuple[VerdictPart, ...] = ("any", "all")
@@ -42,12 +42,16 @@ number 1. The second picture is that part of the photo enlarged, the third the s
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One thing to ask: a class in a photo, or one of its labels. `gain` says how much an answer may correct."""
+    """One thing to ask: a class in a photo, or one of its labels. `gain` says how much an answer may correct.
+
+    `shown` stands for the masks that a question about a class shows.
+    """
 
     gain: float
     item_id: str
     class_id: int
     label_id: str | None = None
+    shown: str = ""
 
     @property
     def key(self) -> str:
@@ -73,6 +77,10 @@ class Agenda:
         per_label = Inquiry("", (b"", b"", b""), ABOUT_LABEL, LABEL_PARTS).tokens
         return self.about_classes * per_class + (len(self.targets) - self.about_classes) * per_label
 
+    def cost(self, price: tuple[float, float]) -> float:
+        """Return about what the questions cost, in US dollars, at a price for a million tokens in and out."""
+        return (self.tokens() * price[0] + len(self.targets) * ANSWER_WORDS * price[1]) / 1e6
+
 
 @dataclass(slots=True)
 class Done:
@@ -89,7 +97,8 @@ class Done:
 
 def verifier_of(model: str) -> str:
     """Return the name under which verdicts are kept: the model, and a digest of how it is asked."""
-    how = f"{ABOUT_CLASS}\0{ABOUT_LABEL}\0{pictures.SIDE}\0{pictures.CROP_SIDE}\0{pictures.MARGIN}"
+    asked = f"{INSTRUCTIONS}\0{ABOUT_CLASS}\0{ABOUT_LABEL}"
+    how = f"{asked}\0{pictures.SIDE}\0{pictures.CROP_SIDE}\0{pictures.MARGIN}"
     return f"{model}@{hashlib.blake2b(how.encode(), digest_size=4).hexdigest()}"
 
 
@@ -112,10 +121,10 @@ def plan(run: Run, verifier: str, budget: int | None = None) -> Agenda:
         if unit.item.kind != "image":
             videos.add(unit.item.id)
             continue
-        answered = {(v.class_name, v.label_id) for v in run.verdicts(verifier, unit.item.id)}
+        answered = {(v.class_name, v.label_id, v.shown) for v in run.verdicts(verifier, unit.item.id)}
         for target in _targets(run, next(look(run, unit)), survey):
             name = run.concepts.concepts[target.class_id].name
-            if (name, target.label_id) in answered:
+            if (name, target.label_id, target.shown) in answered:
                 known += 1
                 continue
             total += 1
@@ -129,18 +138,27 @@ def plan(run: Run, verifier: str, budget: int | None = None) -> Agenda:
 
 
 def _targets(run: Run, seen: SeenImage, survey: Survey) -> Iterator[Subject]:
-    """Yield what can be asked about one photo. A label's gain is that of the strongest reason that names it."""
+    """Yield what can be asked about one photo. A gain is that of the strongest reason that names the label or class."""
     named: dict[str, float] = {}
     for reason in reasons(seen, run.concepts, survey):
-        for label_id in reason.label_ids:
-            named[label_id] = max(named.get(label_id, 0.0), reason.gain)
+        for name in (*reason.label_ids, *reason.class_names):
+            named[name] = max(named.get(name, 0.0), reason.gain)
+    presences = {prompt.key: prompt.class_name for prompt in run.prompts}
     for concept in run.concepts.concepts:
-        presence = max((seen.presence.get(key, 0.0) for key in concept.prompts), default=0.0)
-        yield Subject(_doubt(presence, 0.5) + seen.reviewed, seen.item_id, concept.id)
+        keys = {*concept.prompts, *(key for key, own in presences.items() if own == concept.name)}
+        presence = max((seen.presence.get(key, 0.0) for key in keys), default=0.0)
+        gain = max(named.get(concept.name, 0.0), _doubt(presence, 0.5)) + seen.reviewed
+        own = [label for label in seen.labels if label.class_id == concept.id]
+        yield Subject(gain, seen.item_id, concept.id, shown=masks_shown(own))
     for label in seen.labels:
         conf = run.concepts.concepts[label.class_id].conf
         gain = max(named.get(label.id, 0.0), 0.5 * _doubt(label.score, conf)) + seen.reviewed
         yield Subject(gain, seen.item_id, label.class_id, label.id)
+
+
+def masks_shown(labels: Sequence[Label]) -> str:
+    """Return what stands for the masks of a class in a photo: other masks are another question."""
+    return hashlib.blake2b("\0".join(sorted(label.id for label in labels)).encode(), digest_size=6).hexdigest()
 
 
 def _doubt(score: float, threshold: float) -> float:
@@ -152,8 +170,10 @@ def _doubt(score: float, threshold: float) -> float:
 # ---- asking
 
 
-def verify(run: Run, todo: Agenda, server: Server, verifier: str) -> Iterator[Done]:
-    """Ask what the plan holds and keep the verdicts as they come; yield where it stands after each answer.
+def verify(
+    run: Run, todo: Agenda, server: Server, verifier: str, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Done]:
+    """Ask what the plan holds, until `stopped`, and keep the verdicts; yield where it stands after each answer.
 
     Raises ServerError when the server cannot be used; what was answered by then is kept.
     """
@@ -161,7 +181,7 @@ def verify(run: Run, todo: Agenda, server: Server, verifier: str) -> Iterator[Do
     rows = list[Verdict]()
     by_key = {target.key: target for target in todo.targets}
     try:
-        for answer in server.ask(_questions(run, todo.targets, done)):
+        for answer in server.ask(_questions(run, todo.targets, done), stopped):
             done.asked += 1
             target = by_key[answer.question.key]
             if answer.error is not None:
@@ -215,4 +235,4 @@ def _verdicts(run: Run, target: Subject, answer: Answer, verifier: str) -> Itera
     parts: Sequence[VerdictPart] = CLASS_PARTS if target.label_id is None else LABEL_PARTS
     for part in parts if answer.error is None else ():
         score = answer.scores.get(part)
-        yield Verdict(target.item_id, 0, name, target.label_id, part, score, verifier, at, answer.seconds)
+        yield Verdict(target.item_id, 0, name, target.label_id, part, score, verifier, at, answer.seconds, target.shown)

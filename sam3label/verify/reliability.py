@@ -18,27 +18,29 @@ from typing import Any
 import numpy as np
 
 from sam3label.core import masks
-from sam3label.core.records import USES, Label, LabeledImage, Verdict, VerdictUse
+from sam3label.core.records import USES, Label, LabeledImage, Verdict, VerdictUse, Verify
 from sam3label.core.text import count
-from sam3label.quality.compare import Change, cgf1_change, table_of_matches
+from sam3label.quality.compare import Change, cgf1_change, f1_change, table_of_matches
 from sam3label.quality.metrics import cgf1
 from sam3label.quality.metrics.cgf1 import PairScore
 from sam3label.review.survey import look
 from sam3label.run.decide import SAME_OBJECT_IOU, VETO_BELOW
 from sam3label.run.reader import LAST_VERIFIER, Run
 from sam3label.run.rows import Unit
+from sam3label.verify.judge import masks_shown
 
 LEAST_CASES = 20  # verdicts on what people reviewed, and at least
 LEAST_WRONG = 5  # of them where the answer is no
 LEAST_MCC = 0.5
+_DRAWS = 1000
 
 _SENTENCES: dict[VerdictUse, str] = {
     "presence": "Is there any? Against {cases}: it sees some in {yes}, and people in {yes_right} of them; it sees none "
-    "in {no}, and people in {no_right} of them; MCC {mcc:.2f}, of the labels without it {rival:.2f}.",
+    "in {no}, and people in {no_right} of them; MCC {mcc}, of the labels without it {rival:.2f}.",
     "missing": "Are all masked? Against {cases}: yes of {yes}, and people added none to {yes_right} of them; no of "
-    "{no}, and people added some to {no_right} of them; MCC {mcc:.2f}.",
+    "{no}, and people added some to {no_right} of them; MCC {mcc}.",
     "masks": "Is the label good? Against {cases}: accepted {yes}, of which people kept {yes_right}; rejected {no}, of "
-    "which people changed or deleted {no_right}; MCC {mcc:.2f}.",
+    "which people changed or deleted {no_right}; MCC {mcc}.",
 }
 _CASES: dict[VerdictUse, tuple[str, str]] = {
     "presence": ("reviewed photo and class", "reviewed pairs of photo and class"),
@@ -52,8 +54,8 @@ class Reliability:
     """One use: what the verifier said (accepted it, or rejected), by what people made of it (kept it, or it was wrong).
 
     Accepted is also that there is some and that all are masked. `rival` is the MCC of the labels without the verifier,
-    where they answer the same question; `change` what its verdicts do to the cgF1 of the reviewed photos by this list,
-    None where they change nothing, or nothing tells: every class is in every photo, or none is.
+    where they answer the same question; `change` what its verdicts do to the cgF1 of the reviewed photos (F1, where
+    every class is in every photo, or none is), None where they change nothing.
     """
 
     accepted_kept: int = 0
@@ -62,6 +64,7 @@ class Reliability:
     rejected_wrong: int = 0
     rival: float = -1.0
     change: Change | None = None
+    figure: str = "cgF1"
 
     @property
     def cases(self) -> int:
@@ -73,33 +76,43 @@ class Reliability:
         return matthews(self.accepted_kept, self.accepted_wrong, self.rejected_kept, self.rejected_wrong)
 
     @property
+    def mcc_interval(self) -> tuple[float, float]:
+        """The 95 % interval of `mcc`, by drawing the cases again: what was never seen may come half a time."""
+        table = np.array([self.accepted_kept, self.accepted_wrong, self.rejected_kept, self.rejected_wrong]) + 0.5
+        drawn = np.random.default_rng(0).multinomial(self.cases, table / table.sum(), _DRAWS)
+        low, high = np.quantile([matthews(*row) for row in drawn.tolist()], [0.025, 0.975])
+        return float(low), float(high)
+
+    @property
     def is_trusted(self) -> bool:
         wrong = self.accepted_wrong + self.rejected_wrong
         enough = self.cases >= LEAST_CASES and wrong >= LEAST_WRONG
-        return enough and self.mcc >= max(LEAST_MCC, self.rival) and not self._may_lower_cgf1
+        return enough and self.mcc >= max(LEAST_MCC, self.rival) and not self._may_harm
 
     @property
-    def _may_lower_cgf1(self) -> bool:
+    def _may_harm(self) -> bool:
         return self.change is not None and self.change.interval[0] < 0
 
     def sentence(self, use: VerdictUse) -> str:
         """Say what is known of one use, and whether its verdicts count."""
         accepts, rejects = self.accepted_kept + self.accepted_wrong, self.rejected_kept + self.rejected_wrong
+        low, high = self.mcc_interval
         known = _SENTENCES[use].format(
-            cases=count(self.cases, *_CASES[use]), mcc=self.mcc, rival=self.rival, yes=accepts, no=rejects,
+            cases=count(self.cases, *_CASES[use]), mcc=f"{self.mcc:.2f} ({low:.2f} to {high:.2f})",
+            rival=self.rival, yes=accepts, no=rejects,
             yes_right=interval(self.accepted_kept, accepts), no_right=interval(self.rejected_wrong, rejects),
         )  # fmt: skip
         if self.change is not None:
             low, high = self.change.interval
             known += (
-                f" With these verdicts cgF1 of the reviewed photos changes by {self.change.gain:+.3f} "
+                f" With these verdicts {self.figure} of the reviewed photos changes by {self.change.gain:+.3f} "
                 f"({low:+.3f} to {high:+.3f})."
             )
         if self.is_trusted:
             return f"{known} This counts where the concept list lets it (verify: {use})."
         if self.mcc >= LEAST_MCC and self.mcc < self.rival:
             return f"{known} This is kept and changes nothing: the labels know better."
-        if self.mcc >= LEAST_MCC and self._may_lower_cgf1:
+        if self.mcc >= LEAST_MCC and self._may_harm:
             return f"{known} This is kept and changes nothing: the labels may be better without it."
         return (
             f"{known} This is kept and changes nothing: that takes {LEAST_CASES} of them, {LEAST_WRONG} where the "
@@ -107,7 +120,7 @@ class Reliability:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "mcc": self.mcc, "trusted": self.is_trusted}
+        return {**asdict(self), "mcc": self.mcc, "mcc_interval": list(self.mcc_interval), "trusted": self.is_trusted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,7 @@ def score(run: Run, verifier: str) -> VerifierTrust:
         image = next(blind.unit_images(unit))
         if image.reviewed:
             before = next(look(blind, unit)).labels
+            verdicts = [v for v in verdicts if not _is_stale(v, before)]
             reviewed.append((unit, image))
             _compare_labels(counts, verdicts, before, image)
             _compare_classes(counts, verdicts, before, image)
@@ -196,16 +210,23 @@ def score(run: Run, verifier: str) -> VerifierTrust:
     return _weighed(trust, run, verifier, reviewed)
 
 
+def _is_stale(verdict: Verdict, labels: Sequence[Label]) -> bool:
+    """Return whether the question whether all are masked was asked about other masks."""
+    own = [label for label in labels if label.class_name == verdict.class_name]
+    return verdict.part == "all" and bool(verdict.shown) and verdict.shown != masks_shown(own)
+
+
 def _weighed(
     trust: VerifierTrust, run: Run, verifier: str, reviewed: Sequence[tuple[Unit, LabeledImage]]
 ) -> VerifierTrust:
     """Add what the verdicts do to the labels, each use beside those that count so far: masks first."""
     counting: dict[VerdictUse, str] = {}
-    before = _matches(run.relying_on(counting), reviewed)
+    otherwise = Verify("veto", VETO_BELOW, run.floor)  # where the list lets no verdict count yet
+    before = _matches(run.relying_on(counting, otherwise), reviewed)
     for use in ("masks", "presence", "missing"):
         if trust.of(use).is_trusted:
-            after = _matches(run.relying_on({**counting, use: verifier}), reviewed)
-            known = replace(trust.of(use), change=_change(before, after))
+            after = _matches(run.relying_on({**counting, use: verifier}, otherwise), reviewed)
+            known = _with_change(trust.of(use), before, after)
             trust = replace(trust, **{use: known})
             if known.is_trusted:
                 counting[use], before = verifier, after
@@ -227,12 +248,16 @@ def _matched(name: str, labels: Sequence[Label], image: LabeledImage) -> PairSco
     return cgf1.match(masks.iou_matrix(own, truth))
 
 
-def _change(before: Sequence[Sequence[PairScore]], after: Sequence[Sequence[PairScore]]) -> Change | None:
-    """Compare cgF1 of two sets of labels."""
+def _with_change(
+    known: Reliability, before: Sequence[Sequence[PairScore]], after: Sequence[Sequence[PairScore]]
+) -> Reliability:
+    """Add how much better or worse the labels are with the verdicts."""
     tables = table_of_matches(before), table_of_matches(after)
-    if len({pair.positive for pairs in before for pair in pairs}) < 2 or np.array_equal(*tables):
-        return None
-    return cgf1_change(*tables)
+    if np.array_equal(*tables):
+        return known
+    if len({pair.positive for pairs in before for pair in pairs}) < 2:  # then cgF1 is 0
+        return replace(known, change=f1_change(*tables), figure="F1")
+    return replace(known, change=cgf1_change(*tables))
 
 
 def _table(counts: _Counts, use: str) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ class Verification:
     spent: Spent | None = None
     cost: float | None = None
     is_spent: bool = False
+    interrupted: bool = False
     trust: VerifierTrust | None = None
 
     @property
@@ -44,18 +46,25 @@ def verify(
     options: ServerOptions,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_message: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
 ) -> Verification:
-    """Ask what the agenda holds, keep the verdicts, and judge the verifier by what people reviewed."""
+    """Ask what the agenda holds until `stop`, keep the verdicts, and judge the verifier by what people reviewed.
+
+    Raises ServerError where the server cannot be used; what was answered by then is kept and weighed.
+    """
     name, done = judge.verifier_of(options.model), None
+    stopped = (stop or threading.Event()).is_set
     with Server(options) as server:
         if todo.targets:
             on_message(f"Photos of this run are sent to {options.address}, and nowhere else.")
-        for done in judge.verify(run, todo, server, name):
-            on_progress(done.asked, len(todo.targets))
-        known = reliability.score(run, name)
-        reliability.keep(run, name, known)
+        try:
+            for done in judge.verify(run, todo, server, name, stopped):
+                on_progress(done.asked, len(todo.targets))
+        finally:
+            known = reliability.score(run, name)
+            reliability.keep(run, name, known)
         cost = None if options.price is None else options.cost(server.spent.tokens_in, server.spent.tokens_out)
-        return Verification(todo, done, server.spent, cost, server.is_spent, known)
+        return Verification(todo, done, server.spent, cost, server.is_spent, stopped(), known)
 
 
 def server_options(server: str | None, vlm: str | None, **settings: object) -> ServerOptions:

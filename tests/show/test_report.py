@@ -361,10 +361,11 @@ def test_people_model_and_verifier_are_told_apart(browser: Browser, tmp_path: Pa
         for q, (score, spot) in enumerate(zip((0.9, 0.8, 0.7, 0.2), spots, strict=True))
     ]
     wanted = concepts(Concept(0, "cat", ("cat",), verify=Verify("off", 0.5, 0.1)))
+    by_agent = candidate("cat", 0.6, rectangle(50, 0, 12, 12), item_id="b.jpg", query=1, source="agent")
     run_folder = make_run(
         tmp_path / "run",
         wanted,
-        [unit("a.jpg", *found), unit("b.jpg", candidate("cat", 0.9, spots[0], item_id="b.jpg"))],
+        [unit("a.jpg", *found), unit("b.jpg", candidate("cat", 0.9, spots[0], item_id="b.jpg"), by_agent)],
     )
     known = Reliability(30, 2, 1, 9).to_json()
     with open_run(run_folder) as run:
@@ -381,11 +382,14 @@ def test_people_model_and_verifier_are_told_apart(browser: Browser, tmp_path: Pa
         data = collect(run, "x")["deciders"]
         write_report_of(run, tmp_path / "r.html")
     assert dict(zip(data["columns"], data["table"][0], strict=True)) == {
-        "people": 1, "verifier": 1, "model": 1, "dropped by the verifier": 1, "found by the verifier": 1,
+        "people": 1, "verifier": 1, "agent": 1, "model": 1, "dropped by the verifier": 1, "found by the verifier": 1,
     }  # fmt: skip
     opened = browser.new_page()
     opened.goto((tmp_path / "r.html").as_uri())
-    assert "eyes\tmasks\t0.94 of 32\t0.90 of 10\t0.81\tyes" in opened.locator("#verifier-table").inner_text()
+    assert (
+        "eyes\tmasks\t0.94 of 32\t0.90 of 10\t0.81 (0.53 to 0.94)\t-\tyes"
+        in opened.locator("#verifier-table").inner_text()
+    )
     opened.close()
 
 

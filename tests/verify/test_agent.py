@@ -242,6 +242,7 @@ def test_photos_are_asked_about_at_once_and_each_is_encoded_once(
 
         more = ask(tmp_path / "photos", "a lone ring", *options)  # a class beside the run's own
         assert more.exit_code == 0, more.output
+        assert len(script.asked) == 16 + 4 * 2  # what was decided is not asked again
     with open_run(out) as run:
         assert run.concepts.names == ("disc", "star", "lone disc", "odd one", "a lone ring")
         images = list(run.images())

@@ -180,6 +180,22 @@ def test_the_budget_ends_the_asking_and_what_was_asked_is_answered() -> None:
         assert len(answers) == 3 and server.options.cost(server.spent.tokens_in, 0) == pytest.approx(0.003)
 
 
+def test_a_server_that_does_not_count_is_counted_about_and_what_is_under_way_counts() -> None:
+    def uncounted(body: dict[str, Any], number: int) -> tuple[int, Any, dict[str, str]]:
+        status, reply, headers = words(right="yes")
+        return status, {key: value for key, value in reply.items() if key != "usage"}, headers
+
+    tokens = question(0).tokens
+    for answer in (uncounted, lambda body, n: words(right="yes")):
+        with serving(answer) as script:
+            answers, server = asked(
+                script.address, [question(n) for n in range(20)], max_cost=3 * tokens / 1e6, price=(1.0, 0.0),
+                in_flight=8,
+            )  # fmt: skip
+            assert len(answers) == len(script.asked) and server.is_spent and server.spent.tokens_due == 0
+            assert len(answers) == 3 or (answer is not uncounted and len(answers) == 4)  # 1,000 each, says the server
+
+
 def test_what_is_tried_again_is_in_the_budget() -> None:
     with serving(lambda body, n: (500, "boom", {})) as script:
         answers, _ = asked(script.address, [question(n) for n in range(4)], max_requests=6, in_flight=1)
