@@ -3,7 +3,8 @@
 A clip is tracked forwards as ever. Then its frames are gone through once more from the last to the first: each object
 joins in the frame of its birth and is followed from there towards the clip's beginning. Nothing is born on the way, and
 only what detections confirm is believed: a track ends at the earliest frame in which one did, and is dropped where the
-rules take it back. Where another object of the same prompt is already labelled, it ends before that.
+rules take it back. What was never shown forwards (taken back, or not confirmed where that is asked) is not followed
+backwards either. Where another object of the same prompt is already labelled, it ends before that.
 
 The frames wait in a temporary file, as the model takes them (3 MB each at full size); memory does not grow with them.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
@@ -107,7 +108,7 @@ def believed(
     return kept[:confirmed]
 
 
-def births_to_follow(born: Mapping[int, Births], removed: set[int]) -> dict[int, Births]:
-    """Return frame -> the objects born there that were not taken back. Before the first is nothing."""
-    left = {frame: births.without(removed) for frame, births in born.items() if frame > 0}
+def births_to_follow(born: Mapping[int, Births], never_shown: Collection[int]) -> dict[int, Births]:
+    """Return frame -> the objects born there that were shown forwards. Before the first is nothing."""
+    left = {frame: births.without(never_shown) for frame, births in born.items() if frame > 0}
     return {frame: births for frame, births in left.items() if len(births)}

@@ -107,6 +107,11 @@ class TrackSession:
         """The objects that have been taken back."""
         return self.lives.removed
 
+    @property
+    def unconfirmed(self) -> frozenset[int]:
+        """The objects that detections have not yet confirmed in enough frames in a row."""
+        return self.lives.unconfirmed([one.number for one in self.targets])
+
     def step(
         self,
         now: int,
@@ -175,7 +180,7 @@ class TrackSession:
             {one.number: one.score for one in self.targets},
             {one.number: one.phrase for one in self.targets},
             hidden,
-            self.lives.unconfirmed([one.number for one in self.targets]),
+            self.unconfirmed,
             frozenset({*born, *(numbers[place] for places in matches.matched.values() for place in places)}),
         )
 

@@ -211,7 +211,8 @@ class Tracker:
         ask: Ask,
     ) -> tuple[dict[int, list[both_ways.Sighted]], set[int]]:
         """Return (what is seen of objects before their births, by place of the frame; those taken back on the way)."""
-        births = both_ways.births_to_follow(forward.born, forward.removed)
+        never_shown = forward.removed | (forward.unconfirmed if self.rules.confirm else frozenset())
+        births = both_ways.births_to_follow(forward.born, never_shown)
         rules = replace(self.rules, first_frame_twice=False, birth_065=True)  # nothing is born on the way back
         settings = replace(self.settings, new_det_thresh=math.inf)
         session = TrackSession(self.parts, rules, settings, spool.count, spool.count - 1, backwards=True)

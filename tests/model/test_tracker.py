@@ -25,9 +25,9 @@ from sam3label.model.checkpoint import resolve
 from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
 from sam3label.model.detector import Detector
 from sam3label.model.mask_runs import Instance
-from sam3label.model.track_rules import OFFICIAL, Rules
+from sam3label.model.track_rules import OFFICIAL, Rules, TrackingExtra
 from sam3label.model.track_session import TrackSession
-from sam3label.model.tracker import TrackedFrame, TrackedObject, Tracker
+from sam3label.model.tracker import Ask, TrackedFrame, TrackedObject, Tracker
 
 PHRASES = ("car", "star", "red circle")
 PROMPTS = tuple(Prompt(phrase, phrase) for phrase in PHRASES)
@@ -373,15 +373,16 @@ def first_frames(frames: Sequence[TrackedFrame]) -> dict[int, int]:
     return found
 
 
-def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too() -> None:
-    """An object is born late, as if the detector had been unsure of it; then the video is tracked both ways."""
+def late_tracker(unsure_until: int, extras: Sequence[TrackingExtra] = ()) -> tuple[Tracker, Ask]:
+    """The demo's tracker, and what it is to be asked, as if the detector were unsure of all before a frame."""
     checkpoint = resolve("demo")
     detector = Detector.load(checkpoint, device="cpu")
-    tracker, frames, prompts = Tracker.load(checkpoint, detector), demo_clip(24), [Prompt("shape", "shape")]
-    seen, now = detector.seen, [0]
+    rules = Rules.of("official", ["birth-065", *extras])  # the first of a phrase too
+    tracker, seen, now = Tracker.load(checkpoint, detector, rules), detector.seen, [0]
 
     def unsure(*args: Any, **kwargs: Any) -> Any:
-        return [replace(one, scores=one.scores.clamp(max=0.6 if now[0] < 12 else 1.0)) for one in seen(*args, **kwargs)]
+        most = 0.6 if now[0] < unsure_until else 1.0
+        return [replace(one, scores=one.scores.clamp(max=most)) for one in seen(*args, **kwargs)]
 
     def asked(frame: Frame) -> dict[str, None]:
         now[0] = frame.index
@@ -389,7 +390,12 @@ def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too
 
     detector.seen = unsure  # type: ignore[method-assign]
     tracker.settings = replace(tracker.settings, new_det_thresh=0.7)
-    tracker.rules = Rules.of("official", ["birth-065"])  # the first of a phrase too
+    return tracker, asked
+
+
+def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too() -> None:
+    """An object is born late, as if the detector had been unsure of it; then the video is tracked both ways."""
+    (tracker, asked), frames, prompts = late_tracker(12), demo_clip(24), [Prompt("shape", "shape")]
     forward = list(tracker.track(frames, prompts, asked))
     tracker.both_ways = True
     both = list(tracker.track(frames, prompts, asked))
@@ -400,6 +406,15 @@ def test_an_object_that_was_first_sure_late_is_labelled_in_the_frames_before_too
     assert min(after.values()) < 6
     for one, other in zip(forward[12:], both[12:], strict=True):  # what was found forwards stays
         assert {o.number for o in one.objects} <= {o.number for o in other.objects}
+
+
+@pytest.mark.parametrize("length", [14, 15])
+def test_what_was_never_confirmed_is_not_followed_backwards_either(length: int) -> None:
+    """Births in frame 12: the third frame that confirms them is the fifteenth of the clip."""
+    (tracker, asked), frames, prompts = late_tracker(12, ["confirm"]), demo_clip(length), [Prompt("shape", "shape")]
+    tracker.both_ways = True
+    labelled = [one.frame.index for one in tracker.track(frames, prompts, asked) if one.objects]
+    assert labelled == [] if length == 14 else min(labelled) < 6 and max(labelled) == 14
 
 
 def test_backwards_only_what_a_detection_confirms_is_believed() -> None:
