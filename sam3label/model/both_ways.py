@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sam3label.core import masks
 from sam3label.core.records import Frame
+from sam3label.errors import OutputError, os_reason
 from sam3label.model.device import send
 from sam3label.model.tracks import Births
 
@@ -47,8 +48,13 @@ class Spool:
         self._file, self._side, self.count = file, side, 0
 
     def append(self, pixels: Tensor) -> None:
-        """Write a frame, whose values are levels of 8 bits in [-1, 1]."""
-        self._file.write(pixels.mul(127.5).add(127.5).round().to(torch.uint8).cpu().numpy().tobytes())
+        """Write a frame, whose values are levels of 8 bits in [-1, 1]. Raises OutputError where there is no room."""
+        left = memoryview(pixels.mul(127.5).add(127.5).round().to(torch.uint8).cpu().numpy().tobytes())
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise _unwritable(error) from error
         self.count += 1
 
     def read(self, number: int, device: torch.device) -> Tensor:
@@ -60,8 +66,22 @@ class Spool:
 
 
 def spooled() -> IO[bytes]:
-    """Open a temporary file that is gone when it is closed."""
-    return tempfile.TemporaryFile(prefix="sam3label-frames-")
+    """Open a temporary file that is gone when it is closed. Raises OutputError where there can be none.
+
+    It has no buffer, which would be written once more, and fail, when the file of a full disk is closed.
+    """
+    try:
+        return tempfile.TemporaryFile(prefix="sam3label-frames-", buffering=0)
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> OutputError:
+    return OutputError(
+        f"--both-ways keeps a clip's frames in a temporary file, and {tempfile.tempdir or 'its folder'} cannot be "
+        f"written ({os_reason(error)}): free space, or set TMPDIR to a folder on a larger disk. "
+        "The same command goes on."
+    )
 
 
 def without_pixels(frame: Frame) -> Frame:

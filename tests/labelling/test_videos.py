@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import io
 import json
 import shutil
 import signal
 import sqlite3
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -179,6 +181,33 @@ def test_other_clips_are_refused_and_so_is_a_checkpoint_without_tracker(
     with pytest.raises(CheckpointError, match="has no complete tracker"):
         label([sources], tmp_path / "run", bare)
     assert rows(tmp_path / "run") == []  # not after the photos: before them
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("short") / "short.mp4", clip_pixels(6))
+
+
+def tracked_by_command(short: Path, checkpoint: Path, out: Path, *options: str) -> tuple[int, str]:
+    arguments = ["run", str(short), "--ontology", ONTOLOGY, "--model", str(checkpoint), "-o", str(out), *options]
+    result = runner.invoke(app, [*arguments, "--workers", "0", "--set", "defaults.conf=0.3"])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_both_ways_on_a_full_disk_ends_in_a_sentence(
+    short: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "r+b"))
+        code, said = tracked_by_command(short, checkpoint, out, "--both-ways")
+    assert code == 1 and said.endswith(
+        f"{tempfile.gettempdir()} cannot be written (no space left on device): "
+        "free space, or set TMPDIR to a folder on a larger disk. The same command goes on."
+    )
+    assert tracked_by_command(short, checkpoint, out, "--both-ways")[0] == 0 and len(rows(out)) == 1
 
 
 def test_a_damaged_video_is_labelled_as_far_as_it_goes(checkpoint: Path, tmp_path: Path) -> None:
