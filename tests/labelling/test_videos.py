@@ -195,6 +195,29 @@ def tracked_by_command(short: Path, checkpoint: Path, out: Path, *options: str) 
     return result.exit_code, " ".join(result.output.split())
 
 
+def test_a_run_keeps_to_the_rules_it_was_begun_with(short: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    chosen = ("--tracker", "transformers", "--tracking-extra", "confirm")
+    code, said = tracked_by_command(short, checkpoint, out, *chosen)
+    assert code == 0, said
+    found = rows(out)
+    assert tracked_by_command(short, checkpoint, tmp_path / "official", "--tracker", "official")[0] == 0
+    assert found[0][6] and rows(tmp_path / "official") != found
+    assert tracked_by_command(short, checkpoint, out, *chosen)[0] == 0 and rows(out) == found
+    for changed, now in (
+        ((), "official"),
+        (chosen[:2], "transformers"),
+        (("--tracker", "official", *chosen[2:]), "official, confirm"),
+        ((*chosen, "--tracking-extra", "birth-065"), "transformers, birth-065, confirm"),
+        ((*chosen, "--both-ways"), "transformers, confirm, both ways"),
+    ):
+        code, said = tracked_by_command(short, checkpoint, out, *changed)
+        assert code == 1 and f'tracker: was "transformers, confirm", now "{now}"' in said
+    assert rows(out) == found
+    code, said = tracked_by_command(short, checkpoint, tmp_path / "other", "--tracking-extra", "confrim")
+    assert code == 1 and "confrim" in said and "confirm" in said and not (tmp_path / "other").exists()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_both_ways_on_a_full_disk_ends_in_a_sentence(
     short: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
