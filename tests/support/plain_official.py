@@ -140,6 +140,7 @@ class PlainOfficial:
     def find(self, session: Session, thing: Thing, now: int) -> Out:
         model = self.model
         near = sorted(thing.cond, reverse=True)[:4] if len(thing.cond) > 4 else list(thing.cond)
+        self.events["pointers of four"] += len(thing.cond) > 4
         litter = [other for other in session.things if other.litter == thing.litter]
         valid: list[int] = []
         for frame in range(now - 1, 0, -1):
@@ -257,7 +258,7 @@ class PlainOfficial:
             score = 10.0 if out.given else out.score
             if score <= self.s.high_conf_thresh:
                 continue
-            self.events["confirmed"] += 1
+            self.events["confirmed after the first frame"] += now > 0
             given = self.given(masks[d])
             out.pointer, out.score, out.iou, out.given = self.pointer(given), 10.0, 1.0, True
             for other in session.things:
