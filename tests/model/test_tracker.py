@@ -23,7 +23,7 @@ from sam3label.errors import CheckpointError
 from sam3label.model.both_ways import Sighted, believed, joined
 from sam3label.model.checkpoint import resolve
 from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
-from sam3label.model.detector import Detector
+from sam3label.model.detector import Detector, Seen
 from sam3label.model.mask_runs import Instance
 from sam3label.model.track_rules import OFFICIAL, Rules, TrackingExtra
 from sam3label.model.track_session import TrackSession
@@ -355,6 +355,87 @@ def test_an_object_may_be_taken_back_in_the_frame_that_would_have_confirmed_it(
     assert len(tracked) == 18
     assert both
     assert not any(one.number in both for frame in tracked for one in frame.objects)
+
+
+# ---- SAM 3.1's rules, from what the detector says to what is given out
+
+
+def at(x: int, y: int, width: int, height: int, side: int = 128) -> tuple[torch.Tensor, list[float]]:
+    """A mask's logits and its box, in [0, 1]."""
+    logits = torch.full((side, side), -5.0)
+    logits[y : y + height, x : x + width] = 5.0
+    return logits, [x / side, y / side, (x + width) / side, (y + height) / side]
+
+
+def scripted(
+    folder: Path, rules: Rules, script: Callable[[int], Sequence[tuple[float, tuple[torch.Tensor, list[float]]]]]
+) -> tuple[Tracker, Ask]:
+    """A tracker whose detector finds, in each frame, what is written: scores, masks and boxes of one phrase."""
+    tracker, now = make_tracker(folder, "official", rules), [0]
+    side = tracker.parts.mask_side
+
+    def seen(*_: Any) -> list[Seen]:
+        written = script(now[0])
+        masks = [torch.nn.functional.interpolate(mask[None, None], (side, side))[0, 0] for _, (mask, _) in written]
+        return [
+            Seen(
+                1.0,
+                torch.tensor([score for score, _ in written]),
+                torch.stack(masks) if masks else torch.empty((0, side, side)),
+                torch.tensor([box for _, (_, box) in written]).reshape(-1, 4),
+            )
+        ]
+
+    def asked(frame: Frame) -> dict[str, None]:
+        now[0] = frame.index
+        return {}
+
+    tracker.detector.seen = seen  # type: ignore[method-assign]
+    return tracker, asked
+
+
+def scores_at_birth(tracker: Tracker, asked: Ask) -> list[float]:
+    (frame,) = tracker.track(clip_frames(1), PROMPTS[:1], asked)
+    return sorted(round(one.score, 2) for one in frame.objects)
+
+
+def test_duplicates_go_by_the_share_of_the_smaller_where_that_is_asked(least_checkpoint: Path) -> None:
+    whole, part = at(16, 16, 80, 80), at(32, 32, 20, 20)  # a sixteenth of it
+    for extras, born in ((), [0.8, 0.9]), (["nms-smaller"], [0.9]):
+        rules = Rules.of("transformers", extras)
+        tracker, asked = scripted(least_checkpoint, rules, lambda _: [(0.8, whole), (0.9, part)])
+        tracker.settings = replace(tracker.settings, det_nms_thresh=0.1)
+        assert scores_at_birth(tracker, asked) == born
+
+
+def test_nothing_is_born_where_the_center_of_its_box_is_close_to_an_edge(least_checkpoint: Path) -> None:
+    """Within 2.5 %: 3.2 of 128."""
+    written = [
+        (0.91, at(0, 40, 6, 20)),  # left: its center at 3
+        (0.92, at(122, 40, 6, 20)),  # right
+        (0.93, at(40, 0, 20, 6)),  # top
+        (0.94, at(40, 122, 20, 6)),  # bottom
+        (0.95, at(0, 80, 8, 20)),  # touches the edge: its center at 4
+        (0.96, at(60, 60, 20, 20)),
+    ]
+    for extras, born in ((), [0.91, 0.92, 0.93, 0.94, 0.95, 0.96]), (["no-border-births"], [0.95, 0.96]):
+        tracker, asked = scripted(least_checkpoint, Rules.of("transformers", extras), lambda _: written)
+        assert scores_at_birth(tracker, asked) == born
+
+
+@pytest.mark.parametrize(("length", "shown"), [(7, []), (8, [5, 6, 7]), (10, [5, 6, 7, 8, 9])])
+def test_an_object_is_shown_from_the_first_of_three_frames_that_confirm_it(
+    length: int, shown: list[int], least_checkpoint: Path
+) -> None:
+    """Born in frame 2, found in 3 again, then in 5 to 7: a frame waits for two others, as far as the clip has them."""
+    rules, one = Rules.of("official", ["confirm"]), at(30, 30, 60, 60)
+    tracker, asked = scripted(least_checkpoint, rules, lambda now: [(0.9, one)] if now in (2, 3, 5, 6, 7) else [])
+    tracker.settings = replace(tracker.settings, assoc_iou_thresh=0.0)  # wherever random weights follow it to
+    tracked = list(tracker.track(clip_frames(length), PROMPTS[:1], asked))
+    assert [frame.frame.index for frame in tracked if frame.objects] == shown
+    tracker.rules = OFFICIAL
+    plain = list(tracker.track(clip_frames(length), PROMPTS[:1], asked))
+    assert [frame.frame.index for frame in plain if frame.objects] == list(range(2, length))
 
 
 # ---- both ways
