@@ -33,7 +33,7 @@ from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import Candidate, ConceptList, Frame, MediaItem, Prompt, prompts_of
 from sam3label.demo.shapes import Scene
-from sam3label.demo.videos import CONCEPTS, SAME, write_videos
+from sam3label.demo.videos import CONCEPTS, SAME, identity, write_videos
 from sam3label.media import video as media_video
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector, Seen
@@ -226,7 +226,7 @@ def tracks_of(by_frame: Mapping[int, Sequence[Candidate]], concepts: ConceptList
 def figures(
     job: Job, kind: str, truth: VideoTruth, variant: Variant, exclusive: bool = True
 ) -> tuple[int, dict[str, float]]:
-    """(how many videos there are so far, HOTA and its parts over them and what was asked).
+    """(how many videos there are so far, HOTA and its parts over them and what was asked, recall, identity switches).
 
     Without `exclusive`, before classes compete for the same object.
     """
@@ -244,7 +244,8 @@ def figures(
         return 0, {}
     judged = evaluate_tracks(replace(truth, pairs=pairs), TrackPredictions(found, found, found)).figures["segm"] or {}
     values = {key: float(judged[key]) for key in ("HOTA", "DetA", "AssA")}
-    return len(known), values | {"recall": recall(truth, pairs, found)}
+    switches = sum(identity(truth.tracks.get(pair, ()), found.get(pair, ()), ()).switches for pair in pairs)
+    return len(known), values | {"recall": recall(truth, pairs, found), "switches": switches}
 
 
 def recall(truth: VideoTruth, pairs: Sequence[Pair], found: Mapping[Pair, Sequence[Track]]) -> float:
@@ -267,7 +268,10 @@ def show(job: Job, kinds: Sequence[str], n: int, chosen: Sequence[Variant]) -> N
         for variant in chosen:
             counted, values = figures(job, kind, truth, variant)
             if counted:
-                said = "  ".join(f"{key} {value:.3f}" for key, value in values.items())
+                said = "  ".join(
+                    f"{key} {value}" if isinstance(value, int) else f"{key} {value:.3f}"
+                    for key, value in values.items()
+                )
                 mine = (variant[0], variant[1], (last,))
                 of_last, before = (
                     figures(job, kind, truth, mine, which)[1].get("recall", 0) for which in (True, False)
