@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,41 @@ def test_videos_that_grow_are_killed_half_way_and_go_on(
             "car",
             "bus",
         }
+
+
+def test_clips_that_are_tracked_both_ways_are_killed_and_go_on(
+    nursery: Nursery, least_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Three clips, with objects shown in two of them: killed on the way back in each of these."""
+    checkpoint = make_lively(least_checkpoint, tmp_path / "checkpoint")
+    write_video(tmp_path / "walk.mp4", clip_pixels(36))
+    places = {1: 10, 2: 24}  # class -> the frame in which an object of it is shown
+    shown = {
+        "images": [{"id": n, "file_name": f"walk.mp4/{n:06d}.jpg", "height": 64, "width": 80} for n in places.values()],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": k, "bbox": [40, 30, 30, 30]} for k, n in places.items()
+        ],
+        "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "bus"}],
+    }
+    (tmp_path / "shown.json").write_text(json.dumps(shown))
+    own = "{prompts: [], exemplars: {objects: shown.json}}"
+    (tmp_path / "list.yaml").write_text(f"names: [car, bus]\nconcepts: {{car: {own}, bus: {own}}}\n")
+    given = tmp_path / "walk.mp4", tmp_path / "list.yaml"
+    options: dict[str, Any] = {"model": str(checkpoint), "video": "track", "clip_frames": 16}
+    out, calm = tmp_path / "run", tmp_path / "calm"
+    label(*given, calm, both_ways=True, **options)
+    label(*given, tmp_path / "forwards", **options)
+    assert [row[1:3] for row in rows(calm)] == [(0, 16), (16, 32), (32, 36)]
+    backwards = {frame for frame, _ in found(calm) - found(tmp_path / "forwards")}
+    assert any(frame < 10 for frame in backwards) and any(16 <= frame < 24 for frame in backwards)
+    place = "a frame is gone through backwards"
+    for call, clips in ((1, 0), (14, 1)):  # eleven frames of the first clip
+        assert nursery.killed(place, call, *given, out, both_ways=True, **options)
+        assert rows(out) == rows(calm)[:clips] and examine(out).is_sound
+    label(*given, out, both_ways=True, **options)
+    assert rows(out) == rows(calm)
+
+
+def found(out: Path) -> set[tuple[int, int | None]]:
+    """In which frames which tracks are."""
+    return {(one.frame, one.track_id) for row in rows(out) for one in row[-1]}

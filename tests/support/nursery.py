@@ -23,6 +23,7 @@ from sam3label.cli import main
 from sam3label.concepts.concept_list import load_concepts
 from sam3label.labelling import job, photos, writer
 from sam3label.labelling.options import LabelOptions
+from sam3label.model.both_ways import Spool
 from sam3label.run import database
 from sam3label.run.store import Store
 from sam3label.run.unit_writer import UnitWriter
@@ -36,6 +37,7 @@ PLACES: dict[str, tuple[Any, str, bool]] = {
     "a unit is half written": (UnitWriter, "_write_candidates", False),
     "a transaction is committed": (Store, "write", True),
 }
+OF_BOTH_WAYS: dict[str, tuple[Any, str, bool]] = {"a frame is gone through backwards": (Spool, "read", False)}
 
 
 @dataclass
@@ -121,7 +123,7 @@ def _dying(function: Callable[..., Any], call: int, after: bool) -> Callable[...
 
 def _label(place: str, call: int, source: str, concepts: str, out: str, options: dict[str, Any]) -> None:
     writer.COMMIT_SECONDS = 0  # each batch a transaction, so that there is something to lose
-    owner, name, after = PLACES[place]
+    owner, name, after = (PLACES | OF_BOTH_WAYS)[place]
     setattr(owner, name, _dying(getattr(owner, name), call, after))
     job.label([source], load_concepts(concepts), out, LabelOptions(**{"device": "cpu", "workers": 0, **options}))
 
