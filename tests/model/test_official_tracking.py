@@ -300,20 +300,30 @@ def test_the_first_frame_is_gone_through_twice(video: Any) -> None:
 
 @torch.inference_mode()
 def test_masks_are_kept_apart_at_the_memorys_resolution(video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V6"""
-    sides: list[int] = []
-    shrunk = track_session.without_shrunk
+    """V6: of an object's six columns another of its phrase leaves two, which enlarged are 7 of 24: its logits are higher.
 
-    def noted(masks: torch.Tensor, phrases: Any) -> torch.Tensor:
-        sides.append(masks.shape[-1])
-        return shrunk(masks, phrases)
+    That is less than 0.3, and the object is remembered as one that is not there.
+    """
+    one, over = plate(64, 10, 10, 6), plate(64, 0, 5, 14, inside=30.0)
+    heads = TrackerParts.track
 
-    monkeypatch.setattr(track_session, "without_shrunk", noted)
-    for rules in (OFFICIAL, replace(OFFICIAL, fine_overlap=False)):
-        session, parts, features = opened(video, replace(rules, first_frame_twice=False))
-        session.step(0, features, seen(plate(64, 5, 5, 30)), SIZE_HW)
-        session.step(1, features, seen(), SIZE_HW)
-    assert sides == [parts.memory_side, parts.mask_side]
+    def answered(parts: TrackerParts, *args: Any) -> Heads:
+        found = heads(parts, *args)
+        return replace(found, masks=torch.stack((one, over)), scores=torch.full_like(found.scores, 5.0))
+
+    monkeypatch.setattr(Watched, "track", answered)
+    for fine in (True, False):
+        rules = replace(OFFICIAL, first_frame_twice=False, fine_overlap=fine)
+        session, parts, features = opened(video, rules, fill_hole_area=0)
+        session.step(0, features, seen(one, over), SIZE_HW)
+        tracks = session.step(1, features, seen(), SIZE_HW)
+        there, kept = (parts.remembered[-1][:, 0] > 0.5).flatten(1).any(1).tolist()
+        assert kept and there != fine
+        assert torch.equal(tracks.masks[0], one)  # what is given out keeps its pixels
+    session, parts, features = opened(video, replace(OFFICIAL, first_frame_twice=False), fill_hole_area=0)
+    session.step(0, features, seen(one, over, phrases=(0, 1)), SIZE_HW)
+    session.step(1, features, seen(), SIZE_HW)
+    assert (parts.remembered[-1] > 0.5).flatten(1).any(1).all()  # of another phrase it takes nothing
 
 
 @torch.inference_mode()
