@@ -4,6 +4,7 @@
       ConfigError               concept list, --set, split or threshold syntax
       InputError                photos, label files, truth files: what the user points at
       CheckpointError           weights: not reachable, not SAM 3, incomplete
+        NotDownloadedError      weights: on the hub, and not here
       StoreError                the run folder: locked, read-only, full, made with other settings
       OutputError               a dataset or report that cannot be written
       ServerError               a verifier's server: not reachable, refuses the key, does not know the model
@@ -31,6 +32,14 @@ class InputError(Sam3LabelError):
 
 class CheckpointError(Sam3LabelError):
     """The model's weights cannot be had, or are not what they should be."""
+
+
+class NotDownloadedError(CheckpointError):
+    """The hub would have to send the weights of `repo`, and none were to be downloaded."""
+
+    def __init__(self, repo: str, revision: str | None) -> None:
+        super().__init__(f"the weights of {repo} are not on this machine.")
+        self.repo, self.revision = repo, revision
 
 
 class StoreError(Sam3LabelError):

@@ -440,7 +440,7 @@ def doctor(model: str = "facebook/sam3") -> list[Check]:
 
 
 def weights() -> list[Weights]:
-    """Return which weights are on this machine, where they came from, and what they can do.
+    """Return which weights are on this machine, where they came from, and what they can do. Downloads nothing.
 
     >>> sl.weights()[0].model
     'demo'

@@ -101,6 +101,9 @@ for _verb in (
 ):  # fmt: skip
     app.command(_verb.__name__, epilog=f"Example: {EXAMPLES[_verb.__name__]}")(guarded(_verb))
 
+for _group in (review.app, weights.app):
+    if _group.registered_callback is not None and _group.registered_callback.callback is not None:
+        _group.registered_callback.callback = guarded(_group.registered_callback.callback)
 for _command in (*review.app.registered_commands, *weights.app.registered_commands):
     if _command.callback is not None:
         _command.epilog = f"Example: {EXAMPLES[_command.name or _command.callback.__name__]}"

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sam3label.core.text import one_line
+
 app = typer.Typer(
     help="Show which weights are on this machine and what they can do, or convert them.",
     invoke_without_command=True,
@@ -22,6 +24,9 @@ def weights(context: typer.Context) -> None:
     from sam3label import face
 
     for held in face.weights():
+        if held.problem:
+            typer.echo(f"{one_line(held.model)}\n  cannot be used: {one_line(held.problem)}")
+            continue
         typer.echo(f"{held.model}\n  {held.release}: {', '.join(held.can)}; {held.size / 1e6:,.0f} MB")
         typer.echo(f"  from {held.came_from}\n  {held.identity}\n  licence: {held.licence}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3label.core.files import close_match
-from sam3label.errors import CheckpointError
+from sam3label.errors import CheckpointError, NotDownloadedError
 from sam3label.model.adapter import MARKER, Adapter, find_adapter
 from sam3label.model.config_check import refuse_bad_config
 from sam3label.model.identity import identity
@@ -33,6 +33,7 @@ _WANTED = [_CONFIG, "*.safetensors", _INDEX, MARKER, *_TOKENIZER]
 _OFFICIAL_FILES = ("sam3.1_multiplex.pt", "sam3.pt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+Fetch = Callable[[str, str | None], Path]  # gives the folder of a hub id and revision
 _DEEPEST = 32  # levels of objects and lists in a file of settings; SAM 3's own have 5
 
 
@@ -66,7 +67,15 @@ def resolve(model: str, revision: str | None = None, image_size: int | None = No
     step, and ConfigError for a side that the model cannot take. The detector's weights themselves are compared with the
     model when it is loaded (`model.Detector.load`).
     """
-    return with_image_size(_found(model, revision), image_size)
+    return with_image_size(_found(model, revision, _download), image_size)
+
+
+def resolve_here(model: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint as `resolve` does, of what is on this machine: nothing is downloaded.
+
+    Raises NotDownloadedError where the hub would have to send its weights, or those of the base it was trained from.
+    """
+    return _found(model, revision, _cached)
 
 
 def with_image_size(checkpoint: Checkpoint, image_size: int | None) -> Checkpoint:
@@ -77,14 +86,14 @@ def with_image_size(checkpoint: Checkpoint, image_size: int | None) -> Checkpoin
     return replace(checkpoint, image_size=image_size)
 
 
-def _found(model: str, revision: str | None) -> Checkpoint:
+def _found(model: str, revision: str | None, fetch: Fetch) -> Checkpoint:
     if model == DEMO:
-        return _local(_demo_folder(), revision)
+        return _local(_demo_folder(), revision, fetch)
     if Path(model).exists():
-        return _local(Path(model).resolve(), revision)
+        return _local(Path(model).resolve(), revision, fetch)
     _require_hub_id(model)
-    folder = _download(model, revision)
-    return _whole(folder, f"{model}@{folder.name}")
+    folder = fetch(model, revision)
+    return _whole(folder, f"{model}@{folder.name}", fetch)
 
 
 def _demo_folder() -> Path:
@@ -97,16 +106,16 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _local(path: Path, revision: str | None) -> Checkpoint:
+def _local(path: Path, revision: str | None, fetch: Fetch) -> Checkpoint:
     if revision is not None:
         raise CheckpointError(f"{path} is on this machine and has no revisions: leave out --revision {revision}.")
-    return _whole(path, str(path))
+    return _whole(path, str(path), fetch)
 
 
-def _whole(path: Path, source: str) -> Checkpoint:
+def _whole(path: Path, source: str, fetch: Fetch) -> Checkpoint:
     """Return the checkpoint in a folder, or in the one file of weights that a path or a hub's folder comes down to."""
     if (adapter := find_adapter(path)) is not None:
-        return _tuned(adapter, source)
+        return _tuned(adapter, source, fetch)
     folder = imported(path) if path.is_file() and _is_weight_file(path) else path
     if folder.is_dir() and (file := _only_official_file(folder)):
         folder = imported(file)
@@ -116,10 +125,12 @@ def _whole(path: Path, source: str) -> Checkpoint:
     return Checkpoint(folder, identity(everything, config, tokenizer), config, weights, source)
 
 
-def _tuned(adapter: Adapter, source: str) -> Checkpoint:
+def _tuned(adapter: Adapter, source: str, fetch: Fetch) -> Checkpoint:
     """Return a fine-tuned checkpoint, once its base is found to be the one that it was trained from."""
     try:
-        base = _found(adapter.base, adapter.revision)
+        base = _found(adapter.base, adapter.revision, fetch)
+    except NotDownloadedError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(
             f"{adapter.folder} was trained from {adapter.base}, which cannot be had: {error} (`sam3label weights "
@@ -266,6 +277,17 @@ def _few(names: list[str], limit: int = 3) -> str:
 
 
 # ---- the hub
+
+
+def _cached(repo: str, revision: str | None) -> Path:
+    """Return the snapshot folder that the cache has weights in. Raises NotDownloadedError."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (_WEIGHTS, _INDEX, MARKER, *_OFFICIAL_FILES):
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    raise NotDownloadedError(repo, revision)
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam3label.errors import CheckpointError
-from sam3label.model.checkpoint import DEMO, OWN_HEAD, Checkpoint, resolve
+from sam3label.errors import CheckpointError, NotDownloadedError, Sam3LabelError, os_reason
+from sam3label.model.checkpoint import DEMO, OWN_HEAD, Checkpoint, resolve, resolve_here
 from sam3label.model.identity import cache_folder
 from sam3label.model.weight_files import whole_weights, write_official_file, write_whole_checkpoint
 
@@ -17,39 +17,48 @@ HUB_IDS = ("facebook/sam3", "facebook/sam3.1")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One checkpoint of this machine. `model` is what to write behind --model; `size` is in bytes."""
+    """One checkpoint of this machine. `model` is what to write behind --model; `size` is in bytes.
+
+    `problem` says what is wrong with one that cannot be used, of which nothing else is known.
+    """
 
     model: str
-    release: str
-    can: tuple[str, ...]
-    size: int
-    identity: str
-    licence: str
-    came_from: str
+    release: str = ""
+    can: tuple[str, ...] = ()
+    size: int = 0
+    identity: str = ""
+    licence: str = ""
+    came_from: str = ""
+    problem: str = ""
 
 
 def on_this_machine() -> list[Weights]:
-    """Return the demo checkpoint, what the hub's cache holds of SAM 3, and the files converted so far."""
-    return [describe(model) for model in _models()]
+    """Return the demo checkpoint, what the hub's cache holds of SAM 3, and the files converted so far.
+
+    Nothing is downloaded, and one that cannot be used is listed with what is wrong.
+    """
+    return list(_held())
 
 
-def _models() -> Iterator[str]:
-    yield DEMO
-    for repo in HUB_IDS:
-        if _is_cached(repo):
-            yield repo
-    yield from sorted(str(path.parent) for path in (cache_folder() / "weights").glob("*/config.json"))
-
-
-def _is_cached(repo: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+def _held() -> Iterator[Weights]:
+    converted = sorted(str(path.parent) for path in (cache_folder() / "weights").glob("*/config.json"))
+    for model in (DEMO, *HUB_IDS, *converted):
+        try:
+            yield describe(model)
+        except NotDownloadedError:
+            continue
+        except Sam3LabelError as error:
+            yield Weights(model, problem=str(error))
+        except OSError as error:
+            yield Weights(model, problem=f"{model} cannot be read ({os_reason(error)}).")
 
 
 def describe(model: str) -> Weights:
-    """Say what a hub id, folder, file or "demo" holds. Raises `CheckpointError` where it cannot be used."""
-    checkpoint = resolve(model)
+    """Say what a hub id, folder, file or "demo" holds, without downloading it.
+
+    Raises `CheckpointError` where it cannot be used, `NotDownloadedError` where it is not here.
+    """
+    checkpoint = resolve_here(model)
     return Weights(
         model,
         "demo" if model == DEMO else f"SAM {checkpoint.release}",
