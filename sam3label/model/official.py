@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -63,14 +63,35 @@ def _filled(template: str, fields: Mapping[str, str]) -> str:
     return re.sub(r"\{([^}]+)\}", lambda hole: str(counted.get(hole[1], fields.get(hole[1]))), template)
 
 
-def normalized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by official names without what trainers and older releases put before them, such as `module.`."""
-    named = {}
+def normalized(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return tensors by official names without what trainers and older releases put before them, such as `module.`.
+
+    Raises `CheckpointError` as `renamed` does.
+    """
+    return renamed(tensors, _official_name, where)
+
+
+def _official_name(name: str) -> str:
+    name = name.removeprefix("module.").removeprefix("model.")
+    name = re.sub(r"^sam3_model\.", "detector.", re.sub(r"^sam2_predictor\.", "tracker.", name))
+    return name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"
+
+
+def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str], where: str) -> dict[str, Tensor]:
+    """Return tensors by other names. Raises `CheckpointError` where two that differ would get the same one."""
+    before: dict[str, str] = {}
     for name, tensor in tensors.items():
-        name = name.removeprefix("module.").removeprefix("model.")
-        name = re.sub(r"^sam3_model\.", "detector.", re.sub(r"^sam2_predictor\.", "tracker.", name))
-        named[name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"] = tensor
-    return named
+        first = before.setdefault(rename(name), name)
+        if first != name and not _is_same(tensors[first], tensor):
+            raise CheckpointError(
+                f"{where} holds {first} and {name}, which are the same weight under two names and differ: "
+                "save the one that is meant without the other."
+            )
+    return {name: tensors[first] for name, first in before.items()}
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def is_multiplex(names: Iterable[str]) -> bool:

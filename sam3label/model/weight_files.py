@@ -144,8 +144,8 @@ def _as_ours(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], pa
     from sam3label.model import official
 
     if _is_hub_naming(tensors):
-        return _checked({name.removeprefix("module."): tensor for name, tensor in tensors.items()}, wanted, path)
-    return official.from_official(official.normalized(tensors), wanted, str(path))
+        return _checked(official.renamed(tensors, lambda name: name.removeprefix("module."), str(path)), wanted, path)
+    return official.from_official(official.normalized(tensors, str(path)), wanted, str(path))
 
 
 def _is_hub_naming(tensors: Mapping[str, Tensor]) -> bool:
@@ -179,7 +179,7 @@ def _config_of(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any
             own = {}
         if isinstance(own, dict) and own.get("model_type") == "sam3_video":
             config = own
-    names = tensors if _is_hub_naming(tensors) else normalized(tensors)
+    names = tensors if _is_hub_naming(tensors) else normalized(tensors, str(path))
     multiplex = is_multiplex(names)
     if multiplex or not any(name.removeprefix("module.").startswith(("tracker.", "tracker_model.")) for name in names):
         config.pop("tracker_config", None)

@@ -76,7 +76,7 @@ OFFICIAL_NAMES = (1427, "26aba51adc497ad8")
 
 def test_there_and_back_is_bit_equal(tiny_checkpoint: Path) -> None:
     ours = load_file(tiny_checkpoint / "model.safetensors")
-    again = from_official(normalized(to_official(ours)), {name: t.shape for name, t in ours.items()}, "here")
+    again = from_official(normalized(to_official(ours), "here"), {name: t.shape for name, t in ours.items()}, "here")
     assert again.keys() == ours.keys()
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
@@ -123,6 +123,17 @@ def test_what_trainers_leave_before_the_names(official: Path, tiny_checkpoint: P
     found = load_file(checkpoint.weights[0])
     assert all(torch.equal(found[name], ours[name]) for name in found)
     assert len(found) == len(ours) if prefix == "module." else {n.split(".")[0] for n in found} == {"detector_model"}
+
+
+def test_one_weight_under_two_names_is_refused_where_they_differ(official: Path, tiny_checkpoint: Path) -> None:
+    name = "detector.transformer.decoder.norm.bias"
+    resolve(str(rewritten(official, lambda t: t.update({f"module.{name}": t[name].clone()}))))
+    said = refusal(rewritten(official, lambda t: t.update({f"module.{name}": t[name] + 1})))
+    assert f"holds {name} and module.{name}, which are the same weight under two names and differ" in said
+    ours = load_file(tiny_checkpoint / "model.safetensors")
+    first = next(iter(ours))
+    save_file({**ours, f"module.{first}": ours[first] + 1}, official.parent / "hub.safetensors")
+    assert f"module.{first}" in refusal(official.parent / "hub.safetensors")
 
 
 def test_sam_31_gives_its_detector_and_refuses_to_track(tiny_checkpoint: Path, tmp_path: Path) -> None:
