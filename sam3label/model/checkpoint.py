@@ -47,6 +47,7 @@ class Checkpoint:
     weights: tuple[Path, ...]
     source: str = ""  # repository@commit, or the path that was named
     image_size: int | None = None  # of the model's input, where it is not the checkpoint's own
+    converted: bool = False  # `folder` was made of a single file of weights
     adapter: Adapter | None = None  # what was learned upon it: `folder`, `config` and `weights` are then its base's
 
     @property
@@ -122,7 +123,8 @@ def _whole(path: Path, source: str, fetch: Fetch) -> Checkpoint:
     config, weights = _checked(folder)
     tokenizer = next(folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file())
     everything = (*weights, *(path for path in (folder / OWN_HEAD,) if path.is_file()))
-    return Checkpoint(folder, identity(everything, config, tokenizer), config, weights, source)
+    whole = identity(everything, config, tokenizer)
+    return Checkpoint(folder, whole, config, weights, source, converted=folder != path)
 
 
 def _tuned(adapter: Adapter, source: str, fetch: Fetch) -> Checkpoint:

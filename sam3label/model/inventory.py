@@ -96,7 +96,7 @@ def convert(model: str, out: Path) -> str:
     if checkpoint.adapter is not None:
         write_whole_checkpoint(checkpoint, out)
         return f"a folder in the layout of facebook/sam3, with what was learned: {out}"
-    if Path(model).is_file():
+    if checkpoint.converted:
         shutil.copytree(checkpoint.folder, out, dirs_exist_ok=True)
         return f"a folder in the layout of facebook/sam3: {out}"
     raise CheckpointError(f"{model} is in the layout of facebook/sam3 already: name a .pt file to write.")

@@ -23,6 +23,7 @@ from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
 from sam3label.model.identity import SAM3_CONFIG, identity
 from sam3label.model.interactive import Clicker
+from sam3label.model.inventory import convert
 from sam3label.model.official import from_official, normalized, source_of, to_official
 from sam3label.model.weight_files import clip_tokenizer, hub_shapes
 from sam3label.model.weights import load_video_model
@@ -248,6 +249,15 @@ def test_weights_are_listed_and_converted_from_the_command_line(official: Path, 
     assert "from sam3.pt" in listed.output and "SAM License" in listed.output
     assert "is not empty" in run(app, ["weights", "convert", str(official), str(folder)]).output
     assert "layout of facebook/sam3 already" in run(app, ["weights", "convert", "demo", str(tmp_path / "x")]).output
+
+
+def test_a_folder_or_a_download_with_nothing_but_metas_file_is_converted(
+    official: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(official.parent))
+    for model in (str(official.parent), "facebook/sam3.1"):
+        assert "in the layout of facebook/sam3: " in convert(model, tmp_path / f"from-{Path(model).name}")
+        assert resolve(str(tmp_path / f"from-{Path(model).name}")).identity == resolve(str(tiny_checkpoint)).identity
 
 
 def beside_tokenizer(folder: Path, file: Path) -> Path:
