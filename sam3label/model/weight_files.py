@@ -1,7 +1,8 @@
 """Single files of weights made into folders in the hub's layout, and folders into files for the official code.
 
 A file is read with `torch.load(weights_only=True)` or as safetensors, never as a pickle that may hold code. It becomes
-a folder of the cache, named by its content, with SAM 3's config and tokenizer where the file's folder has none.
+a folder of the cache, named by all that it is made of, with SAM 3's config and tokenizer where the file's folder has
+none.
 """
 
 from __future__ import annotations
@@ -38,17 +39,23 @@ def imported(path: Path) -> Path:
 
     Raises `CheckpointError` where the file is damaged, holds code, or does not hold exactly SAM 3's weights.
     """
-    made = cache_folder() / "weights" / _content_key(path)
+    made = cache_folder() / "weights" / _key(path)
     if not (made / "config.json").is_file():
         tensors = read_weights(path)
         _write_folder(made, tensors, path)
     return made
 
 
-def _content_key(path: Path) -> str:
+def _key(path: Path) -> str:
+    """Return what tells a conversion from all others: the file's content, and the config and tokenizer beside it."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            digest = hashlib.file_digest(file, "sha256")
+        if (config := _config_beside(path)) is not None:
+            digest.update(json.dumps(config, sort_keys=True).encode())
+        for own in _tokenizer_beside(path):
+            digest.update(f"{own.name} {hashlib.sha256(own.read_bytes()).hexdigest()}".encode())
+        return digest.hexdigest()[:32]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({os_reason(error)}).") from error
 
@@ -136,7 +143,7 @@ def write_hub_folder(folder: Path, tensors: Mapping[str, Tensor], path: Path) ->
         config["sam3label"]["thresholds"] = SAM31_DEFAULTS
     save_file(ours, folder / HUB_WEIGHTS, metadata={"format": "pt"})
     share(folder / HUB_WEIGHTS)
-    _write_tokenizer(folder, path.parent)
+    _write_tokenizer(folder, path)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -170,20 +177,21 @@ def _config_of(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any
     """Return the config beside the file if it is SAM 3's, else SAM 3's own; without a tracker if the file has none."""
     from sam3label.model.official import is_multiplex, normalized
 
-    beside = path.with_name("config.json")
-    config: dict[str, Any] = json.loads(SAM3_CONFIG.read_text(encoding="utf-8"))
-    if beside.is_file():
-        try:
-            own = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError:
-            own = {}
-        if isinstance(own, dict) and own.get("model_type") == "sam3_video":
-            config = own
+    config: dict[str, Any] = _config_beside(path) or json.loads(SAM3_CONFIG.read_text(encoding="utf-8"))
     names = tensors if _is_hub_naming(tensors) else normalized(tensors, str(path))
     multiplex = is_multiplex(names)
     if multiplex or not any(name.removeprefix("module.").startswith(("tracker.", "tracker_model.")) for name in names):
         config.pop("tracker_config", None)
     return config, "3.1" if multiplex else "3"
+
+
+def _config_beside(path: Path) -> dict[str, Any] | None:
+    """Return the config in the file's own folder, if it is SAM 3's."""
+    try:
+        own = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    return own if isinstance(own, dict) and own.get("model_type") == "sam3_video" else None
 
 
 def hub_shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
@@ -199,15 +207,20 @@ def hub_shapes(config: Mapping[str, Any]) -> dict[str, torch.Size]:
         return {f"detector_model.{name}": tensor.shape for name, tensor in detector.state_dict().items()}
 
 
-def _write_tokenizer(folder: Path, beside: Path) -> None:
+def _write_tokenizer(folder: Path, path: Path) -> None:
     """Write the tokenizer of the file's own folder, else CLIP's, which SAM 3 was trained with."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-    own = [beside / name for name in names if (beside / name).is_file()]
-    if any(file.name in ("tokenizer.json", "vocab.json") for file in own):
-        for file in own:
-            shutil.copyfile(file, folder / file.name)
-    else:
+    own = _tokenizer_beside(path)
+    for file in own:
+        shutil.copyfile(file, folder / file.name)
+    if not own:
         clip_tokenizer().save_pretrained(folder)
+
+
+def _tokenizer_beside(path: Path) -> list[Path]:
+    """Return the files of the tokenizer in the file's own folder; none where they are no whole one."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+    own = [file for file in map(path.with_name, names) if file.is_file()]
+    return own if any(file.name in ("tokenizer.json", "vocab.json") for file in own) else []
 
 
 def clip_tokenizer() -> Any:

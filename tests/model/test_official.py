@@ -98,6 +98,21 @@ def test_it_is_converted_once(official: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve(str(official)) == first
 
 
+def test_what_lies_beside_a_file_is_part_of_what_it_becomes(official: Path, tmp_path: Path) -> None:
+    first = resolve(str(official))
+    copy = Path(shutil.copytree(official.parent, tmp_path / "copy")) / official.name
+    assert resolve(str(copy)).folder == first.folder
+    config = json.loads(copy.with_name("config.json").read_text())
+    copy.with_name("config.json").write_text(json.dumps({**config, "low_res_mask_size": 1}))
+    other = resolve(str(copy))
+    assert other.config["low_res_mask_size"] == 1 and other.identity != first.identity
+    tokenizer = json.loads(copy.with_name("tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["zebra</w>"] = len(tokenizer["model"]["vocab"])
+    copy.with_name("tokenizer.json").write_text(json.dumps(tokenizer))
+    assert resolve(str(copy)).identity not in (first.identity, other.identity)
+    assert resolve(str(official)).identity == first.identity
+
+
 def test_both_ways_give_the_same_answers(official: Path, tiny_checkpoint: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     frame, prompt = Frame(MediaItem("a", "a"), 0, pixels), Prompt("cat", "cat")
