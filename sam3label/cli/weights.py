@@ -27,7 +27,7 @@ def weights(context: typer.Context) -> None:
         if held.problem:
             typer.echo(f"{one_line(held.model)}\n  cannot be used: {one_line(held.problem)}")
             continue
-        typer.echo(f"{held.model}\n  {held.release}: {', '.join(held.can)}; {held.size / 1e6:,.0f} MB")
+        typer.echo(f"{held.model}\n  {held.abilities}; {held.size / 1e6:,.0f} MB")
         typer.echo(f"  from {held.came_from}\n  {held.identity}\n  licence: {held.licence}")
 
 

@@ -303,20 +303,13 @@ def _download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[*_WANTED, *_OFFICIAL_FILES]))
 
 
-def check_access(model: str, revision: str | None = None) -> str:
-    """Say in words that the checkpoint can be had, without downloading its weights. Raises CheckpointError."""
-    if model == DEMO or Path(model).exists():
-        checkpoint = resolve(model, revision)
-        return f"{checkpoint.folder}: whole ({checkpoint.config['model_type']})"
-    from huggingface_hub import auth_check, snapshot_download
+def check_access(model: str, revision: str | None) -> str:
+    """Say in words that the hub would send a checkpoint, without downloading its weights. Raises CheckpointError."""
+    from huggingface_hub import auth_check
 
     _require_hub_id(model)
-    try:
-        snapshot_download(model, revision=revision, allow_patterns=_WANTED, local_files_only=True)
-        return f"{model}: in the local cache"
-    except Exception:  # whatever kept it from being there whole, the hub is asked next
-        with _hub_errors(model, revision):
-            auth_check(model)
+    with _hub_errors(model, revision):
+        auth_check(model)
     return f"{model}: access granted, not downloaded yet"
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from sam3label.errors import CheckpointError
+from sam3label.errors import CheckpointError, NotDownloadedError
 
 DATABASE_MS = 2000
 
@@ -82,9 +82,14 @@ def _opencv() -> Check:
 
 def _checkpoint(model: str, what: str) -> Check:
     from sam3label.model.checkpoint import check_access
+    from sam3label.model.inventory import describe
 
     try:
-        return Check(what, check_access(model))
+        try:
+            held = describe(model)
+        except NotDownloadedError as missing:
+            return Check(what, check_access(missing.repo, missing.revision))
+        return Check(what, f"{model}: whole ({held.abilities})")
     except CheckpointError as error:
         return Check(what, f"{model}: unavailable", str(error), needed=True)
 

@@ -31,6 +31,11 @@ class Weights:
     came_from: str = ""
     problem: str = ""
 
+    @property
+    def abilities(self) -> str:
+        """Whose release it is and what it can do, in words."""
+        return f"{self.release}: {', '.join(self.can)}{' only' if len(self.can) == 1 else ''}"
+
 
 def on_this_machine() -> list[Weights]:
     """Return the demo checkpoint, what the hub's cache holds of SAM 3, and the files converted so far.

@@ -330,9 +330,10 @@ def hub(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 ASK = """
 import json, sys
-from sam3label.model.checkpoint import check_access, resolve
+from sam3label.model.checkpoint import check_access, resolve, resolve_here
 from sam3label.errors import CheckpointError
-ask = {"resolve": lambda *a: resolve(*a).source, "check_access": check_access}
+here = lambda *a: resolve_here(*a).source
+ask = {"resolve": lambda *a: resolve(*a).source, "resolve_here": here, "check_access": check_access}
 answers = []
 for what, model, revision in json.loads(sys.argv[1]):
     try:
@@ -356,17 +357,19 @@ def ask(questions: list[tuple[str, str, str | None]], home: Path, **environment:
 def test_hub_download_is_named_by_commit_and_fetches_only_what_is_needed(hub: str, tmp_path: Path) -> None:
     questions = [
         ("check_access", "team/model", None),
+        ("resolve_here", "team/model", None),
         ("resolve", "team/model", None),
         ("resolve", "team/model", "v1"),
-        ("check_access", "team/model", None),
+        ("resolve_here", "team/model", None),
     ]
     Hub.downloads.clear()
     answers = ask(questions, tmp_path, HF_ENDPOINT=hub)
     assert answers == [
         "team/model: access granted, not downloaded yet",
+        "refused: the weights of team/model are not on this machine.",
         f"team/model@{COMMIT}",
         f"team/model@{COMMIT}",
-        "team/model: in the local cache",
+        f"team/model@{COMMIT}",
     ]
     assert sorted(Hub.downloads) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     offline = ask([("resolve", "team/model", None)], tmp_path, HF_ENDPOINT=hub, HF_HUB_OFFLINE="1")
@@ -427,10 +430,9 @@ def test_offline_by_setting(tmp_path: Path) -> None:
         assert answer.startswith("refused: team/model is not in the local cache and HF_HUB_OFFLINE is set: unset it")
 
 
-def test_check_access_of_a_folder(tiny_checkpoint: Path) -> None:
-    assert check_access(str(tiny_checkpoint)) == f"{tiny_checkpoint}: whole (sam3_video)"
+def test_check_access_of_what_is_no_hub_id() -> None:
     with pytest.raises(CheckpointError, match="not a hub id"):
-        check_access("no such thing")
+        check_access("no such thing", None)
 
 
 # ---- tampered checkpoints

@@ -66,6 +66,17 @@ def test_a_broken_checkpoint_is_listed_with_what_is_wrong(cache: Path, tiny_chec
     assert "facebook/sam3.1\n  SAM 3: images" in listed.output
 
 
+def test_the_doctor_tells_settings_alone_from_a_checkpoint(cache: Path, tiny_checkpoint: Path) -> None:
+    def found() -> tuple[str, str]:
+        (check,) = (one for one in face.doctor("facebook/sam3") if one.what == "checkpoint")
+        return check.found, check.advice
+
+    snapshot = cached(cache, "facebook/sam3", tiny_checkpoint / "config.json")
+    assert found()[0] == "facebook/sam3: unavailable" and "HF_HUB_OFFLINE is set" in found()[1]
+    shutil.copytree(tiny_checkpoint, snapshot, dirs_exist_ok=True)
+    assert found() == ("facebook/sam3: whole (SAM 3: images, videos, boxes to masks)", "")
+
+
 def test_the_list_is_guarded_as_every_verb_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise CheckpointError("nothing can be listed: look elsewhere.")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.videofiles import clip_pixels, write_frames
 from typer.testing import CliRunner
 
+import sam3label as sl
 from sam3label.cli import app
 from sam3label.core.records import Frame, MediaItem, Prompt
 from sam3label.errors import CheckpointError
@@ -273,6 +274,13 @@ def test_a_folder_or_a_download_with_nothing_but_metas_file_is_converted(
     for model in (str(official.parent), "facebook/sam3.1"):
         assert "in the layout of facebook/sam3: " in convert(model, tmp_path / f"from-{Path(model).name}")
         assert resolve(str(tmp_path / f"from-{Path(model).name}")).identity == resolve(str(tiny_checkpoint)).identity
+
+
+def test_the_doctor_says_what_a_file_holds(tiny_checkpoint: Path, official: Path, tmp_path: Path) -> None:
+    newer = beside(tiny_checkpoint, tmp_path / "three-one", "sam3.1_multiplex.pt", "3.1")
+    for file, holds in ((official, "SAM 3: images, videos, boxes to masks"), (newer, "SAM 3.1: images only")):
+        (check,) = (one for one in sl.doctor(str(file)) if one.what == "checkpoint")
+        assert (check.found, check.advice) == (f"{file}: whole ({holds})", "")
 
 
 def beside_tokenizer(folder: Path, file: Path) -> Path:
