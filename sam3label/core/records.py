@@ -326,6 +326,9 @@ class Condition:
         return f"{word} {self.class_name}{'' if self.part == 'whole' else f'.{self.part}'}"
 
 
+USUAL_CONF = 0.5  # of a class that names none: SAM 3's own detection threshold
+
+
 @dataclass(frozen=True, slots=True)
 class Concept:
     """One class and the rules that turn candidates into its labels. Thresholds are in [0, 1], areas in pixels."""
@@ -334,7 +337,7 @@ class Concept:
     name: str
     prompts: tuple[str, ...]
     negatives: tuple[str, ...] = ()  # `not:` phrases: suppress, never exported
-    conf: float = 0.5
+    conf: float = USUAL_CONF
     iou: float = 0.7  # masks of one class overlapping more than this are one object
     presence: float = 0.0
     min_area: float = 0.0

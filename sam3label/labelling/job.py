@@ -21,7 +21,7 @@ from typing import Any
 from sam3label.concepts import concept_list as concept_lists
 from sam3label.concepts.changes import changes
 from sam3label.concepts.exemplars import Examples, read_examples
-from sam3label.core.records import ConceptList, MediaItem
+from sam3label.core.records import USUAL_CONF, ConceptList, MediaItem
 from sam3label.core.text import count, one_line
 from sam3label.errors import ConfigError
 from sam3label.labelling.growing import Plan, pace_of, plan
@@ -120,6 +120,8 @@ def _label(
         fingerprint = _fingerprint(workers.facts, options)
         if workers.facts.note:
             on_message(workers.facts.note)
+        for sentence in _about_threshold(concepts, workers.facts):
+            on_message(sentence)
         if known is not None:
             known.refuse_other(fingerprint)
         figures = _trust(workers, wanted, examples, pending, known, on_message)
@@ -192,6 +194,16 @@ def _about_links(found: discovery.Found, options: LabelOptions) -> Iterator[str]
 def _about_agents(concepts: ConceptList) -> Iterator[str]:
     if names := [concept.name for concept in concepts.concepts if concept.ask is not None]:
         yield f"{', '.join(map(one_line, names))}: not found by a phrase, but by sam3label ask with the same list."
+
+
+def _about_threshold(concepts: ConceptList, facts: Facts) -> Iterator[str]:
+    usual = [concept.name for concept in concepts.concepts if concept.conf == USUAL_CONF and concept.ask is None]
+    theirs = facts.thresholds.get("detection", USUAL_CONF)
+    if usual and theirs != USUAL_CONF:
+        yield (
+            f"{count(len(usual), 'class', 'classes')} with conf {USUAL_CONF:g}, SAM 3's threshold: the authors of this "
+            f"checkpoint use {theirs:g}, which --set defaults.conf={theirs:g} sets."
+        )
 
 
 def _about_disk(out: str | Path) -> Iterator[str]:
@@ -353,6 +365,8 @@ def _notes(
     made: dict[str, Any] = {}
     if facts is not None:  # `queries`: answers that one phrase can have in one image
         made = {**facts.numbers, "queries": facts.queries, "device": facts.device}
+        if facts.thresholds:
+            made["authors_thresholds"] = dict(facts.thresholds)
         made["image_batch"] = before.get("image_batch", facts.image_batch)  # a run is cut in the same way to its end
     info = {
         **before,

@@ -60,6 +60,12 @@ class Checkpoint:
         """ "3" or "3.1"."""
         return str(self.config.get("sam3label", {}).get("release", "3"))
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """What its authors use where that is not SAM 3's own: "detection" and "new_track"."""
+        own = self.config.get("sam3label", {}).get("thresholds", {})
+        return {name: value for name, value in own.items() if isinstance(value, float)}
+
 
 def resolve(model: str, revision: str | None = None, image_size: int | None = None) -> Checkpoint:
     """Find the checkpoint named by a hub id, a local folder or "demo", and check that its files are whole.

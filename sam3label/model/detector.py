@@ -114,6 +114,7 @@ class Detector:
         self.upsampling = Upsampling()
         self.reader = MaskReader(self.head, compute, self.batches, self.upsampling)
         self._ahead = Ahead(compute.device, self._encoded)
+        self.thresholds: dict[str, float] = {}  # of the checkpoint's authors, where they are not SAM 3's
         self.size_note = ""  # on the cost of an input side that is not the checkpoint's own
         self._looked: list[tuple[Frame, ImageState]] = []  # what `looks` has encoded, image by image
 
@@ -138,6 +139,7 @@ class Detector:
         compute = Compute(where, pick_dtype(dtype, where))
         model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
         detector = cls.of_model(model, tokenizer, checkpoint.identity, compute, prompt_style, vram_gb, single)
+        detector.thresholds = checkpoint.thresholds
         if checkpoint.image_size is not None:
             detector.size_note = detector.cost_of_size(checkpoint)
         if compiled:

@@ -170,16 +170,20 @@ def test_sam_31_labels_sampled_frames_and_says_what_it_cannot(
 ) -> None:
     file = beside(tiny_checkpoint, tmp_path / "three-one", "sam3.1_multiplex.pt", "3.1")
     write_frames(tmp_path / "videos" / "walk", clip_pixels(9), ".png")
+    told = ""
     for video, code in (("frames", 0), ("track", 1)):
         options = ["--model", str(file), "--video", video, "--every", "4", "--workers", "0", "--floor", "0.01"]
         command = ["run", str(tmp_path / "videos"), "-p", "car", "-o", str(tmp_path / video), *options]
         done = CliRunner().invoke(app, command)
         said = " ".join((done.output + capsys.readouterr().err).split())
         assert done.exit_code == code, said
+        told += said
     assert "the tracker of SAM 3.1 follows many objects at once and is not part of this program" in said
     assert "--video frames" in said
+    assert "the authors of this checkpoint use 0.4, which --set defaults.conf=0.4 sets" in told
     with open_run(tmp_path / "frames") as run:
         assert [image.frame for image in run.images()] == [0, 4, 8]
+        assert run.info["authors_thresholds"] == {"detection": 0.4, "new_track": 0.65}
     with pytest.raises(CheckpointError, match=r"tracker of SAM 3\.1.*boxes and points"):
         Clicker.load(resolve(str(file)), Detector.load(resolve(str(file)), device="cpu"))
 

@@ -86,4 +86,11 @@ def load_guide(checkpoint: Checkpoint, assignment: Assignment) -> Guide:
 
 def facts_of(detector: Detector) -> Facts:
     """Return what a detector says of itself."""
-    return Facts(detector.describe(), detector.queries, str(detector.device), detector.image_batch, detector.size_note)
+    return Facts(
+        detector.describe(),
+        detector.queries,
+        str(detector.device),
+        detector.image_batch,
+        detector.size_note,
+        detector.thresholds,
+    )

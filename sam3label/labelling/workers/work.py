@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sam3label.concepts.exemplars import Examples
@@ -32,7 +32,7 @@ class Facts:
 
     `numbers` is everything in it that changes the labels, for the run's fingerprint; `queries` the most answers that
     one prompt can have in one image; `image_batch` the images that its device computes together.
-    `note` is what a user should know of its input size.
+    `note` is what a user should know of its input size; `thresholds` what its authors use, if not SAM 3's own.
     """
 
     numbers: Mapping[str, Any]
@@ -40,6 +40,7 @@ class Facts:
     device: str
     image_batch: int
     note: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
