@@ -309,7 +309,8 @@ class LabeledRun(Run):
         """Record what people changed in FiftyOne; pulling twice changes nothing.
 
         With `masks`, boxes that were drawn without one or moved get a mask: what became of them is shown to `accept`
-        before it is recorded. `options` are the fields of `LabelOptions`; the model is the run's own without one.
+        before it is recorded. `options` are the fields of `LabelOptions`; without a model it is the one that the run
+        was made with, and `CheckpointError` is raised where that has become another.
 
         >>> [dict(pulled.actions) for pulled in sl.open_run("runs/demo").review_pull("site-a", who="anna")]
         [{}]
@@ -317,9 +318,15 @@ class LabeledRun(Run):
         from sam3label.labelling.drawn_boxes import DrawnBoxes
         from sam3label.review.fiftyone.pull import pull
 
-        own = {"model": self.info["model"]} if "model" in self.info else {}
-        maker = DrawnBoxes(self, LabelOptions(**{**own, **options})) if masks else None
+        identity = None if "model" in options else self.info.get("checkpoint")
+        maker = DrawnBoxes(self, self._options(**options), identity) if masks else None
         return pull(self, dataset, who, maker, accept)
+
+    def _options(self, **options: Any) -> LabelOptions:
+        """Return options for more work on the run's media: by the checkpoint that made it, if none is named."""
+        made = self.note("settings") or {"model": self.info.get("model")}
+        kept = ("image_size",) if "model" in options else ("model", "revision", "image_size")
+        return LabelOptions(**{**{name: made[name] for name in kept if made.get(name) is not None}, **options})
 
     def draw_boxes(self, drawn: Sequence[DrawnBox]) -> tuple[Path, int]:
         """Draw what became of boxes that people drew, for `accept`, and return the picture's place and its images.
@@ -361,8 +368,7 @@ class LabeledRun(Run):
         from sam3label.labelling.features import EncoderFeatures
         from sam3label.review.proposals import propose
 
-        own = {"model": self.info["model"]} if "model" in self.info else {}
-        proposed = propose(self, n, EncoderFeatures(LabelOptions(**{**own, **options}), on_progress))
+        proposed = propose(self, n, EncoderFeatures(self._options(**options), on_progress))
         if out is not None:
             write_whole(out, "".join(f"{one.item.path}\n" for one in proposed))
         return proposed

@@ -15,6 +15,7 @@ from sam3label.cli.options import (
     Device,
     ExportFormats,
     Fresh,
+    ImageSize,
     Limit,
     Model,
     Precision,
@@ -71,6 +72,7 @@ def masks(
     revision: Revision = None,
     device: Device = "auto",
     dtype: Precision = "auto",
+    image_size: ImageSize = None,
     batch_size: BatchSize = "auto",
     workers: Workers = None,
     limit: Limit = None,
@@ -89,7 +91,7 @@ def masks(
         masked = face.mask_boxes(
             dataset, out, photos=photos, snap=snap, iou=iou, on_progress=display.job, on_message=display.say, stop=stop,
             model=model, revision=revision, device=device, dtype=dtype, batch_size=images_together(batch_size),
-            workers=workers, limit=limit, fresh=fresh,
+            image_size=image_size, workers=workers, limit=limit, fresh=fresh,
         )  # fmt: skip
     with masked:
         if not quiet:

@@ -157,6 +157,8 @@ def _mask_boxes(
             return before.summary(known, nothing, found, interrupted=False)
         on_message(f"loading the model {options.model} ...")
         clicker, checkpoint = _loaded(options)
+        if clicker.detector.size_note:
+            on_message(clicker.detector.size_note)
         made = clicker.detector.describe()
         fingerprint = {"masks of": job.dataset.form, **made}
         if known is not None:
@@ -187,13 +189,18 @@ def _loaded(options: LabelOptions) -> tuple[Clicker, Checkpoint]:
     from sam3label.model.detector import Detector
     from sam3label.model.interactive import Clicker
 
-    checkpoint = resolve(options.model, options.revision)
+    checkpoint = resolve(options.model, options.revision, options.image_size)
     detector = Detector.load(checkpoint, device=options.device, dtype=options.dtype, vram_gb=options.vram)
     return Clicker.load(checkpoint, detector), checkpoint
 
 
 def _settings(options: LabelOptions) -> dict[str, Any]:
-    return {"model": options.model, "revision": options.revision, "dtype": options.dtype}
+    return {
+        "model": options.model,
+        "revision": options.revision,
+        "dtype": options.dtype,
+        "image_size": options.image_size,
+    }
 
 
 def _notes(job: MaskJob, known: Store | None, options: LabelOptions) -> dict[str, Any]:

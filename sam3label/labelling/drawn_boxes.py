@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sam3label.core.records import Frame, Hint, MediaItem, Rle
-from sam3label.errors import InputError, UndecodableError
+from sam3label.errors import CheckpointError, InputError, UndecodableError
 from sam3label.labelling.options import LabelOptions
 from sam3label.media import video
 from sam3label.media.image import decode_image
@@ -23,8 +23,9 @@ LEAST_IOU = 0.5  # that the model must expect of a mask
 class DrawnBoxes:
     """Makes masks of boxes on a run's photos and frames. Boxes of an image, one after another, share an encode."""
 
-    def __init__(self, run: Run, options: LabelOptions) -> None:
-        self.run, self.options = run, options
+    def __init__(self, run: Run, options: LabelOptions, identity: str | None) -> None:
+        """`identity` is that of the only checkpoint that will do; None where any does."""
+        self.run, self.options, self.identity = run, options, identity
         self.encodes = 0
         self._clicker: Clicker | None = None
         self._last: tuple[tuple[str, int], Frame, Tensor] | None = None
@@ -49,7 +50,13 @@ class DrawnBoxes:
             from sam3label.model.interactive import Clicker
 
             chosen = self.options
-            checkpoint = resolve(chosen.model, chosen.revision)
+            checkpoint = resolve(chosen.model, chosen.revision, chosen.image_size)
+            if self.identity not in (None, checkpoint.identity):
+                raise CheckpointError(
+                    f"{chosen.model} is not the checkpoint that the run was made with any more "
+                    f"({checkpoint.identity[:19]}..., and that was {str(self.identity)[:19]}...): "
+                    "put the old one back, or name one with --model."
+                )
             self._clicker = Clicker.load(
                 checkpoint, Detector.load(checkpoint, device=chosen.device, dtype=chosen.dtype)
             )

@@ -244,6 +244,17 @@ def test_every_form_becomes_masks_and_yolo_rows_that_ultralytics_reads(
     assert yolo_rows(tmp_path, BOXES) == {name: Counter(c for c, _ in own) for name, own in BOXES.items()}
 
 
+def test_the_image_size_that_was_chosen_is_the_models(photos: Path, least_checkpoint: Path, tmp_path: Path) -> None:
+    job = MaskJob.of(write_coco(photos, tmp_path, BOXES), photos)
+    for side, expected in ((None, 112), (224, 224)):
+        out = tmp_path / f"run-{side}"
+        assert make(job, out, least_checkpoint, image_size=side).progress.done == 4
+        with open_run(out) as run:
+            assert run.info["image_size"] == expected and run.note("fingerprint")["image_size"] == expected
+    with pytest.raises(StoreError, match="image_size"):
+        make(job, tmp_path / "run-None", least_checkpoint, image_size=224)
+
+
 def yolo_rows(folder: Path, boxes: Boxes) -> dict[str, Counter[str]]:
     """Export the run in a folder to YOLO, and return the classes that Ultralytics reads of each image."""
     from support.ultra import read_back
