@@ -76,8 +76,11 @@ class Truth:
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair in keep))
 
 
-def read_coco(path: str | Path) -> Truth:
-    """Read a COCO, LVIS or SA-Co file. Raises `InputError` in one sentence when it is not one."""
+def read_coco(path: str | Path, points: bool = False) -> Truth:
+    """Read a COCO, LVIS or SA-Co file. Raises `InputError` in one sentence when it is not one.
+
+    With `points`, objects with nothing but keypoints (`points_of`) are read too, each with the box around these.
+    """
     data = load_json(path)
     if isinstance(data, dict) and "videos" in data:
         raise InputError(
@@ -96,7 +99,7 @@ def read_coco(path: str | Path) -> Truth:
             unknown = f"image {image_id}" if image_id not in images else f"category {category_id}"
             raise InputError(f"{path}: annotation {annotation.get('id')} belongs to {unknown}, which is not listed.")
         where = f"{path}: annotation {annotation.get('id')}"
-        instance = _instance(annotation, images[image_id], where)
+        instance = _instance(annotation, images[image_id], where, points)
         area = _number(annotation["area"], f"{where}: area") if annotation.get("area") else instance.area
         instance = replace(instance, area=area, box_area=area, crowd=bool(annotation.get("iscrowd", 0)))
         objects.setdefault((image_id, category_id), []).append(instance)
@@ -229,11 +232,31 @@ def judged_pairs(
     return tuple(pairs), frozenset(unsure)
 
 
-def _instance(record: Mapping[str, Any], image: TruthImage, where: str) -> JudgedObject:
+def points_of(annotation: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the keypoints (x, y) of an annotation that has neither mask nor box: those that show, if any does.
+
+    A point that does not show lies on what hides the object. Raises ValueError, TypeError for what is no list of them.
+    """
+    if annotation.get("segmentation") or annotation.get("bbox"):
+        return []
+    values = [float(value) for value in annotation.get("keypoints") or ()]
+    points = list(zip(values[::3], values[1::3], values[2::3], strict=True))
+    seen = max((visibility for _, _, visibility in points), default=0)
+    return [(x, y) for x, y, visibility in points if visibility == seen > 0]
+
+
+def _around(points: Sequence[tuple[float, float]]) -> Box | None:
+    if not points:
+        return None
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
+def _instance(record: Mapping[str, Any], image: TruthImage, where: str, points: bool = False) -> JudgedObject:
     """Return a result, or an annotation before its own area is taken over. A box that is not given is the mask's."""
     try:
         rle = read_rle(record.get("segmentation"), image.size_hw)
-        given = record.get("bbox") or None
+        given = record.get("bbox") or (_around(points_of(record)) if points else None)
         if rle is None and given is None:
             raise ValueError("it has neither a mask nor a box")
         x, y, width, height = (float(v) for v in given) if given is not None else masks.box_xywh(_mask(rle))

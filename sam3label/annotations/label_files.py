@@ -9,10 +9,10 @@ from typing import Any
 
 from sam3label.annotations.box_files import read_box_file
 from sam3label.annotations.box_table import read_box_table
-from sam3label.annotations.coco import load_json, read_coco
+from sam3label.annotations.coco import load_json, points_of, read_coco
 from sam3label.annotations.cvat import read_cvat
 from sam3label.annotations.labelstudio import read_labelstudio
-from sam3label.annotations.marks import Labelled, LabelledDataset, Mark, corners_of, some
+from sam3label.annotations.marks import Labelled, LabelledDataset, Mark, corners_of, of_points, some
 from sam3label.annotations.reading import load_xml, load_yaml, read_lines
 from sam3label.annotations.voc import read_voc
 from sam3label.annotations.yolo import class_names, read_yolo_dataset, read_yolo_marks
@@ -29,7 +29,7 @@ def read_label_file(path: Path) -> list[Labelled]:
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".json":
-        return list(_coco(path).images)
+        return list(_coco(path, points=False).images)
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"{path} is no label file: a COCO .json, a .yaml of boxes or a YOLO folder is expected")
     content = load_yaml(path)
@@ -68,7 +68,7 @@ def read_dataset(path: str | Path) -> LabelledDataset:
         return _in_folder(path)
     suffix = path.suffix.lower()
     if suffix == ".json":
-        return read_labelstudio(path) if isinstance(load_json(path), list) else _coco(path)
+        return read_labelstudio(path) if isinstance(load_json(path), list) else _coco(path, points=True)
     if suffix in (".yaml", ".yml"):
         return read_yolo_dataset(path)
     if suffix in (".csv", ".tsv"):
@@ -96,8 +96,8 @@ def _in_folder(folder: Path) -> LabelledDataset:
     raise InputError(f"{folder} holds no dataset of boxes: {_FORMS} is expected.")
 
 
-def _coco(path: Path) -> LabelledDataset:
-    truth = read_coco(path)
+def _coco(path: Path, points: bool) -> LabelledDataset:
+    truth = read_coco(path, points)
     if truth.by_phrase:
         raise InputError(f"{path} is an SA-Co file: boxes are read from COCO files, with categories")
     marks: dict[int, list[Mark]] = defaultdict(list)
@@ -105,10 +105,14 @@ def _coco(path: Path) -> LabelledDataset:
     for (image_id, category_id), objects in truth.objects.items():
         name, file_name = truth.categories[category_id], truth.images[image_id].file_name
         own = said[image_id, category_id]
-        for instance, (id, attributes) in zip(objects, own, strict=True):
+        for instance, (id, attributes, clicks) in zip(objects, own, strict=True):
             crowds += instance.crowd
-            if not instance.crowd:
-                where = f"{path}: {file_name}, {name}"
+            if instance.crowd:
+                continue
+            where = f"{path}: {file_name}, {name}"
+            if clicks:
+                marks[image_id].append(of_points(name, clicks, where, id, attributes))
+            else:
                 box = corners_of(instance.box_xywh)
                 marks[image_id].append(Mark(name, box, where, id, attributes, mask=instance.rle))
     images = tuple(
@@ -121,14 +125,15 @@ def _coco(path: Path) -> LabelledDataset:
     return LabelledDataset(path, "COCO", tuple(truth.categories.values()), images, photos, notes=notes)
 
 
-_Said = tuple[str, tuple[tuple[str, str], ...]]
+_Said = tuple[str, tuple[tuple[str, str], ...], tuple[tuple[float, float, bool], ...]]
 
 
 def _said(annotations: list[Mapping[str, Any]]) -> Mapping[tuple[int, int], list[_Said]]:
-    """Return ids and attributes of annotations, by image and category, in the file's order."""
+    """Return ids, attributes and lone points of annotations, by image and category, in the file's order."""
     said: dict[tuple[int, int], list[_Said]] = defaultdict(list)
     for one in annotations:
         given = one.get("attributes")
         attributes = tuple((str(k), str(v)) for k, v in given.items()) if isinstance(given, dict) else ()
-        said[one["image_id"], one["category_id"]].append((str(one.get("id", "")), attributes))
+        points = tuple((x, y, True) for x, y in points_of(one))
+        said[one["image_id"], one["category_id"]].append((str(one.get("id", "")), attributes, points))
     return said

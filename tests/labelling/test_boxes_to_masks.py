@@ -18,6 +18,8 @@ import pytest
 from skimage import data
 from support.nursery import Nursery
 
+from sam3label.annotations.coco import read_coco
+from sam3label.annotations.label_files import read_dataset
 from sam3label.core import masks
 from sam3label.core.records import Label
 from sam3label.demo.shapes import make_scene
@@ -253,6 +255,32 @@ def test_the_image_size_that_was_chosen_is_the_models(photos: Path, least_checkp
             assert run.info["image_size"] == expected and run.note("fingerprint")["image_size"] == expected
     with pytest.raises(StoreError, match="image_size"):
         make(job, tmp_path / "run-None", least_checkpoint, image_size=224)
+
+
+def test_keypoints_of_coco_are_points_where_there_is_no_box(photos: Path, tmp_path: Path) -> None:
+    path = write_coco(photos, tmp_path, BOXES)
+    content = json.loads(path.read_text())
+    boxed, lone, hidden, _ = content["annotations"]
+    shown = {"keypoints": [180, 100, 2, 0, 0, 0, 190, 110, 2, 150, 80, 1]}
+    boxed |= shown
+    for annotation, points in ((lone, shown), (hidden, {"keypoints": [150, 80, 1]})):
+        del annotation["bbox"], annotation["area"]
+        annotation |= points
+    path.write_text(json.dumps(content))
+    marks = [mark for image in read_dataset(path).images for mark in image.marks]
+    assert [(mark.has_box, mark.points) for mark in marks[:3]] == [
+        (True, ()),
+        (False, ((180, 100, True), (190, 110, True))),
+        (False, ((150, 80, True),)),
+    ]
+    assert [mark.id for mark in marks[:3]] == ["100", "101", "102"] and marks[1].attributes
+    with pytest.raises(InputError, match="it has neither a mask nor a box"):
+        read_coco(path)
+    for bad, said in (([1, 2], "cannot be read"), ([0, 0, 0], "neither a mask nor a box")):
+        lone["keypoints"] = bad
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=said):
+            read_dataset(path)
 
 
 def yolo_rows(folder: Path, boxes: Boxes) -> dict[str, Counter[str]]:
