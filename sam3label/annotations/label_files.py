@@ -15,7 +15,7 @@ from sam3label.annotations.labelstudio import read_labelstudio
 from sam3label.annotations.marks import Labelled, LabelledDataset, Mark, corners_of, of_points, some
 from sam3label.annotations.reading import load_xml, load_yaml, read_lines
 from sam3label.annotations.voc import read_voc
-from sam3label.annotations.yolo import class_names, read_yolo_dataset, read_yolo_marks
+from sam3label.annotations.yolo import class_names, keypoint_numbers, read_yolo_dataset, read_yolo_marks
 from sam3label.core.text import count
 from sam3label.errors import InputError
 
@@ -33,7 +33,9 @@ def read_label_file(path: Path) -> list[Labelled]:
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"{path} is no label file: a COCO .json, a .yaml of boxes or a YOLO folder is expected")
     content = load_yaml(path)
-    return read_yolo_marks(path.parent, class_names(content["names"])) if "names" in content else read_box_file(content)
+    if "names" not in content:
+        return read_box_file(content)
+    return read_yolo_marks(path.parent, class_names(content["names"]), keypoint_numbers(content))
 
 
 def _read_folder(folder: Path) -> list[Labelled]:

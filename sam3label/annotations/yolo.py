@@ -2,14 +2,16 @@
 
 Images and labels belong together as Ultralytics finds them: the last `images` folder of a path becomes `labels`, or the
 label file lies beside the image. A data.yaml names the classes and the splits; without one, classes.txt the classes.
+Where it has a `kpt_shape`, rows are a class, a box and keypoints, of which the box is read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +59,11 @@ class Dataset:
     names: Mapping[int, str]
     images: Mapping[str, tuple[Path, ...]]  # split ("" where there are none) -> images
     roots: Mapping[Path, Path]  # image -> the folder that its name is relative to
+    keypoints: int = 0  # numbers behind the box of each row
 
 
-def read_rows(path: Path, names: Mapping[int, str]) -> Iterator[Row]:
-    """Yield the rows of a label file. Raises InputError that names the line."""
+def read_rows(path: Path, names: Mapping[int, str], keypoints: int = 0) -> Iterator[Row]:
+    """Yield the rows of a label file, but for so many numbers of keypoints. Raises InputError that names the line."""
     for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, line {number}"
         try:
@@ -70,6 +73,11 @@ def read_rows(path: Path, names: Mapping[int, str]) -> Iterator[Row]:
             raise InputError(f"{where}: '{line[:40]}' is not a row of numbers") from None
         if not values:
             continue
+        if keypoints:
+            if len(values) != 5 + keypoints:
+                allowed = f"class, box and {keypoints} of keypoints, as kpt_shape has it ({5 + keypoints})"
+                raise InputError(f"{where}: {len(values)} numbers; allowed: {allowed}")
+            values = values[:5]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             raise InputError(f"{where}: {len(values)} numbers; allowed: class and box (5), or class and polygon")
         if name is None:
@@ -85,21 +93,34 @@ def class_names(names: Node) -> dict[int, str]:
     return {number: str(child.value) for number, child in children.items()}
 
 
+def keypoint_numbers(content: Mapping[Any, Node]) -> int:
+    """Return how many numbers of keypoints a data.yaml puts behind the box of each row. Raises InputError."""
+    node = content.get("kpt_shape")
+    if node is None:
+        return 0
+    sides = [side.value for side in node.value] if isinstance(node.value, list) else []
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides) or sides[1] not in (2, 3):
+        raise InputError(f"{node.where}: `kpt_shape:` is not how many keypoints of 2 or 3 numbers, such as [17, 3]")
+    return int(sides[0] * sides[1])
+
+
 # ---- marks: boxes by label file, whether or not the images are there
 
 
-def read_yolo_marks(folder: Path, names: Mapping[int, str]) -> list[Labelled]:
+def read_yolo_marks(folder: Path, names: Mapping[int, str], keypoints: int = 0) -> list[Labelled]:
     """Return the boxes of every label file below a folder. Raises InputError."""
     files = [p for p in sorted(folder.rglob("*.txt")) if p.name != "classes.txt"]
     inside = [p for p in files if "labels" in p.relative_to(folder).parts[:-1]]
     return [
-        Labelled(p.relative_to(folder).with_suffix("").as_posix(), tuple(_marks(p, names)), str(p), None, True)
+        Labelled(
+            p.relative_to(folder).with_suffix("").as_posix(), tuple(_marks(p, names, keypoints)), str(p), None, True
+        )
         for p in inside or files
     ]
 
 
-def _marks(path: Path, names: Mapping[int, str]) -> Iterator[Mark]:
-    return (Mark(row.class_name, row.corners(), row.where) for row in read_rows(path, names))
+def _marks(path: Path, names: Mapping[int, str], keypoints: int) -> Iterator[Mark]:
+    return (Mark(row.class_name, row.corners(), row.where) for row in read_rows(path, names, keypoints))
 
 
 def read_yolo_dataset(path: Path) -> LabelledDataset:
@@ -110,7 +131,7 @@ def read_yolo_dataset(path: Path) -> LabelledDataset:
     images = []
     for image in chosen:
         labels = label_path(image)
-        rows = read_rows(labels, dataset.names) if labels.is_file() else iter(())
+        rows = read_rows(labels, dataset.names, dataset.keypoints) if labels.is_file() else iter(())
         marks = (Mark(row.class_name, row.corners(), row.where, str(n)) for n, row in enumerate(rows, start=1))
         images.append(Labelled(names[image], tuple(marks), str(labels), None, True))
     if not any(label_path(image).is_file() for image in chosen):
@@ -139,7 +160,7 @@ def read_yolo_truth(path: str | Path, split: str | None = None) -> Truth:
         unlabelled += not label_file.is_file()
         size_hw = _size(image)
         images[number] = TruthImage(names[image], size_hw)
-        for row in read_rows(label_file, dataset.names) if label_file.is_file() else ():
+        for row in read_rows(label_file, dataset.names, dataset.keypoints) if label_file.is_file() else ():
             objects.setdefault((number, row.class_id), []).append(_instance(row, size_hw))
     if unlabelled == len(images):
         raise InputError(f"{path}: there is no label file for its {count(len(images), 'image')}, beside or in labels/.")
@@ -161,7 +182,8 @@ def find_dataset(path: Path) -> Dataset:
         raise InputError(f"{data_file} has no `names:`: a data.yaml names the classes of its YOLO labels.")
     root = _root(data_file, content.get("path"))
     places = {split: _places(content[split], root) for split in SPLITS if split in content and content[split].value}
-    return _dataset(data_file, class_names(content["names"]), places or {"": [root]})
+    found = _dataset(data_file, class_names(content["names"]), places or {"": [root]})
+    return replace(found, keypoints=keypoint_numbers(content))
 
 
 def find_dataset_names(folder: Path) -> dict[int, str]:

@@ -12,6 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sam3label.annotations.coco import Truth
+from sam3label.annotations.label_files import read_dataset, read_label_file
+from sam3label.annotations.marks import LabelledDataset
 from sam3label.annotations.truth import read_truth
 from sam3label.annotations.yolo_results import read_yolo_results
 from sam3label.cli import app
@@ -71,6 +73,21 @@ def test_a_polygon_is_the_mask_that_ultralytics_fills_and_a_box_is_a_box(tmp_pat
     assert seen[15:46, 20:61].all() and seen.sum() == 31 * 41  # cv2.fillPoly takes its edge in
     assert mask.area == mask.box_area == 31 * 41
     assert box.box_xywh == pytest.approx((32, 18, 16, 24)) and box.area == pytest.approx(16 * 24)
+
+
+def test_of_rows_with_keypoints_the_box_is_read(tmp_path: Path) -> None:
+    """Two points of two numbers make a row as long as a polygon of four corners."""
+    data = "train: images\nnames: [p, h]\nkpt_shape: {}\n"
+    folder = dataset(tmp_path, {"images/1.jpg": f"{BOX} 0.5 0.5 0.6 0.6"}, data.format("[2, 2]"))
+    (box,) = read_truth(folder).objects[0, 0]
+    assert box.rle is None and box.box_xywh == pytest.approx((32, 18, 16, 24))
+    for read in (read_dataset, lambda path: LabelledDataset(path, "", (), tuple(read_label_file(path)), ())):
+        ((mark,),) = (image.marks for image in read(folder / "data.yaml").images)
+        assert mark.corners == pytest.approx((0.4, 0.3, 0.6, 0.7)) and not mark.points
+    for shape, said in (("[17, 3]", r"9 numbers; allowed: .* \(56\)"), ("17", r"such as \[17, 3\]")):
+        (folder / "data.yaml").write_text(data.format(shape))
+        with pytest.raises(InputError, match=said):
+            read_truth(folder)
 
 
 def test_an_image_without_a_label_file_shows_nothing_and_that_is_said(tmp_path: Path) -> None:
