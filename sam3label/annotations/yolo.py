@@ -96,7 +96,7 @@ def class_names(names: Node) -> dict[int, str]:
 def keypoint_numbers(content: Mapping[Any, Node]) -> int:
     """Return how many numbers of keypoints a data.yaml puts behind the box of each row. Raises InputError."""
     node = content.get("kpt_shape")
-    if node is None:
+    if node is None or node.value is None:
         return 0
     sides = [side.value for side in node.value] if isinstance(node.value, list) else []
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides) or sides[1] not in (2, 3):
