@@ -300,7 +300,7 @@ def test_the_first_frame_is_gone_through_twice(video: Any) -> None:
 
 @torch.inference_mode()
 def test_masks_are_kept_apart_at_the_memorys_resolution(video: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V6: of an object's six columns another of its phrase leaves two, which enlarged are 7 of 24: its logits are higher.
+    """V6: of an object's six columns another, whose logits are higher, leaves two. Enlarged they are 7 of 24.
 
     That is less than 0.3, and the object is remembered as one that is not there.
     """
