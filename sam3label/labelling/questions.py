@@ -157,10 +157,11 @@ class Guide:
             return self._refined(frames, self._tiler.detect(frames, whole, floor))
         questions = questions or [self.question(frame) for frame in frames]
         detections = self._on_photos(frames, questions, floor, self._chosen(only))
+        views = [[one] for one in detections]
         for examples in (e for e in self._canvases if only is None or self._keys_of(e) & set(only)):
             for index, found in self._on_canvases(examples, frames, questions, floor):
-                detections[index] = self._joined(detections[index], found)
-        return self._refined(frames, self._tiler.detect(frames, detections, floor))
+                views[index].append(found)
+        return self._refined(frames, self._tiler.detect(frames, list(map(self._joined, views)), floor))
 
     def _refined(self, frames: Sequence[Frame], detections: list[Detection]) -> list[Detection]:
         return detections if self.clicker is None else refined(self.clicker, self.concepts, frames, detections)
@@ -285,11 +286,13 @@ class Guide:
         spread[..., [self._position[prompt.key] for prompt in prompts]] = presence
         return spread
 
-    def _joined(self, one: Detection, other: Detection) -> Detection:
-        found = once(one.candidates, other.candidates)
+    def _joined(self, views: Sequence[Detection]) -> Detection:
+        """Return what a photo and its canvases come to."""
+        found = once(*(view.candidates for view in views))
         candidates = sorted(found, key=lambda candidate: self._position[candidate.prompt])
-        full = tuple(dict.fromkeys((*one.full, *other.full)))
-        return replace(one, presence=np.fmax(one.presence, other.presence), candidates=tuple(candidates), full=full)
+        presence = np.fmax.reduce([view.presence for view in views])
+        full = tuple(dict.fromkeys(key for view in views for key in view.full))
+        return replace(views[0], presence=presence, candidates=tuple(candidates), full=full)
 
 
 def guides_of(examples: Sequence[Examples]) -> dict[str, str]:

@@ -94,7 +94,8 @@ class Tiler:
 
     def _joined(self, frame: Frame, whole: Detection, floor: float) -> Detection:
         in_tiles = {prompt.key for prompts in self._by_rule.values() for prompt in prompts}
-        candidates, presence, full = list(whole.candidates), whole.presence, set(whole.full) - in_tiles
+        presence, full = whole.presence, set(whole.full) - in_tiles
+        left, closest = list(whole.candidates), list[Sequence[Candidate]]()  # to the whole view, and the tiles'
         for rule, prompts in self._by_rule.items():
             parts = self._first(frame, whole, rule, prompts)
             if not parts:  # the whole is the closest view there is
@@ -102,15 +103,15 @@ class Tiler:
             else:
                 keys = {prompt.key for prompt in parts[0].asked}
                 closer = _seen_whole([p.window for p in parts if p.side == parts[0].side], frame.size_hw)
-                candidates = [c for c in candidates if c.prompt not in keys or not _is_in_one(c.box_xywh, closer)]
+                left = [c for c in left if c.prompt not in keys or not _is_in_one(c.box_xywh, closer)]
             for found in self._in_tiles(frame, rule, parts, floor):
-                candidates = once(candidates, found.candidates)
+                closest.append(found.candidates)
                 presence = np.fmax(presence, found.presence)
                 full |= set(found.full)
         if presence is whole.presence:  # no tile was looked at
             return whole
         place = {prompt.key: i for i, prompt in enumerate(self._prompts)}
-        ordered = tuple(sorted(candidates, key=lambda candidate: place[candidate.prompt]))
+        ordered = tuple(sorted(once(left, *closest), key=lambda candidate: place[candidate.prompt]))
         return replace(whole, presence=presence, candidates=ordered, full=tuple(sorted(full, key=place.__getitem__)))
 
     def _first(self, frame: Frame, whole: Detection, rule: Tiles, prompts: Sequence[Prompt]) -> list[_Part]:

@@ -5,6 +5,7 @@ What a seam cuts is left to the window that sees it whole; an object that severa
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,21 +44,29 @@ def in_image(rle: Rle, window: Window, size_hw: tuple[int, int]) -> Rle | None:
     return masks.paste(left + window.x, top + window.y, mask, size_hw)
 
 
-def once(one: Sequence[Candidate], other: Sequence[Candidate]) -> list[Candidate]:
-    """Join the candidates of two views of a photo, and keep the better of two that show one object for one prompt.
+def once(*views: Sequence[Candidate]) -> list[Candidate]:
+    """Join the candidates of views of a photo, and keep the best of those that show one object for one prompt.
 
     The same object again: masks that overlap by half, or of which the smaller, not much smaller, lies in the larger, or
-    of which most does where the boxes overlap by half.
-    Putting the same candidates in twice changes nothing.
+    of which most does where the boxes overlap by half. What one view shows twice is left as it is.
+    Only a candidate that stands takes the place of others, the best first, so the order of the views does not matter.
+    Joining what is kept with everything again, or with itself, changes nothing.
     """
-    known = {candidate.id for candidate in one}
-    new = [candidate for candidate in other if candidate.id not in known]
-    worse: set[str] = set()
-    for prompt in {candidate.prompt for candidate in new}:
-        first, second = ([c for c in some if c.prompt == prompt] for some in (one, new))
-        for i, k in np.argwhere(_same(first, second)):
-            worse.add(second[k].id if first[i].score >= second[k].score else first[i].id)
-    return [candidate for candidate in (*one, *new) if candidate.id not in worse]
+    found: dict[str, Candidate] = {}
+    rivals: dict[str, set[str]] = defaultdict(set)  # those of other views that show the same object
+    for view in views:
+        new = [candidate for candidate in view if candidate.id not in found]
+        for prompt in {candidate.prompt for candidate in new}:
+            first, second = ([c for c in some if c.prompt == prompt] for some in (found.values(), new))
+            for i, k in np.argwhere(_same(first, second)):
+                rivals[first[i].id].add(second[k].id)
+                rivals[second[k].id].add(first[i].id)
+        found |= {candidate.id: candidate for candidate in new}
+    lost: set[str] = set()
+    for candidate in sorted(found.values(), key=lambda c: (-c.score, c.id)):
+        if candidate.id not in lost:  # and so none of its rivals stands: a better one would have taken its place
+            lost |= rivals[candidate.id]
+    return [candidate for candidate in found.values() if candidate.id not in lost]
 
 
 def _same(first: Sequence[Candidate], second: Sequence[Candidate]) -> npt.NDArray[np.bool_]:

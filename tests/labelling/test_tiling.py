@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from random import Random
 
 import cv2
 import numpy as np
@@ -53,21 +55,54 @@ def test_any_layout_covers_every_pixel_with_equal_tiles_in_the_image(h: int, w: 
         assert (steps <= max(1, side * (1 - overlap)) + 1).all()  # to a pixel of rounding
 
 
-boxes = st.tuples(st.integers(0, 50), st.integers(0, 40), st.integers(3, 25), st.integers(3, 20))
+SCORES = st.sampled_from([0.3, 0.5, 0.6, 0.8, 0.9])  # few, so that some are equal
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(boxes, max_size=5), st.lists(boxes, max_size=5))
-def test_once_is_idempotent_and_leaves_no_object_twice(
-    one: list[tuple[int, int, int, int]], other: list[tuple[int, int, int, int]]
-) -> None:
-    first = [candidate("a", 0.9 - i / 100, rectangle(*box), query=i) for i, box in enumerate(one)]
-    second = [candidate("a", 0.8 - i / 100, rectangle(*box), query=50 + i) for i, box in enumerate(other)]
-    kept = once(first, second)
-    assert once(kept, kept) == kept
-    ids = {c.id for c in first}
-    mine, theirs = [c.rle for c in kept if c.id in ids], [c.rle for c in kept if c.id not in ids]
-    assert (masks.iou_matrix(mine, theirs) < 0.5).all()
+@st.composite
+def views(draw: st.DrawFn) -> list[list[Candidate]]:
+    """Return a few views of one photo: what each sees is a box, or two joined, with holes."""
+    rng, number, made = np.random.default_rng(draw(st.integers(0, 1 << 32))), 0, []
+    for _ in range(draw(st.integers(1, 4))):
+        view = []
+        for score in draw(st.lists(SCORES, max_size=5)):
+            mask = np.zeros((60, 80), dtype=bool)
+            for _ in range(rng.integers(1, 3)):
+                x, y, w, h = rng.integers((0, 0, 3, 3), (30, 20, 30, 25))
+                mask[y : y + h, x : x + w] = rng.random((h, w)) < rng.choice([0.7, 1.0])
+            prompt = "ab"[rng.integers(2)]
+            view.append(candidate(prompt, score, masks.encode(mask), query=number))
+            number += 1
+        made.append(view)
+    return made
+
+
+@settings(max_examples=300, deadline=None)
+@given(views(), st.randoms(use_true_random=False))
+def test_once_is_idempotent_and_heeds_no_order(made: list[list[Candidate]], chance: Random) -> None:
+    kept = once(*made)
+    everything = [one for view in made for one in view]
+    assert once(kept, kept) == once(kept, everything) == once(kept, *made) == kept
+    shuffled = [chance.sample(view, len(view)) for view in chance.sample(made, len(made))]
+    assert {one.id for one in once(*shuffled)} == {one.id for one in kept}
+    by_view = [[one for one in view if one in kept] for view in made]
+    assert [one for view in by_view for one in view] == kept
+    for first, second in combinations(by_view, 2):
+        for prompt in "ab":
+            mine, theirs = ([one.rle for one in view if one.prompt == prompt] for view in (first, second))
+            assert (masks.iou_matrix(mine, theirs) < 0.5).all()
+
+
+def test_what_has_lost_takes_the_place_of_nothing() -> None:
+    """Two neighbors, and a coarse view that takes them for one: the better one stands in its way for both."""
+    best, neighbor = (
+        candidate("a", 0.9, rectangle(0, 0, 20, 20)),
+        candidate("a", 0.6, rectangle(20, 0, 20, 20), query=1),
+    )
+    merged = candidate("a", 0.8, rectangle(0, 0, 40, 20), query=2)
+    assert once([merged], [neighbor]) == [merged]
+    assert once([best, neighbor], [merged]) == [best, neighbor]
+    assert once([merged], [neighbor], [best]) == [neighbor, best]  # each in a tile of its own
+    assert once(once([best, neighbor], [merged]), [best, neighbor]) == [best, neighbor]
 
 
 def drawn(draw: Callable[[npt.NDArray[np.uint8]], object]) -> Rle:
