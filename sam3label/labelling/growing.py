@@ -59,19 +59,24 @@ def plan(
     replaced: Collection[str] = (),
     broken: Collection[str] = (),
     left_out: Collection[tuple[str, int]] = (),
+    *,
+    tracks: bool = False,
 ) -> Plan:
     """Compare what the run's units were asked with what is wanted. A video counts once, however many clips it has.
 
     `replaced` are asked everything; `broken` only what their units before the break have not been asked. `left_out` are
-    the near-copies (item id, frame) that are to stay left out; others of the run are asked everything.
+    the near-copies (item id, frame) that are to stay left out; others of the run are asked everything. Where the job
+    `tracks`, videos know neither tiles nor `refine`.
     """
     everything = frozenset(prompt.key for prompt in wanted.prompts)
-    here = {item.id for item in items}
+    here, in_tracking = {item.id for item in items}, wanted.in_tracking()
     asked: dict[str, frozenset[str]] = {}
     known, whole = set[str](), set[str]()
     for unit in store.done_units():
         if unit.item.id in here and unit.item.id not in replaced:
-            missing = wanted.missing(store.asked(unit))
+            is_tracked = tracks and unit.item.kind == "video"
+            asked_then = store.asked(unit)
+            missing = in_tracking.missing(asked_then.in_tracking()) if is_tracked else wanted.missing(asked_then)
             known.add(unit.item.id)
             asked[unit.item.id] = asked.get(unit.item.id, frozenset()) | missing
             if unit.last or unit.item.id in broken:

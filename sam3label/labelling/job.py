@@ -22,7 +22,7 @@ from sam3label.concepts import concept_list as concept_lists
 from sam3label.concepts.changes import changes
 from sam3label.concepts.exemplars import Examples, read_examples
 from sam3label.core.records import USUAL_CONF, ConceptList, MediaItem
-from sam3label.core.text import count, one_line
+from sam3label.core.text import count, one_line, verb
 from sam3label.errors import ConfigError
 from sam3label.labelling.growing import Plan, pace_of, plan
 from sam3label.labelling.identity import Comparison, broken, compare
@@ -96,7 +96,12 @@ def _label(
     start: Start,
 ) -> RunSummary:
     found = find_media(sources, options)
-    for sentence in (*_about_links(found, options), *_about_disk(out), *_about_agents(concepts)):
+    for sentence in (
+        *_about_links(found, options),
+        *_about_disk(out),
+        *_about_agents(concepts),
+        *_about_tracking(concepts, found, options),
+    ):
         on_message(sentence)
     examples = _examples(concepts, found.items, options)
     wanted = Wanted.of(concepts, guides_of(examples))
@@ -107,6 +112,7 @@ def _label(
         before = Standing.of(known, concepts, wanted, found.items, options, on_message)
         if known is not None and before.is_complete and known.meta("settings") == options.settings:
             notes = _notes(known, concepts, options, sources, wanted.guides)
+            _begin(known, wanted, notes, options)
             before.note(known, notes | extent_of(known, found.items, 0))
             nothing = JobTally(concepts, 0, before=len(before.done)).snapshot()
             on_progress(nothing)
@@ -129,7 +135,7 @@ def _label(
         store = known or held.enter_context(
             Store.writer(out, wanted.prompts, fingerprint, notes=notes, fresh=options.fresh)
         )
-        store.begin(wanted.prompts, notes)
+        _begin(store, wanted, notes, options)
         log.open()
         lengths = {i.id: frames_to_label(store, wanted, [i], options) for i in waiting if i.kind == "video"}
         to_come = sum(frames for id_, frames in lengths.items() if id_ not in before.done)
@@ -161,6 +167,12 @@ def _label(
         if pace := pace_of(progress, prompts):
             store.set_meta("pace", pace)
         return before.summary(store, progress, found, interrupted=progress.finished < len(pending))
+
+
+def _begin(store: Store, wanted: Wanted, notes: Mapping[str, Any], options: LabelOptions) -> None:
+    store.begin(wanted.prompts, notes)
+    if options.tracks:
+        store.carry_tracked()
 
 
 def extent_of(store: Store, items: Sequence[MediaItem], frames_to_come: int) -> dict[str, Any]:
@@ -203,6 +215,18 @@ def _about_threshold(concepts: ConceptList, facts: Facts) -> Iterator[str]:
         yield (
             f"{count(len(usual), 'class', 'classes')} with conf {USUAL_CONF:g}, SAM 3's threshold: the authors of this "
             f"checkpoint use {theirs:g}, which --set defaults.conf={theirs:g} sets."
+        )
+
+
+def _about_tracking(concepts: ConceptList, found: discovery.Found, options: LabelOptions) -> Iterator[str]:
+    keys = {"tile": any(c.tile for c in concepts.concepts), "refine": any(c.refine for c in concepts.concepts)}
+    chosen = [f"{key}:" for key, is_on in keys.items() if is_on]
+    videos = sum(item.kind == "video" for item in found.items) if options.tracks else 0
+    if chosen and videos:
+        does, is_ = verb(len(chosen), "does", "do"), verb(videos, "is", "are")
+        yield (
+            f"{' and '.join(chosen)} {does} nothing in {count(videos, 'video')}, which {is_} tracked: only photos and "
+            "sampled frames (--video frames) have tiles and are refined."
         )
 
 
@@ -269,7 +293,8 @@ class Standing:
         again = options.retry_failed or any(prompt.class_name for prompt in wanted.prompts)  # exemplars may be why
         spared = frozenset[str]() if again else broken(known, items, _largest(options))
         copies = unchanged_copies(known, items, options.skip_similar)
-        todo = plan(known, wanted, items, {item.id for item in content.replaced}, spared, copies)
+        replaced = {item.id for item in content.replaced}
+        todo = plan(known, wanted, items, replaced, spared, copies, tracks=options.tracks)
         own = known.meta("concepts")
         changed = [] if own is None else changes(concept_lists.parse_concepts(own, f"{known.folder}"), concepts)
         for line in (*content.sentences(), *changed, *todo.sentences(len(wanted.prompts), known.meta("pace") or {})):

@@ -23,7 +23,7 @@ from sam3label.errors import InputError
 from sam3label.labelling import canvas, tiling
 from sam3label.labelling.refining import refined
 from sam3label.labelling.windows import Window, in_image, once
-from sam3label.run.asked import Wanted
+from sam3label.run.asked import REFINED, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -310,7 +310,7 @@ def crops(reference: Reference) -> list[canvas.Crop]:
 
 
 def _described(examples: Examples) -> str:
-    return _way(examples) + (", refined" if examples.concept.refine else "")
+    return _way(examples) + (REFINED if examples.concept.refine else "")
 
 
 def _way(examples: Examples) -> str:

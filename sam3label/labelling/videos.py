@@ -36,7 +36,7 @@ from sam3label.labelling.questions import Guide
 from sam3label.labelling.track_ids import BEGINNING, Past, Sighting, match_tracks
 from sam3label.media import video
 from sam3label.media.stamps import stamp_of
-from sam3label.run.asked import Wanted
+from sam3label.run.asked import Wanted, in_tracking
 from sam3label.run.rows import Unit
 from sam3label.run.store import Store
 
@@ -413,7 +413,7 @@ class _Clip:
                 rle = start.shown.mask  # a person's stays as it was drawn
         self.candidates.append(
             Candidate(
-                id=candidate_id(self.item.id, index, prompt.identity, track),
+                id=candidate_id(self.item.id, index, in_tracking(prompt.identity), track),
                 item_id=self.item.id,
                 frame=index,
                 prompt=prompt.key,

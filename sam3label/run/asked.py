@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sam3label.core.records import ConceptList, Prompt, prompts_of
+from sam3label.core.records import ConceptList, Prompt, exemplar_class, prompts_of
 
+REFINED = ", refined"  # at the end of the digest of exemplars whose class refines its masks
 _TILED = "tiles of\t"  # a tab is in no class's name
 
 
@@ -20,12 +21,31 @@ def guide_of(prompt: Prompt) -> str:
     return prompt.class_name if prompt.class_name is not None else _TILED + prompt.key
 
 
+def in_tracking(identity: str) -> str:
+    """Return a prompt's identity as it is in tracked videos: tiles and `refine` change nothing there.
+
+    >>> in_tracking("dog\0Tiles(size=512)"), in_tracking("exemplar:dog\0partial labels 1f, refined")
+    ('dog', 'exemplar:dog\x00partial labels 1f')
+    """
+    key, _, digest = identity.partition("\0")
+    own = "" if exemplar_class(key) is None else digest.removesuffix(REFINED)
+    return f"{key}\0{own}" if own else key
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """The prompts, by identity, that a unit was asked, and the digests of its classes' exemplars at that time."""
 
     prompts: frozenset[str]
     guides: Mapping[str, str]
+
+    def in_tracking(self) -> Asked:
+        """Return what a clip of a tracked video was asked, whatever its list said of tiles and `refine`."""
+        return Asked(frozenset(map(in_tracking, self.prompts)), _guides_in_tracking(self.guides))
+
+
+def _guides_in_tracking(guides: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest.removesuffix(REFINED) for name, digest in guides.items() if not name.startswith(_TILED)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,11 @@ class Wanted:
             if p.class_name is None or p.class_name in own
         )
         return cls(tuple(prompts), own, {phrase: tuple(names) for phrase, names in askers.items()})
+
+    def in_tracking(self) -> Wanted:
+        """Return what the list asks of tracked videos, which know neither tiles nor `refine`."""
+        prompts = (replace(p, digest=in_tracking(p.identity).partition("\0")[2]) for p in self.prompts)
+        return Wanted(tuple(prompts), _guides_in_tracking(self.guides), self.askers)
 
     def missing(self, asked: Asked) -> frozenset[str]:
         """Return keys of the prompts that a unit has no answer for."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
 from sam3label.core.records import Prompt, Source
-from sam3label.run.asked import Asked, guide_of
+from sam3label.run.asked import Asked, guide_of, in_tracking
 from sam3label.run.database import Database
 from sam3label.run.rows import one_of
 
@@ -63,11 +63,35 @@ class PromptRows:
     def question(self, numbers: tuple[int, ...]) -> int:
         """Return the number of the question that asks these prompts; it is written if it is new."""
         if numbers not in self._questions:
-            values = json.dumps(numbers), json.dumps(self.guides, sort_keys=True)
-            self._db.execute("INSERT OR IGNORE INTO questions (prompts, guides) VALUES (?, ?)", values)
-            row = self._db.execute("SELECT id FROM questions WHERE prompts = ? AND guides = ?", values).fetchone()
-            self._questions[numbers] = int(row[0])
+            self._questions[numbers] = self._written(numbers, self.guides)
         return self._questions[numbers]
+
+    def _written(self, numbers: tuple[int, ...], guides: Mapping[str, str]) -> int:
+        values = json.dumps(numbers), json.dumps(guides, sort_keys=True)
+        self._db.execute("INSERT OR IGNORE INTO questions (prompts, guides) VALUES (?, ?)", values)
+        return int(self._db.execute("SELECT id FROM questions WHERE prompts = ? AND guides = ?", values).fetchone()[0])
+
+    def carried(self, question: int | None) -> dict[int, int]:
+        """Return, by the numbers of a tracked clip's prompts, those that count now and are the same in tracking."""
+        numbers = self.asked(question)[1]
+        now = {in_tracking(p.identity): self.numbers[p.identity] for p in self.listed}
+        names = {number: identity for identity, number in self.numbers.items()}
+        moved = dict[int, int]()
+        for number in reversed(numbers):  # what was asked last
+            same = now.get(in_tracking(names[number]), number)
+            if same not in (*numbers, *moved.values()):
+                moved[number] = same
+        return moved
+
+    def question_carried(self, question: int | None, numbers: tuple[int, ...]) -> int:
+        """Return the number of the question in which a tracked clip's prompts have these numbers instead."""
+        before = self.asked(question)[0]
+        same = {name for name, digest in before.in_tracking().guides.items() if digest == self._plain.get(name)}
+        return self._written(numbers, {**before.guides, **{name: self.guides[name] for name in same}})
+
+    @property
+    def _plain(self) -> Mapping[str, str]:
+        return Asked(frozenset(), self.guides).in_tracking().guides
 
     def undo(self) -> None:
         """Forget which questions were written: their rows went with a transaction."""

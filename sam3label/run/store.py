@@ -188,6 +188,13 @@ class Store:
             self._writer.undo()
             raise
 
+    def carry_tracked(self) -> None:
+        """Let what tracked videos answered count for the job's prompts, whatever tiles these have. One transaction."""
+        with in_words(self.folder), self.db:
+            for unit in list(self.done_units()):
+                if unit.item.kind == "video":
+                    self._writer.carry(unit)
+
     def relocate(self, items: Iterable[tuple[MediaItem, Stamp | None]]) -> None:
         """Note where known files are now, and their stamps where they are known. One transaction."""
         with in_words(self.folder), self.db:

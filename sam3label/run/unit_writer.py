@@ -5,7 +5,7 @@ Everything is part of the transaction of the caller, the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sam3label.run import correction_rows
 from sam3label.run.answer_rows import Presence, columns
 from sam3label.run.database import Database
 from sam3label.run.prompt_rows import PromptRows
-from sam3label.run.rows import given_row
+from sam3label.run.rows import Unit, given_row
 
 LOOKS = 64  # images labelled last that a new one is compared with, to leave out near-copies
 REPLACED = "the file was replaced since it was labelled, and is not labelled again yet"
@@ -59,6 +59,22 @@ class UnitWriter:
         )
         self._db.executemany("DELETE FROM looks WHERE item_id = ?", ids)
         correction_rows.drop_verdicts(self._db, ids)
+
+    def carry(self, unit: Unit) -> None:
+        """Let a tracked clip's answers count for the same prompts with other tiles, or refined, as they are now."""
+        moved = self._prompts.carried(unit.question)
+        if not moved:
+            return
+        (blob,) = self._db.execute("SELECT presence FROM units WHERE id = ?", (unit.id,)).fetchone()
+        before = columns(self._prompts, unit.question, blob, unit.frame_stop - unit.frame_start)
+        after = {moved.get(number, number): presence for number, presence in before.items()}
+        for table in ("candidates", "full"):
+            self._db.executemany(
+                f'UPDATE "{table}" SET prompt = ? WHERE unit_id = ? AND prompt = ?',
+                [(new, unit.id, old) for old, new in moved.items()],
+            )
+        question = self._prompts.question_carried(unit.question, tuple(sorted(after)))
+        self._db.execute("UPDATE units SET question = ?, presence = ? WHERE id = ?", (question, _blob(after), unit.id))
 
     def undo(self) -> None:
         """Forget which questions and processors were written: their rows went with a transaction."""
@@ -121,11 +137,16 @@ class UnitWriter:
     def _write_presences(self, result: UnitResult, unit_id: int, presences: dict[int, Presence]) -> None:
         """Write old and new presences side by side, by the number of the prompt."""
         numbers = tuple(sorted(presences))
-        blob = np.stack([presences[number] for number in numbers], axis=1).astype("<f4").tobytes() if numbers else None
         self._db.execute(
             "UPDATE units SET question = ?, presence = ?, trouble = NULL, last = max(last, ?), processor = ?"
             " WHERE id = ?",
-            (self._prompts.question(numbers), blob, result.last, self._processor(result.processor), unit_id),
+            (
+                self._prompts.question(numbers),
+                _blob(presences),
+                result.last,
+                self._processor(result.processor),
+                unit_id,
+            ),
         )
 
     def _answered(self, result: UnitResult) -> dict[int, Presence]:
@@ -169,3 +190,9 @@ class UnitWriter:
             "INSERT OR REPLACE INTO given VALUES (?, ?, ?, ?, ?, ?)",
             [(unit_id, c.id, *given_row(c.given)) for c in result.candidates if c.given is not None],
         )
+
+
+def _blob(presences: Mapping[int, Presence]) -> bytes | None:
+    """Return presences side by side, by the number of the prompt, as a unit's row holds them."""
+    rising = [presences[number] for number in sorted(presences)]
+    return np.stack(rising, axis=1).astype("<f4").tobytes() if rising else None

@@ -126,6 +126,33 @@ def test_a_track_counts_as_one_object(tracked: Path, sources: Path, checkpoint: 
     assert (again.progress.total, again.already_done) == (0, 1)
 
 
+@pytest.mark.parametrize("rule", ["tile: 32", "tile: auto, refine: true"])
+def test_tiles_and_refine_track_nothing_again(
+    rule: str, tracked: Path, sources: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are for photos: a tracked video keeps its answers and the ids of its objects, there and back."""
+    out, other = tmp_path / "run", parse_concepts(f"names: [car]\ndefaults: {{conf: 0.3, {rule}}}")
+    shutil.copytree(tracked, out)
+    monkeypatch.setattr("sam3label.model.tracker.Tracker.track", lambda *_, **__: pytest.fail("a video was tracked"))
+
+    def labelled(concepts: ConceptList) -> tuple[int, list[str]]:
+        said: list[str] = []
+        options = LabelOptions(model=str(checkpoint), workers=0, clip_frames=16, video="track")
+        summary = job.label([sources], concepts, out, options, on_message=said.append)
+        return summary.progress.total, said
+
+    before = [row for row in rows(out) if row[0].kind == "video"]
+    total, said = labelled(other)
+    assert total == 1  # the photo
+    assert any("nothing in 2 videos, which are tracked" in line for line in said), said
+    with open_run(out) as run:
+        assert run.coverage().waiting == () and run.concepts.concepts[0].tile is not None
+    assert [row for row in rows(out) if row[0].kind == "video"] == before
+    assert labelled(CONCEPTS)[0] == 0  # the photo's answers of before are there too
+    assert [row for row in rows(out) if row[0].kind == "video"] == before
+    assert labelled(other)[0] == 0
+
+
 def test_kill_nine_in_mid_video_and_resume_gives_the_uninterrupted_store(
     sources: Path, tracked: Path, nursery: Nursery, checkpoint: Path, tmp_path: Path
 ) -> None:
