@@ -178,6 +178,7 @@ def as_json(labelled: Run) -> dict[str, Any]:
         },
         "asked": {**coverage.asked},
         "waiting": list(coverage.waiting),
+        "full": [{"id": item_id, "frame": frame, "prompt": key} for item_id, frame, key in labelled.full()],
         "near_copies": len(labelled.near_copies()),
         "failures": [{"id": item_id, "reason": reason} for item_id, reason in labelled.failures()],
         **{

@@ -49,17 +49,24 @@ def full_answers(run: Run) -> Iterator[str]:
     """Say where the model gave nearly all the answers that it can give, and what to do about it."""
     if full := run.full():
         item_id, _, phrase = full[0]
-        tiled = all(run.is_tiled(key) for _, _, key in full)
-        advice = (
-            "smaller tiles or a larger --image-size see more"
-            if tiled
-            else "tile: auto in the concept list looks at them in parts"
-        )
+        advice = "; ".join(_advice(run, full))
         yield (
             f"{count(len(full), 'image and phrase', 'images and phrases')} with nearly all the answers that the model "
             f"can give, so there may be more objects ({one_line(phrase)!r} in {one_line(item_id)}"
             f"{', ...' if len(full) > 1 else ''}): {advice}"
         )
+
+
+def _advice(run: Run, full: Sequence[tuple[str, int, str]]) -> Iterator[str]:
+    """Say what sees more than the model's answers can hold."""
+    tracked = run.tracked_ids()
+    if keys := {key for item_id, _, key in full if item_id not in tracked}:
+        if all(map(run.is_tiled, keys)):
+            yield "smaller tiles or a larger --image-size see more"
+        else:
+            yield "tile: auto in the concept list looks at them in parts"
+    if any(item_id in tracked for item_id, _, _ in full):
+        yield "tracked videos have no tiles, --video frames labels samples of them in parts"
 
 
 def near_copies(run: Run) -> Iterator[str]:

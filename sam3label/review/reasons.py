@@ -368,12 +368,14 @@ def _extreme(label: Label, share: float) -> tuple[str, float] | None:
 
 
 def _saturated(seen: SeenImage, concepts: ConceptList, queries: int) -> Iterator[Reason]:
-    """Yield phrases with nearly as many answers as the model can give: those that `tile: auto` looks at in parts."""
+    """Yield phrases with nearly as many answers as the model can give: of photos those that
+    `tile: auto` looks at in parts; tracked videos have no tiles."""
     tiled = tiled_phrases(concepts)
     counted = set[str]()
     for concept in concepts.concepts:
         own = [d.label for d in seen.decisions if d.label.class_id == concept.id and d.label.given is None]
-        for phrase in dict.fromkeys(label.prompt for label in own if label.prompt not in tiled):
+        plain = (label.prompt for label in own if label.prompt not in tiled or label.track_id is not None)
+        for phrase in dict.fromkeys(plain):
             if is_full(own, phrase, queries):
                 counted.add(phrase)
                 answers = sum(label.prompt == phrase for label in own)

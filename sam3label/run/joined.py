@@ -117,6 +117,9 @@ class JoinedRun(Run):
     def full(self) -> list[tuple[str, int, str]]:
         return sorted(row for part in self._parts for row in part.full())
 
+    def tracked_ids(self) -> set[str]:
+        return {item_id for part in self._parts for item_id in part.tracked_ids()}
+
     def full_of(self, item_id: str) -> list[tuple[int, str]]:
         return [row for part in self._parts for row in part.full_of(item_id)]
 

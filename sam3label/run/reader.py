@@ -210,14 +210,20 @@ class Run:
         """Return (item id, frame, phrase) where the model gave nearly all the answers that it can give.
 
         Of phrases that are asked in tiles only those are named of which the closest views were full: each part has as
-        many answers as the whole. Frames of tracked videos, and photos labelled before the model said so itself, are
-        known by the candidates that they have.
+        many answers as the whole. Frames of tracked videos, which have no tiles, and photos labelled before the model
+        said so itself, are known by the candidates that they have.
         """
-        tiled = tiled_phrases(self.concepts)
+        tiled, tracked = tiled_phrases(self.concepts), self.tracked_ids()
         listed = self._answered_by_queries
         least = enough(int(self.info.get("queries", QUERIES)))
-        counted = (row for row in self._store.crowded(least) if row[2] not in tiled)
+        counted = (row for row in self._store.crowded(least) if row[2] not in tiled or row[0] in tracked)
         return sorted(row for row in {*counted, *self._store.full()} if row[2] in listed)
+
+    def tracked_ids(self) -> set[str]:
+        """Return ids of the videos through which objects were followed: other than photos and sampled frames."""
+        if not str((self.note("fingerprint") or {}).get("video", "")).startswith("track"):
+            return set()
+        return {unit.item.id for unit in self._store.done_units() if unit.item.kind == "video"}
 
     def is_tiled(self, phrase: str) -> bool:
         """Return whether a phrase is asked in tiles."""

@@ -227,7 +227,7 @@ def test_status_as_json_has_these_keys(place: Path, least_checkpoint: Path) -> N
     told: dict[str, Any] = json.loads((place / "status.json").read_text(encoding="utf-8"))
     assert list(told) == [
         "run", "running", "complete", "images", "videos", "frames", "candidates", "corrections", "classes", "asked",
-        "waiting", "near_copies", "failures", "model", "checkpoint", "version", "created", "sources", "options",
+        "waiting", "full", "near_copies", "failures", "model", "checkpoint", "version", "created", "sources", "options",
         "command",
     ]  # fmt: skip
     assert (told["running"], told["complete"]) == (False, True)

@@ -25,6 +25,8 @@ from support.videofiles import clip_pixels, write_frames, write_video
 from typer.testing import CliRunner
 
 from sam3label.cli import app
+from sam3label.cli.status import as_json
+from sam3label.cli.tables import full_answers
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, MediaItem, Rle
@@ -37,6 +39,8 @@ from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.labelling.videos import OVERLAP
 from sam3label.media import video as media_video
+from sam3label.review.reasons import cases
+from sam3label.review.survey import survey_run
 from sam3label.run.reader import open_run
 from sam3label.run.store import Store
 from sam3label.show.render import render
@@ -151,6 +155,26 @@ def test_tiles_and_refine_track_nothing_again(
     assert labelled(CONCEPTS)[0] == 0  # the photo's answers of before are there too
     assert [row for row in rows(out) if row[0].kind == "video"] == before
     assert labelled(other)[0] == 0
+
+
+def test_a_tracked_video_that_is_full_is_named_whatever_tiles_its_class_has(
+    tracked: Path, sources: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(tracked, out)
+    options = LabelOptions(model=str(checkpoint), workers=0, clip_frames=16, video="track")
+    tiled = parse_concepts("names: [car]\ndefaults: {conf: 0.3, tile: auto}")
+    job.label([sources], tiled, out, options)
+    with Store.open(out) as store:
+        store.set_meta("info", {**store.meta("info"), "queries": 1})  # as if no more could be answered
+    with open_run(out) as run:
+        full, objects = run.full(), {(c.item_id, c.frame) for u in run.done_units() for c in run.candidates(u)}
+        assert {(item_id, frame) for item_id, frame, _ in full} == {one for one in objects if one[0] != "photo.jpg"}
+        (line,) = full_answers(run)
+        assert line.endswith("tracked videos have no tiles, --video frames labels samples of them in parts")
+        kinds = {case.item.id: case.of("saturated") for case in cases(run, survey_run(run, audit=0))}
+        assert kinds["sub/walk.mp4"] and not kinds["photo.jpg"]
+        assert as_json(run)["full"][0] == {"id": full[0][0], "frame": full[0][1], "prompt": "car"}
 
 
 def test_kill_nine_in_mid_video_and_resume_gives_the_uninterrupted_store(
