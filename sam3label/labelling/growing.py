@@ -61,12 +61,13 @@ def plan(
     left_out: Collection[tuple[str, int]] = (),
     *,
     tracks: bool = False,
+    renamed: Mapping[str, str] | None = None,
 ) -> Plan:
     """Compare what the run's units were asked with what is wanted. A video counts once, however many clips it has.
 
     `replaced` are asked everything; `broken` only what their units before the break have not been asked. `left_out` are
     the near-copies (item id, frame) that are to stay left out; others of the run are asked everything. Where the job
-    `tracks`, videos know neither tiles nor `refine`.
+    `tracks`, videos know neither tiles nor `refine`. `renamed` are classes with exemplars, by the names they had.
     """
     everything = frozenset(prompt.key for prompt in wanted.prompts)
     here, in_tracking = {item.id for item in items}, wanted.in_tracking()
@@ -75,7 +76,7 @@ def plan(
     for unit in store.done_units():
         if unit.item.id in here and unit.item.id not in replaced:
             is_tracked = tracks and unit.item.kind == "video"
-            asked_then = store.asked(unit)
+            asked_then = store.asked(unit).renamed(renamed or {})
             missing = in_tracking.missing(asked_then.in_tracking()) if is_tracked else wanted.missing(asked_then)
             known.add(unit.item.id)
             asked[unit.item.id] = asked.get(unit.item.id, frozenset()) | missing

@@ -170,6 +170,8 @@ def _label(
 
 
 def _begin(store: Store, wanted: Wanted, notes: Mapping[str, Any], options: LabelOptions) -> None:
+    if names := store.renamings(wanted.guides):
+        store.rename_classes(names)
     store.begin(wanted.prompts, notes)
     if options.tracks:
         store.carry_tracked()
@@ -293,8 +295,9 @@ class Standing:
         again = options.retry_failed or any(prompt.class_name for prompt in wanted.prompts)  # exemplars may be why
         spared = frozenset[str]() if again else broken(known, items, _largest(options))
         copies = unchanged_copies(known, items, options.skip_similar)
+        renamed = known.renamings(wanted.guides)
         replaced = {item.id for item in content.replaced}
-        todo = plan(known, wanted, items, replaced, spared, copies, tracks=options.tracks)
+        todo = plan(known, wanted, items, replaced, spared, copies, tracks=options.tracks, renamed=renamed)
         own = known.meta("concepts")
         changed = [] if own is None else changes(concept_lists.parse_concepts(own, f"{known.folder}"), concepts)
         for line in (*content.sentences(), *changed, *todo.sentences(len(wanted.prompts), known.meta("pace") or {})):

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from sam3label.core.records import ConceptList, Prompt, exemplar_class, prompts_of
+from sam3label.core.records import ConceptList, Prompt, exemplar_class, exemplar_key, prompts_of
 
 REFINED = ", refined"  # at the end of the digest of exemplars whose class refines its masks
 _TILED = "tiles of\t"  # a tab is in no class's name
@@ -43,9 +43,31 @@ class Asked:
         """Return what a clip of a tracked video was asked, whatever its list said of tiles and `refine`."""
         return Asked(frozenset(map(in_tracking, self.prompts)), _guides_in_tracking(self.guides))
 
+    def renamed(self, names: Mapping[str, str]) -> Asked:
+        """Return the same with classes that have other names now, by their old ones."""
+        prompts = (renamed(identity, names) for identity in self.prompts)
+        return Asked(frozenset(prompts), {names.get(name, name): digest for name, digest in self.guides.items()})
+
+
+def renamed(key: str, names: Mapping[str, str]) -> str:
+    """Return an exemplar prompt's key or identity with its class's new name; others as they are.
+
+    >>> renamed("exemplar:screw\\tsmall thing", {"screw": "bolt"}), renamed("screw", {"screw": "bolt"})
+    ('exemplar:bolt\\tsmall thing', 'screw')
+    """
+    name = exemplar_class(key.partition("\0")[0])
+    return (
+        key if name is None or name not in names else exemplar_key(names[name]) + key.removeprefix(exemplar_key(name))
+    )
+
 
 def _guides_in_tracking(guides: Mapping[str, str]) -> dict[str, str]:
-    return {name: digest.removesuffix(REFINED) for name, digest in guides.items() if not name.startswith(_TILED)}
+    return {name: digest.removesuffix(REFINED) for name, digest in of_classes(guides).items()}
+
+
+def of_classes(guides: Mapping[str, str]) -> dict[str, str]:
+    """Return the digests of classes' exemplars alone, by the classes' names."""
+    return {name: digest for name, digest in guides.items() if not name.startswith(_TILED)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
 from sam3label.core.records import Prompt, Source
-from sam3label.run.asked import Asked, guide_of, in_tracking
+from sam3label.run.asked import Asked, guide_of, in_tracking, of_classes, renamed
 from sam3label.run.database import Database
 from sam3label.run.rows import one_of
 
@@ -92,6 +92,42 @@ class PromptRows:
     @property
     def _plain(self) -> Mapping[str, str]:
         return Asked(frozenset(), self.guides).in_tracking().guides
+
+    def renamings(self, guides: Mapping[str, str]) -> dict[str, str]:
+        """Return, by their old names, the classes of which no more than the name changes if these exemplars count.
+
+        One is known by its exemplars: the same that a class had which is no longer there, and no other.
+        """
+        now, found = of_classes(guides), dict[str, str]()
+        gone = {name: digest for name, digest in of_classes(self.guides).items() if name not in now}
+        for new in now.keys() - self.guides.keys():
+            same = [name for name, digest in gone.items() if digest == now[new]]
+            twins = [name for name, digest in now.items() if digest == now[new]]
+            taken = any(p.class_name == new and p.digest == now[new] for p in self._read())
+            if len(same) == len(twins) == 1 and not taken:
+                found[same[0]] = new
+        return found
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give classes with exemplars their new names, by their old ones. Part of the caller's transaction."""
+        digests = {name: self.guides[name] for name in names}
+        for prompt in self._read():
+            name = prompt.class_name
+            if name is not None and name in names and prompt.digest == digests[name]:
+                self._db.execute(
+                    "UPDATE prompts SET key = ?, class_name = ? WHERE id = ?",
+                    (renamed(prompt.key, names), names[name], self.numbers.pop(prompt.identity)),
+                )
+        for question, text in self._db.execute("SELECT id, guides FROM questions").fetchall():
+            guides = json.loads(text)
+            own = {name: new for name, new in names.items() if guides.get(name) == digests[name]}
+            if own:
+                now = {own.get(name, name): digest for name, digest in guides.items()}
+                self._db.execute(
+                    "UPDATE questions SET guides = ? WHERE id = ?", (json.dumps(now, sort_keys=True), question)
+                )
+        self._asked.clear()
+        self._read()
 
     def undo(self) -> None:
         """Forget which questions were written: their rows went with a transaction."""

@@ -188,6 +188,18 @@ class Store:
             self._writer.undo()
             raise
 
+    def renamings(self, guides: Mapping[str, str]) -> dict[str, str]:
+        """Return, by their old names, the classes that the exemplars in `guides` show to have another name now."""
+        with reading(self.folder):
+            return self._prompts.renamings(guides)
+
+    def rename_classes(self, names: Mapping[str, str]) -> None:
+        """Give classes with exemplars, by their old names, new ones: their answers stay. One transaction."""
+        trust = self.meta("trust") or {}
+        with in_words(self.folder), self.db:
+            self._prompts.rename(names)
+            self._write_notes({"trust": {names.get(name, name): figures for name, figures in trust.items()}})
+
     def carry_tracked(self) -> None:
         """Let what tracked videos answered count for the job's prompts, whatever tiles these have. One transaction."""
         with in_words(self.folder), self.db:

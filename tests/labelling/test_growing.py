@@ -196,6 +196,31 @@ def test_what_asks_nothing_new_needs_no_model(
     assert candidates(out) == before
 
 
+def test_a_class_with_exemplars_is_renamed_without_a_model(
+    place: Path, at_once: Path, least_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by its exemplars. A photo that is one of them is not asked again either."""
+    out, mine = tmp_path / "run", tmp_path / "place"
+    shutil.copytree(at_once, out)
+    shutil.copytree(place, mine)
+    monkeypatch.setattr("sam3label.model.detector.Detector.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    truth = (mine / "refs" / "labels.json").read_text()
+    with open_run(out) as run:
+        of_bolt = {c.id for unit in run.done_units() for c in run.candidates(unit) if c.prompt == "exemplar:bolt"}
+        labels = [[(label.id, label.class_id) for label in image.labels] for image in run.images()]
+    for name in ("screw", "bolt"):
+        (mine / "2.yaml").write_text(STEPS[2].replace("bolt", name))
+        (mine / "refs" / "labels.json").write_text(truth.replace("bolt", name))
+        summary, said = label(mine, "2.yaml", out, least_checkpoint)
+        assert (summary.progress.total, summary.already_done) == (0, PHOTOS)
+        assert said[-1] == "Nothing new is asked: what was seen is decided anew."
+        with open_run(out) as run:
+            assert run.concepts.names[3] == name and run.coverage().unlisted == () and set(run.note("trust")) == {name}
+            now = {c.id for unit in run.done_units() for c in run.candidates(unit) if c.prompt == f"exemplar:{name}"}
+            assert now == of_bolt and now
+            assert [[(one.id, one.class_id) for one in image.labels] for image in run.images()] == labels
+
+
 def test_a_photo_that_has_gone_costs_no_answer(place: Path, least_checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(place, mine)

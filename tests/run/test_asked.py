@@ -122,3 +122,12 @@ def test_prompts_with_other_exemplars_do_not_mix(tmp_path: Path) -> None:
         assert run.coverage().waiting == ("b.jpg",)
     with Store.writer(tmp_path, prompt("1"), {}, notes={"exemplars": {"cat": "1"}}) as store:
         assert [c.score for u in store.units() for c in store.candidates(u)] == [0.9, 0.9]
+
+
+def test_a_class_is_known_by_its_exemplars_and_a_phrase_by_no_tiles(tmp_path: Path) -> None:
+    tiles = "tiles of\t"
+    with Store.writer(tmp_path, [], {}, notes={"exemplars": {"cat": "1", f"{tiles}cat": "t"}}) as store:
+        assert store.renamings({"puss": "1", f"{tiles}puss": "t"}) == {"cat": "puss"}
+        assert store.renamings({"puss": "2"}) == {}
+        assert store.renamings({"puss": "1", "tom": "1"}) == {}  # which of them?
+        assert store.renamings({"cat": "1", "puss": "1"}) == {}
