@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sam3label.core.records import Concept, ConceptList
+from sam3label.core.records import Concept, ConceptList, Tiles
 
-_RULES = ("conf", "iou", "presence", "min_area", "max_instances", "inside")
+_RULES = ("conf", "iou", "presence", "min_area", "max_instances", "inside", "tile", "refine", "snap")
 
 
 def changes(before: ConceptList, after: ConceptList) -> list[str]:
@@ -52,7 +52,8 @@ def _differences(old: Concept, new: Concept) -> Iterator[str]:
     for field in _RULES:
         one, other = getattr(old, field), getattr(new, field)
         if one != other:
-            yield f"{field} {_number(one)} -> {_number(other)}"
+            in_words = _tile if field == "tile" else _number
+            yield f"{field} {in_words(one)} -> {in_words(other)}"
     if old.ask != new.ask:
         yield "another question to the agent"
     if old.verify != new.verify:
@@ -71,7 +72,16 @@ def _words(what: str, old: Sequence[str], new: Sequence[str]) -> Iterator[str]:
         yield f"{what} in another order"
 
 
+def _tile(value: Tiles | None) -> str:
+    if value is None:
+        return "off"
+    size = "auto" if value.auto else "" if value.size is None else f"{value.size}"
+    return f"{size} (overlap {value.overlap:g})".strip()
+
+
 def _number(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return "none" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sam3label.core.records import MediaItem, Prompt, exemplar_class
 from sam3label.core.text import count, one_line
 from sam3label.labelling.progress import Progress
-from sam3label.run.asked import Wanted
+from sam3label.run.asked import Wanted, without_refine
 from sam3label.run.store import Store
 
 _FEWEST = 8  # photos from which a pace is worth keeping
@@ -21,13 +21,18 @@ class Plan:
     """What is to be asked, by item id: keys of prompts. Items that have answered everything are not in it.
 
     `grown` counts, by key, the items that were labelled before; `kept` are the prompts that all of them have answered;
-    `retiled` are phrases that they have answered in other tiles, or without.
+    `retiled` are phrases that they have answered in other tiles, or without, and `refined` prompts of which no more
+    than `refine` has changed. `images` and `videos` of them are asked more, the images `pairs` prompts in all.
     """
 
     asked: Mapping[str, frozenset[str]]
     grown: Mapping[str, int]
     kept: int
     retiled: frozenset[str] = frozenset()
+    refined: frozenset[str] = frozenset()
+    images: int = 0
+    videos: int = 0
+    pairs: int = 0
 
     def sentences(self, total: int, pace: Mapping[str, float]) -> list[str]:
         """Return what a user should read before a list that has grown is asked. `total` is the length of the list."""
@@ -35,21 +40,27 @@ class Plan:
             return []
         phrases = [key for key in self.grown if exemplar_class(key) is None]
         words = [repr(key) for key in phrases]
-        again = sum(key in self.retiled for key in phrases)
-        classes = {name for key in self.grown if (name := exemplar_class(key)) is not None}
-        what = [count(len(words) - again, "new phrase")] if len(words) > again else []
-        what += [f"{count(again, 'phrase')} in other tiles"] if again else []
+        retiled, refined = (sum(key in some for key in phrases) for some in (self.retiled, self.refined))
+        new = len(words) - retiled - refined
+        own = [(key, name) for key in self.grown if (name := exemplar_class(key)) is not None]
+        classes, same = ({name for key, name in own if (key in self.refined) is known} for known in (False, True))
+        what = [count(new, "new phrase")] if new else []
+        what += [f"{count(retiled, 'phrase')} in other tiles"] if retiled else []
+        what += [f"{count(refined, 'phrase')} with another refine"] if refined else []
+        what += [f"exemplars of {', '.join(map(one_line, sorted(same)))} with another refine"] if same else []
         what += [f"new exemplars of {', '.join(map(one_line, sorted(classes)))}"] if classes else []
         listed = f" ({', '.join(words[:5])}{', ...' if len(words) > 5 else ''})" if words else ""
-        images, kept = count(max(self.grown.values()), "image"), count(self.kept, "prompt")
-        return [f"{' and '.join(what)}{listed} on {images}{self._time(total, pace)}; {kept} kept as answered."]
+        asked = ((self.images, "image"), (self.videos, "video"))
+        on, kept = " and ".join(count(number, what) for number, what in asked if number), count(self.kept, "prompt")
+        return [f"{' and '.join(what)}{listed} on {on}{self._time(total, pace)}; {kept} kept as answered."]
 
     def _time(self, total: int, pace: Mapping[str, float]) -> str:
-        if not pace:
+        if not pace or not self.images:
             return ""
-        images = max(self.grown.values())
-        now = images * pace["image"] + sum(self.grown.values()) * pace["prompt"]
-        return f": about {duration(now)} instead of {duration(images * (pace['image'] + total * pace['prompt']))}"
+        now = self.images * pace["image"] + self.pairs * pace["prompt"]
+        whole = self.images * (pace["image"] + total * pace["prompt"])
+        rest = f" for the {'image' if self.images == 1 else 'images'}" if self.videos else ""
+        return f": about {duration(now)} instead of {duration(whole)}{rest}"
 
 
 def plan(
@@ -89,19 +100,25 @@ def plan(
     for item_id, frame, _ in store.skipped():
         if item_id in todo and (item_id, frame) not in left_out:
             todo[item_id] = everything
-    photos = {item.id for item in items if item.kind == "image" and item.id in kept_out and item.id not in known}
-    todo = {item_id: keys for item_id, keys in todo.items() if item_id not in photos}
+    photo_ids = {item.id for item in items if item.kind == "image"}
+    todo = {item_id: keys for item_id, keys in todo.items() if item_id not in (photo_ids & kept_out) - known}
     return Plan(
         {item_id: keys for item_id, keys in todo.items() if keys},
         {prompt.key: grown[prompt.key] for prompt in wanted.prompts if grown[prompt.key]},
         sum(not grown[key] for key in everything) if known else 0,
-        frozenset(p.key for p in wanted.prompts if p.source == "phrase" and _is_retiled(store, p)),
+        *_asked_otherwise(wanted, {known.key: known for known in store.prompts}),
+        sum(bool(asked[item_id]) for item_id in known & photo_ids),
+        sum(bool(asked[item_id]) for item_id in known - photo_ids),
+        sum(len(asked[item_id]) for item_id in known & photo_ids),
     )
 
 
-def _is_retiled(store: Store, prompt: Prompt) -> bool:
-    before = [known for known in store.prompts if known.key == prompt.key]
-    return bool(before) and all(known.identity != prompt.identity for known in before)
+def _asked_otherwise(wanted: Wanted, before: Mapping[str, Prompt]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return (keys of phrases in other tiles than before, keys of prompts of which no more than `refine` changed)."""
+    changed = {p.key: p for p in wanted.prompts if p.key in before and p.digest != before[p.key].digest}
+    refined = {k for k, p in changed.items() if without_refine(p.digest) == without_refine(before[k].digest)}
+    retiled = {key for key, prompt in changed.items() if prompt.source == "phrase"} - refined
+    return frozenset(retiled), frozenset(refined)
 
 
 def pace_of(progress: Progress, prompts: float) -> dict[str, Any]:

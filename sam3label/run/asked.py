@@ -13,12 +13,22 @@ from dataclasses import dataclass, replace
 from sam3label.core.records import ConceptList, Prompt, exemplar_class, exemplar_key, prompts_of
 
 REFINED = ", refined"  # at the end of the digest of exemplars whose class refines its masks
+_REFINED_PHRASE = " refined"  # and of such a class's phrases
 _TILED = "tiles of\t"  # a tab is in no class's name
 
 
 def guide_of(prompt: Prompt) -> str:
     """Return the key in `guides` of what a prompt goes with: its class's exemplars, or how a phrase is asked."""
     return prompt.class_name if prompt.class_name is not None else _TILED + prompt.key
+
+
+def without_refine(digest: str) -> str:
+    """Return a prompt's digest as it is where its class does not refine its masks.
+
+    >>> without_refine("partial labels 1f, refined"), without_refine(" refined")
+    ('partial labels 1f', '')
+    """
+    return digest.removesuffix(REFINED).removesuffix(_REFINED_PHRASE)
 
 
 def in_tracking(identity: str) -> str:
@@ -94,7 +104,7 @@ class Wanted:
         own = {name: guides[name] for name in guided if name in guides}
         own |= {_TILED + p: repr(c.tile) for c in concepts.concepts if c.tile for p in (*c.prompts, *c.negatives)}
         for phrase in (p for c in concepts.concepts if c.refine for p in c.prompts):
-            own[_TILED + phrase] = f"{own.get(_TILED + phrase, '')} refined"
+            own[_TILED + phrase] = f"{own.get(_TILED + phrase, '')}{_REFINED_PHRASE}"
         prompts = (
             replace(p, digest=own.get(guide_of(p), ""))
             for p in prompts_of(concepts)

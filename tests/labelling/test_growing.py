@@ -316,6 +316,9 @@ def test_a_replaced_photo_is_labelled_again_and_a_moved_folder_is_found(
         ("names: [a]", "names: [a, b]", ["class 1 b is new"]),
         ("names: [a]", "names: [a]\nconcepts: {a: {prompts: [a, aa], not: [b], max_instances: 3}}",
          ["class 0 a, phrases +'aa', not +'b', max_instances none -> 3"]),
+        ("names: [a]", "names: [a]\ndefaults: {tile: auto, refine: true, snap: true}",
+         ["class 0 a, tile off -> auto (overlap 0.2), refine false -> true, snap false -> true"]),
+        ("names: [a]\ndefaults: {tile: 512}", "names: [a]", ["class 0 a, tile 512 (overlap 0.2) -> off"]),
         ("names: [a, b]", "names: [a, b]\nexclusive: [[a, b]]", ["exclusive groups none -> a, b"]),
     ],
 )  # fmt: skip

@@ -49,8 +49,11 @@ def test_the_masks_of_one_class_are_asked_for_again(photos: Path, tmp_path: Path
 def test_switching_it_on_asks_what_it_concerns_anew(photos: Path, tmp_path: Path) -> None:
     options = LabelOptions(model="demo", workers=0)
     label([photos], parse_concepts(PLAIN), tmp_path / "run", options)
-    summary = label([photos], parse_concepts(REFINED), tmp_path / "run", options)
+    said: list[str] = []
+    summary = label([photos], parse_concepts(REFINED), tmp_path / "run", options, on_message=said.append)
     assert summary.progress.done == 3
+    assert "class 0 disc, refine false -> true" in said
+    assert "1 phrase with another refine ('circle') on 3 images; 1 prompt kept as answered." in said
     assert label([photos], parse_concepts(REFINED), tmp_path / "run", options).progress.done == 0
 
 

@@ -149,6 +149,7 @@ def test_tiles_and_refine_track_nothing_again(
     total, said = labelled(other)
     assert total == 1  # the photo
     assert any("nothing in 2 videos, which are tracked" in line for line in said), said
+    assert "1 phrase in other tiles ('car') on 1 image; 0 prompts kept as answered." in said
     with open_run(out) as run:
         assert run.coverage().waiting == () and run.concepts.concepts[0].tile is not None
     assert [row for row in rows(out) if row[0].kind == "video"] == before
