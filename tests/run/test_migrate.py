@@ -148,3 +148,29 @@ def test_a_store_of_format_2_says_what_it_said_and_knows_no_near_copies(tmp_path
     with Store.writer(new, [], {}):
         assert len(raw(new / DATABASE, tables)) == 3
         assert raw(tmp_path / DATABASE, tables) == raw(new / DATABASE, tables)
+
+
+# ---- format 4, as commit 95a712b wrote it (demo checkpoint, as above; grown by a second phrase, in tiles)
+
+
+def test_a_store_of_format_4_says_what_it_said_and_its_copy_stays_beside(tmp_path: Path) -> None:
+    packed = Path(__file__).parents[1] / "data" / "run_format4.sqlite.gz"
+    (tmp_path / DATABASE).write_bytes(gzip.decompress(packed.read_bytes()))
+    kept = ("units", "candidates", "prompts", "questions", "items", "corrections", "processors", "given")
+    before = {table: raw(tmp_path / DATABASE, f"SELECT * FROM {table}") for table in kept}
+    assert before["candidates"]
+    with open_run(tmp_path) as run:
+        assert [(u.item.id, u.frame_start, u.frame_stop) for u in run.done_units()] == [
+            ("a/1.png", 0, 1), ("a/2.png", 0, 1), ("b.png", 0, 1), ("v.mp4", 0, 16), ("v.mp4", 16, 24)
+        ]  # fmt: skip
+        assert run.failures() == [("broken.jpg", "not an image (unknown format, or its header is damaged)")]
+        assert run.count_objects() == {"disc": (0, 0), "square": (3, 2)}
+        assert [(c.action, c.who) for c in run.corrections()] == [("deleted", "ann"), ("reviewed", "ann")]
+        assert run.near_copies() == [] and run.full() == []
+        assert run.coverage().asked == {"circle": 5, "square": 5}
+        assert run.is_tiled("square") and not run.is_tiled("circle")
+    for name in (DATABASE, "run.format4.sqlite"):
+        assert {table: raw(tmp_path / name, f"SELECT * FROM {table}") for table in kept} == before
+    assert raw(tmp_path / "run.format4.sqlite", "SELECT value FROM meta WHERE key = 'format'") == [("4",)]
+    assert raw(tmp_path / DATABASE, "SELECT value FROM meta WHERE key = 'format'") == [(str(migrate.FORMAT),)]
+    assert raw(tmp_path / DATABASE, "PRAGMA integrity_check") == [("ok",)]
