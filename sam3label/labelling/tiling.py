@@ -24,9 +24,8 @@ from sam3label.labelling.windows import Window, in_image, once
 if TYPE_CHECKING:
     from sam3label.model.detector import Detection, Detector
 
-AUTO_FACTOR = (
-    2.0  # `auto` tiles photos whose longer side is that many times the model's input: see docs, "Large photos"
-)
+# `auto` tiles photos whose longer side is that many times the input: docs/howto/large-images.md, "Why twice"
+AUTO_FACTOR = 2.0
 SEAM = 0.02  # of a tile: what comes so near to its edge within the photo is taken for cut
 MOST_OF_TILE = 0.35  # an object that takes up more of a tile's side is left to the tiles twice as large, or the whole
 CLOSER = 0.25  # and one that takes up less of a closer tile's side, and lies clear of its seams, is left to that
