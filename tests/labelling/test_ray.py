@@ -49,6 +49,7 @@ ray = pytest.importorskip("ray")
 
 CONCEPTS = parse_concepts("names: [cat, dog]\ndefaults: {conf: 0.3}\nconcepts: {dog: {prompts: [dog, puppy]}}")
 PHOTOS, POISON = 32, "007.jpg"
+SIZE = 192  # instead of the demo checkpoint's own 128
 ODD_DECODER = os.pathsep.join([str(Path(__file__).parents[1] / "support" / "poison"), *sys.path])
 AS_IMPORTANT = {"RAY_worker_niceness": "0"}  # as others on the machine: Ray's workers give way to all, and tests wait
 NODE = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
@@ -250,6 +251,26 @@ def test_tiles_and_references_and_photos_in_storage_go_through_ray(
     for name in ("bolt", "nut"):
         assert any(name in line and "2 references, each labelled from the others" in line for line in said), said
     assert {c.prompt.split(":")[0] for row in rows(tmp_path / "ray") for c in row[-1]} >= {"cat"}
+
+
+def test_a_run_grows_with_refine_and_another_input_size_as_it_does_alone(
+    photos: Path, cluster: Any, tmp_path: Path
+) -> None:
+    some = tmp_path / "photos"
+    some.mkdir()
+    for n in range(6):
+        (some / f"{n}.jpg").write_bytes((photos / f"{n:03d}.jpg").read_bytes())
+    plain = parse_concepts("names: [circle, star]\ndefaults: {conf: 0.3}")
+    grown = parse_concepts("names: [circle, star, ring]\ndefaults: {conf: 0.3}\nconcepts: {circle: {refine: true}}")
+    for list_, asked in ((plain, ""), (grown, "1 new phrase and 1 phrase with another refine ('circle', 'ring') on 6")):
+        common: dict[str, Any] = {"concepts": list_, "image_size": SIZE, "floor": 0.05}
+        label(some, tmp_path / "alone", Path("demo"), **common)
+        summary, said = on_cluster(some, tmp_path / "ray", Path("demo"), replicas=2, **common)
+        assert summary.progress.done == 6 and any(asked in line for line in said), said
+        assert rows(tmp_path / "ray") == rows(tmp_path / "alone")
+    with open_run(tmp_path / "ray") as run:
+        assert run.info["image_size"] == SIZE
+        assert {c.prompt for unit in run.done_units() for c in run.candidates(unit)} >= {"circle", "ring"}
 
 
 def test_near_copies_are_left_out_by_each_worker_of_what_it_has(
