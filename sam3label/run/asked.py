@@ -32,7 +32,7 @@ def without_refine(digest: str) -> str:
 
 
 def in_tracking(identity: str) -> str:
-    """Return a prompt's identity as it is in tracked videos: tiles and `refine` change nothing there.
+    r"""Return a prompt's identity as it is in tracked videos: tiles and `refine` change nothing there.
 
     >>> in_tracking("dog\0Tiles(size=512)"), in_tracking("exemplar:dog\0partial labels 1f, refined")
     ('dog', 'exemplar:dog\x00partial labels 1f')
