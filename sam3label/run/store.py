@@ -203,9 +203,8 @@ class Store:
     def carry_tracked(self) -> None:
         """Let what tracked videos answered count for the job's prompts, whatever tiles these have. One transaction."""
         with in_words(self.folder), self.db:
-            for unit in list(self.done_units()):
-                if unit.item.kind == "video":
-                    self._writer.carry(unit)
+            for unit in [unit for unit in self.done_units() if unit.item.kind == "video"]:
+                self._writer.carry(unit)
 
     def relocate(self, items: Iterable[tuple[MediaItem, Stamp | None]]) -> None:
         """Note where known files are now, and their stamps where they are known. One transaction."""
