@@ -10,6 +10,7 @@ judged by mAP on scenes with truth. What counts is the ratio.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 from pathlib import Path
@@ -91,6 +92,24 @@ def train(data: Path, work: Path, epochs: int, side: int, seed: int) -> dict[str
     return {"mask_mAP": float(judged.seg.map), "mask_mAP50": float(judged.seg.map50), "box_mAP": float(judged.box.map)}
 
 
+def draw(students: Path, out: Path) -> None:
+    """Draw the students' mask mAP by epoch."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, label in (("truth", "taught by the truth"), ("ours", "taught by our labels")):
+        rows = list(csv.DictReader((students / name / "results.csv").open(encoding="utf-8")))
+        axes.plot([int(r["epoch"]) for r in rows], [float(r["metrics/mAP50-95(M)"]) for r in rows], label=label)
+    axes.set(xlabel="epoch", ylabel="mask mAP (0.5 to 0.95) on 300 scenes with truth", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(out, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=1000)
@@ -99,6 +118,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/student"))
+    parser.add_argument("--plot", type=Path, help="draw both students' mAP by epoch")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     made = datasets(args.work, args.scenes, args.exam, (240, 320))
@@ -108,6 +128,8 @@ def main() -> None:
         if not judged.exists():
             judged.write_text(json.dumps(train(data, args.work, args.epochs, args.side, args.seed)))
         figures[name] = json.loads(judged.read_text())
+    if args.plot:
+        draw(args.work / "students", args.plot)
     ratio = figures["ours"]["mask_mAP"] / figures["truth"]["mask_mAP"]
     print(json.dumps({**figures, "ratio": ratio, "labels": json.loads((args.work / "labels.json").read_text())}))
 
