@@ -59,7 +59,7 @@ class Plan:
             return ""
         now = self.images * pace["image"] + self.pairs * pace["prompt"]
         whole = self.images * (pace["image"] + total * pace["prompt"])
-        rest = f" for the {'image' if self.images == 1 else 'images'}" if self.videos else ""
+        rest = " without the videos" if self.videos else ""
         return f": about {duration(now)} instead of {duration(whole)}{rest}"
 
 

@@ -34,7 +34,8 @@ class Weights:
     @property
     def abilities(self) -> str:
         """Whose release it is and what it can do, in words."""
-        return f"{self.release}: {', '.join(self.can)}{' only' if len(self.can) == 1 else ''}"
+        only = "" if self.can[1:] else " only"
+        return f"{self.release}: {', '.join(self.can)}{only}"
 
 
 def on_this_machine() -> list[Weights]:
