@@ -62,6 +62,8 @@ def corrections_in_force(db: Database, item_id: str | None) -> list[Correction]:
 def add_verdicts(db: Database, verdicts: Sequence[Verdict]) -> None:
     """Keep verdicts; one that was there from the same verifier is replaced. The first of them makes the table."""
     db.execute(_VERDICTS)
+    if all(row[1] != "shown" for row in db.rows("PRAGMA table_info(verdicts)")):  # of before it was kept
+        db.execute("ALTER TABLE verdicts ADD COLUMN shown TEXT NOT NULL DEFAULT ''")
     db.executemany(
         f"INSERT OR REPLACE INTO verdicts VALUES ({', '.join('?' * 10)})",
         [
@@ -87,8 +89,8 @@ def verdicts_of(db: Database, verifier: str, item_id: str | None) -> Iterator[Ve
         return
     where, values = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
     for row in db.rows(f"SELECT * FROM verdicts WHERE verifier = ? {where}", (verifier, *values)):
-        item, frame, class_name, label_id, part, score, who, at, seconds, shown = row
-        yield Verdict(item, frame, class_name, label_id or None, part, score, who, at, seconds, shown)
+        item, frame, class_name, label_id, part, score, who, at, seconds, *shown = row
+        yield Verdict(item, frame, class_name, label_id or None, part, score, who, at, seconds, *shown)
 
 
 def add_transcripts(db: Database, transcripts: Sequence[Transcript]) -> None:

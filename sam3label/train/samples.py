@@ -36,9 +36,7 @@ MOST_EXEMPLARS = 3
 CLOSEST = 0.7  # side of the smallest crop, of the photo's
 _TRIES = 8  # at a crop that cuts no object too much
 PASTED = 0.7  # share of views with objects of another photo
-LARGE = (
-    2.0  # a photo's shorter side by the model's, from which on crops are cut from it reduced: to what the closest need
-)
+LARGE = 2.0  # a photo's shorter side by the model's: beyond, crops are cut from a copy as large as the closest need
 _CACHE = 256 << 20  # bytes of decoded photos that are kept
 
 

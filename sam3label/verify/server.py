@@ -150,6 +150,7 @@ class Server:
 
         self.options = options
         self.spent = Spent()
+        self._has_refused = False
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
         self._has_key = key is not None
         self._lacking = set[str]()  # of _OPTIONAL, once the server refused them and took the rest
@@ -170,6 +171,8 @@ class Server:
     def is_spent(self) -> bool:
         """Whether the budget allows no further request."""
         spent, options = self.spent, self.options
+        if self._has_refused:  # what was not asked then is left to the next session, whatever the others came to cost
+            return True
         if options.max_requests is not None and spent.requests >= options.max_requests:
             return True
         due = options.cost(spent.tokens_in + spent.tokens_due, spent.tokens_out)
@@ -326,6 +329,7 @@ class Server:
         """Count a request of about so many tokens. Raises _SpentError where the budget has none left."""
         with self.spent.lock:
             if self.is_spent:
+                self._has_refused = True
                 raise _SpentError
             self.spent.requests += 1
             self.spent.tokens_due += tokens

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sam3label.errors import ConfigError
+from sam3label.errors import ConfigError, ServerError
 from sam3label.run.reader import Run
 from sam3label.verify import judge, reliability
 from sam3label.verify.judge import Agenda, Done
@@ -60,11 +60,19 @@ def verify(
         try:
             for done in judge.verify(run, todo, server, name, stopped):
                 on_progress(done.asked, len(todo.targets))
-        finally:
-            known = reliability.score(run, name)
-            reliability.keep(run, name, known)
+        except ServerError:
+            _weigh(run, name)
+            raise
+        known = _weigh(run, name)
+        interrupted = stopped() and (done is None or done.asked < len(todo.targets))
         cost = None if options.price is None else options.cost(server.spent.tokens_in, server.spent.tokens_out)
-        return Verification(todo, done, server.spent, cost, server.is_spent, stopped(), known)
+        return Verification(todo, done, server.spent, cost, server.is_spent, interrupted, known)
+
+
+def _weigh(run: Run, name: str) -> VerifierTrust:
+    known = reliability.score(run, name)
+    reliability.keep(run, name, known)
+    return known
 
 
 def server_options(server: str | None, vlm: str | None, **settings: object) -> ServerOptions:

@@ -7,8 +7,10 @@ import io
 import os
 import re
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,18 @@ def test_a_question_about_masks_is_asked_again_once_they_are_others(tmp_path: Pa
     review(folder, range(8))
     with open_run(folder, lower) as run:
         assert reliability.score(run, name).missing.cases == 8 * 2  # not by what was said of discs
+
+
+def test_verdicts_of_before_masks_were_noted_are_read_and_joined_by_new_ones(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [three_shapes(tmp_path / "photos", "0.png", SIZE)])
+    with open_run(folder) as run:
+        say(run, "all", 1.0, "0.png", "disc")
+    with closing(sqlite3.connect(folder / "run.sqlite")) as db, db:
+        db.execute("ALTER TABLE verdicts DROP COLUMN shown")
+    with open_run(folder) as run:
+        assert [(v.class_name, v.shown) for v in run.verdicts("eyes")] == [("disc", "")]
+        run.record_verdicts([Verdict("0.png", 0, "ring", None, "all", 0.5, "eyes", shown="masks")])
+        assert {(v.class_name, v.shown) for v in run.verdicts("eyes")} == {("disc", ""), ("ring", "masks")}
 
 
 def test_a_class_that_the_queue_names_is_asked_about_first(tmp_path: Path) -> None:
