@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -57,7 +57,7 @@ class Reference:
 class Examples:
     """The examples of one class: references, or partial labels by the id of the photo that they are of.
 
-    Or its objects, by the frame of a video in which they are given.
+    Or its objects, by the photo, or the frame of a video, on which they are given.
     """
 
     concept: Concept
@@ -192,40 +192,48 @@ def _photos(
         problems.append(Problem(path, f"its labels are of {some(lost)}, and none of these is among the photos"))
     elif lost:
         notes.append(f"{path} has labels of {count(len(lost), 'image')} not among the photos: {some(lost)}")
-    without = len(set(images) - photos.keys())
-    if without and not concept.prompts:
-        notes.append(
-            f"{concept.name} has boxes on {len(images) - without} of {count(len(images), 'photo')} and no phrases: on "
-            f"the other {without} it is not looked for. "
-            "Give it a phrase or references, or label only the photos with boxes."
-        )
+    notes += _not_looked_for(concept, images, photos, "a phrase or references")
     return Examples(concept, (), photos, _digest(used, concept), tuple(notes))
+
+
+def _not_looked_for(
+    concept: Concept, images: Sequence[str], labelled: Mapping[str, Labelled], what: str
+) -> Iterator[str]:
+    without = len(set(images) - labelled.keys())
+    if without and not concept.prompts:
+        yield (
+            f"{concept.name} has boxes on {len(images) - without} of {count(len(images), 'photo')} and no phrases: on "
+            f"the other {without} it is not looked for. Give it {what}, or label only the photos with boxes."
+        )
 
 
 def _given(
     concept: Concept, labelled: Sequence[Labelled], items: Sequence[MediaItem], problems: list[Problem]
 ) -> Examples:
-    """Return the objects of a class in frames of videos. Those of photos are for `sam3label masks`."""
+    """Return the objects of a class on photos and in frames of videos."""
     assert concept.exemplars is not None
     path = concept.exemplars.path
     used = [entry for entry in labelled if any(m.class_name == concept.name for m in entry.marks)]
     for entry in used:
         problems += entry.problems(None)
     frames = _frames_named(used, [item for item in items if item.kind == "video"])
-    found, lost = _assigned(used, list(frames), path, problems)
+    images = [item.id for item in items if item.kind == "image"]
+    found, lost = _assigned(used, [*images, *frames], path, problems)
+    photos = {frames.get(name, name): entry for name, entry in found.items()}
     notes = []
     if not used:
         problems.append(Problem(path, f"no object of class '{concept.name}' in it{_others(labelled)}"))
     elif len(lost) == len(used):
-        text = f"its objects are of {some(lost)}, and none of these is a frame of a video here, as walk.mp4/000120.jpg"
-        problems.append(Problem(path, f"{text}: sam3label masks makes masks of the objects of photos"))
+        here = "none of these is a photo here, or a frame of a video, as walk.mp4/000120.jpg"
+        problems.append(Problem(path, f"its objects are of {some(lost)}, and {here}"))
     elif lost:
         notes.append(
-            f"{path} has objects of {count(len(lost), 'image')} that are no frames of videos here: {some(lost)}"
+            f"{path} has objects of {count(len(lost), 'image')} that are no photos or frames of videos here: "
+            f"{some(lost)}"
         )
-    return Examples(
-        concept, (), {frames[name]: entry for name, entry in found.items()}, _objects_digest(used), (*notes,)
-    )
+    if photos.keys() & set(images):
+        notes += _not_looked_for(concept, images, photos, "a phrase")
+    return Examples(concept, (), photos, _objects_digest(used), (*notes,))
 
 
 def _objects_digest(labelled: Sequence[Labelled]) -> str:

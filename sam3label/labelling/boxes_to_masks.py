@@ -27,20 +27,10 @@ from sam3label.annotations.label_files import read_dataset
 from sam3label.annotations.marks import LabelledDataset
 from sam3label.annotations.photos_of import LabelledPhotos, find_photos
 from sam3label.concepts.concept_list import concepts_from, dump_concepts
-from sam3label.core import masks
-from sam3label.core.records import (
-    Candidate,
-    ConceptList,
-    Frame,
-    Given,
-    MediaItem,
-    Undecodable,
-    UnitResult,
-    candidate_id,
-    exemplar_key,
-)
+from sam3label.core.records import ConceptList, Frame, Given, MediaItem, Undecodable, UnitResult, exemplar_key
 from sam3label.core.text import count
 from sam3label.errors import InputError
+from sam3label.labelling.given_objects import candidate
 from sam3label.labelling.job import Standing, extent_of
 from sam3label.labelling.options import DEFAULTS, LabelOptions
 from sam3label.labelling.progress import JobTally, Progress, RunSummary, labels_in
@@ -54,7 +44,7 @@ from sam3label.run.store_errors import DATABASE
 
 if TYPE_CHECKING:
     from sam3label.model.checkpoint import Checkpoint
-    from sam3label.model.interactive import Clicked, Clicker
+    from sam3label.model.interactive import Clicker
 
 _FORM = "objects"  # of an exemplar prompt: in the digest that tells one dataset from another
 
@@ -258,7 +248,8 @@ def _masked(job: MaskJob, clicker: Clicker, batch: Sequence[Frame | Undecodable]
             results.append(UnitResult(one.item, 0, 1, None, error=one.reason))
             continue
         frame, own = one
-        candidates = tuple(_candidate(frame, n, *pair) for n, pair in enumerate(zip(own, next(found), strict=True)))
+        pairs = enumerate(zip(own, next(found), strict=True))
+        candidates = tuple(candidate(frame, n, exemplar_key(name), given, c) for n, ((name, given), c) in pairs)
         presence = np.ones((1, len(job.concepts.names)), np.float32)
         results.append(UnitResult(frame.item, 0, 1, frame.size_hw, candidates, presence, stamp=frame.stamp))
     return results
@@ -276,14 +267,3 @@ def _objects(job: MaskJob, entry: Frame | Undecodable) -> tuple[Frame, list[tupl
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         return Undecodable(entry.item, "; ".join(wrong[:3]) + more)
     return entry, [(str(mark.class_name), mark.given(entry.size_hw, labelled.relative)) for mark in labelled.marks]
-
-
-def _candidate(frame: Frame, number: int, named: tuple[str, Given], clicked: Clicked) -> Candidate:
-    class_name, given = named
-    empty = masks.encode(np.zeros(frame.size_hw, np.bool_))
-    instance = clicked.instance
-    rle, box, area = (instance.rle, instance.box_xywh, instance.area) if instance else (empty, (0.0, 0.0, 0.0, 0.0), 0)
-    key = exemplar_key(class_name)
-    own = replace(given, stability=clicked.stability)
-    id_ = candidate_id(frame.item.id, frame.index, key, number)
-    return Candidate(id_, frame.item.id, frame.index, key, clicked.iou, 1.0, box, area, rle, source="given", given=own)

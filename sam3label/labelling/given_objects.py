@@ -1,20 +1,22 @@
-"""Objects that a person showed in frames of a tracked video, by a box, points or a mask: where their tracks begin.
+"""Objects that a person showed by a box, points or a mask: labels of photos, and in tracked videos where tracks begin.
 
-The tracker half of SAM 3 makes the mask of a box or points, from the encoding of the frame that everything else is
-asked of too; a mask that is given stays as it is. From there on the object is followed whatever is detected.
+The tracker half of SAM 3 makes the mask of a box or points, from the encoding of the image that everything else is
+asked of too; a mask that is given stays as it is. In videos the object is followed from there whatever is detected.
 
 Shape legend: V channels of the image encoder, g x g cells, h x w = 4g x 4g mask logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sam3label.concepts.exemplars import Examples, listed
 from sam3label.core import masks
-from sam3label.core.records import Frame, Given, MediaItem, Rle, exemplar_key
+from sam3label.core.records import Candidate, Frame, Given, MediaItem, Rle, candidate_id, exemplar_key
 from sam3label.errors import InputError
 from sam3label.labelling.track_ids import Past
 from sam3label.run.decide import shape_of
@@ -22,12 +24,12 @@ from sam3label.run.decide import shape_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sam3label.model.interactive import Clicker
+    from sam3label.model.interactive import Clicked, Clicker
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An object to be followed: its prompt's key, what is said of it, its mask where that is known.
+    """An object that is given: its prompt's key, what is said of it, its mask where that is known.
 
     `track` is its id in the video, where it has been followed before.
     """
@@ -60,7 +62,7 @@ class GivenObjects:
         In frames before `start`, which the clip before has labelled, these are its objects where the past has them
         first. Raises InputError where an object is not inside the frame.
         """
-        shown = list(self._on(frame)) if frame.index >= start else list(followed(past, frame.index))
+        shown = list(shown_on(frame, self._examples) if frame.index >= start else followed(past, frame.index))
         if not shown:
             return []
         assert self._clicker is not None
@@ -80,22 +82,53 @@ class GivenObjects:
             found.append(Start(replace(one, given=replace(one.given, stability=stability)), logits, iou))
         return found
 
-    def _on(self, frame: Frame) -> Iterator[Shown]:
-        for examples in self._examples:
-            labelled = examples.labels_of(frame)
-            if labelled is None:
+
+def shown_on(frame: Frame, examples: Iterable[Examples]) -> Iterator[Shown]:
+    """Yield the objects that are given on a photo or a frame. Raises InputError where one does not fit it."""
+    for own in examples:
+        labelled = own.labels_of(frame)
+        if labelled is None:
+            continue
+        wrong = list(labelled.problems(frame.size_hw))
+        if wrong:
+            raise InputError(listed(wrong))
+        key = exemplar_key(own.concept.name)
+        for mark in labelled.marks:
+            if mark.class_name != own.concept.name:
                 continue
-            wrong = list(labelled.problems(frame.size_hw))
-            if wrong:
-                raise InputError(listed(wrong))
-            key = exemplar_key(examples.concept.name)
-            for mark in labelled.marks:
-                if mark.class_name != examples.concept.name:
-                    continue
-                given, mask = mark.given(frame.size_hw, labelled.relative), mark.mask
-                if mask is not None and mask.size_hw != frame.size_hw:
-                    raise InputError(f"{mark.where}: its mask is not of a frame of {frame.size_hw} (height, width)")
-                yield Shown(key, given if mask is None else replace(given, hint=None), mask)
+            given, mask = mark.given(frame.size_hw, labelled.relative), mark.mask
+            if mask is not None and mask.size_hw != frame.size_hw:
+                raise InputError(f"{mark.where}: its mask is not of an image of {frame.size_hw} (height, width)")
+            yield Shown(key, given if mask is None else replace(given, hint=None), mask)
+
+
+def masked(
+    clicker: Clicker, frames: Sequence[Frame], shown: Sequence[Sequence[Shown]], grids: Sequence[Tensor | None]
+) -> list[list[Candidate]]:
+    """Return the objects that are given on photos with their masks, in order. `grids` as of `Clicker.masks`."""
+    hints = [[one.given.hint for one in own if one.mask is None and one.given.hint is not None] for own in shown]
+    found = []
+    for frame, own, answers in zip(frames, shown, clicker.masks(frames, hints, grids), strict=True):
+        clicked = iter(answers)
+        found.append(
+            [
+                candidate(frame, n, one.prompt, one.given, next(clicked)) if one.mask is None
+                else _candidate(frame, n, one.prompt, one.given, one.mask, 1.0)
+                for n, one in enumerate(own)
+            ]
+        )  # fmt: skip
+    return found
+
+
+def candidate(frame: Frame, number: int, prompt: str, given: Given, clicked: Clicked) -> Candidate:
+    """Return an object of a photo, the `number`-th that is given there, with the mask that the model made of it."""
+    rle = clicked.instance.rle if clicked.instance else masks.encode(np.zeros(frame.size_hw, np.bool_))
+    return _candidate(frame, number, prompt, replace(given, stability=clicked.stability), rle, clicked.iou)
+
+
+def _candidate(frame: Frame, number: int, prompt: str, given: Given, rle: Rle, score: float) -> Candidate:
+    id_, box, area = candidate_id(frame.item.id, frame.index, prompt, number), masks.box_xywh(rle), masks.area(rle)
+    return Candidate(id_, frame.item.id, frame.index, prompt, score, 1.0, box, area, rle, source="given", given=given)
 
 
 def followed(past: Past, frame: int) -> Iterator[Shown]:

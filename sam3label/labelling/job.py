@@ -242,7 +242,8 @@ def _about_disk(out: str | Path) -> Iterator[str]:
 
 def _examples(concepts: ConceptList, items: Sequence[MediaItem], options: LabelOptions) -> Sequence[Examples]:
     examples = read_examples(concepts, items, options.max_megapixels)
-    if any(one.gives_objects for one in examples) and not options.tracks:
+    videos = [item for item in items if item.kind == "video"] if not options.tracks else []
+    if any(one.gives_objects and one.has_boxes_in(item) for one in examples for item in videos):
         raise ConfigError(
             "objects that are given in frames of videos are followed from there: --video track does that."
         )

@@ -126,7 +126,7 @@ def _answers(
     """Yield a unit for each photo, in order. Looking for near-copies keeps no more than a batch's images encoded."""
     step = guide.detector.image_batch if copies else max(1, len(good))
     for some in (good[start : start + step] for start in range(0, len(good), step)):
-        seen = _looked_at(guide, [frame for frame, _ in some], copies)
+        seen = _looked_at(guide, some, copies)
         kept = [pair for pair, one in zip(some, seen, strict=True) if one.like is None]
         found = iter(guide.detect([f for f, _ in kept], floor, [q for _, q in kept], keys) if kept else ())
         for (frame, _), one in zip(some, seen, strict=True):
@@ -141,13 +141,14 @@ def _answers(
             )  # fmt: skip
 
 
-def _looked_at(guide: Guide, frames: Sequence[Frame], copies: NearCopies | None) -> list[Compared]:
-    """Say which photos are near-copies; those that were labelled before are not asked about."""
-    new = [] if copies is None else [frame for frame in frames if frame.item.id not in copies.known]
-    if copies is None or not new:
-        return [Compared() for _ in frames]
-    seen = iter(copies.judge(new, guide.detector.looks(new)))
-    return [Compared() if frame.item.id in copies.known else next(seen) for frame in frames]
+def _looked_at(guide: Guide, photos: Sequence[tuple[Frame, Question]], copies: NearCopies | None) -> list[Compared]:
+    """Say which photos are near-copies. Those that were labelled before, or are given objects, are not asked about."""
+    if copies is None:
+        return [Compared() for _ in photos]
+    is_new = [frame.item.id not in copies.known and not question.given for frame, question in photos]
+    new = [frame for (frame, _), one in zip(photos, is_new, strict=True) if one]
+    seen = iter(copies.judge(new, guide.detector.looks(new)) if new else ())
+    return [next(seen) if one else Compared() for one in is_new]
 
 
 def _stamp_of_broken(entry: Undecodable) -> Stamp | None:

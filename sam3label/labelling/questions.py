@@ -21,6 +21,7 @@ from sam3label.core import masks
 from sam3label.core.records import BoxPrompt, Candidate, ConceptList, Frame, MediaItem, Prompt, candidate_id
 from sam3label.errors import InputError
 from sam3label.labelling import canvas, tiling
+from sam3label.labelling.given_objects import Shown, masked, shown_on
 from sam3label.labelling.refining import refined
 from sam3label.labelling.windows import Window, in_image, once
 from sam3label.run.asked import REFINED, Wanted
@@ -38,10 +39,14 @@ _SOMEWHERE = BoxPrompt(np.zeros((1, 4), np.float32), (True,))  # boxes that are 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The exemplars a photo gets, by class: boxes on itself, or the references that are not the photo itself."""
+    """The exemplars a photo gets, by class: boxes on itself, or the references that are not the photo itself.
+
+    And the objects that are given on it.
+    """
 
     boxes: Mapping[str, BoxPrompt]
     references: Mapping[str, tuple[Reference, ...]]
+    given: tuple[Shown, ...] = ()
 
     def guides(self, class_name: str) -> bool:
         return class_name in self.boxes or class_name in self.references
@@ -101,15 +106,16 @@ class Guide:
         self._tokens |= {key: tokens.to(device) for key, tokens in prepared.tokens.items()}
 
     def question(self, frame: Frame) -> Question:
-        """Return the exemplars for a photo. Raises InputError where its partial labels do not fit it."""
+        """Return what a photo is given. Raises InputError where its partial labels, or objects, do not fit it."""
         boxes = {e.concept.name: b for e in self.examples if e.photos and (b := e.boxes_on(frame)) is not None}
         digest = pixel_digest(frame.pixels) if frame.size_hw in self._reference_sizes else ""
         references = {e.concept.name: r for e in self.examples if e.references and (r := e.references_for(digest))}
-        return Question(boxes, references)
+        return Question(boxes, references, tuple(shown_on(frame, self.objects)))
 
     def labels_fit(self, frame: Frame) -> bool:
-        """Return whether a photo's partial labels, if it has any, fit it: else `question` refuses it."""
+        """Return whether a photo's labels, if it is given any, fit it: else `question` refuses it."""
         try:
+            list(shown_on(frame, self.objects))
             for examples in self.examples:
                 if examples.photos:
                     examples.boxes_on(frame)
@@ -148,23 +154,45 @@ class Guide:
 
         `only` has the keys of the prompts to ask, where that is not all of them.
         Of a prompt put to several canvases the presence is the highest, and it is that of the canvas, references
-        included. Raises InputError where a photo's partial labels do not fit it.
+        included. Raises InputError where a photo's partial labels, or objects, do not fit it.
         """
-        if not self.examples:
-            asked = self._chosen(only)
-            plain = self.detector.detect(frames, asked, floor)
-            whole = [replace(one, presence=self.spread(asked, one.presence)) for one in plain]
-            return self._refined(frames, self._tiler.detect(frames, whole, floor))
         questions = questions or [self.question(frame) for frame in frames]
-        detections = self._on_photos(frames, questions, floor, self._chosen(only))
-        views = [[one] for one in detections]
+        given = [[one for one in q.given if only is None or one.prompt in only] for q in questions]
+        keep_grids = self.clicker is not None and (any(given) or any(c.refine for c in self.concepts.concepts))
+        whole = self._tiler.detect(frames, self._in_whole(frames, floor, questions, only, keep_grids), floor)
+        if self.clicker is None or not keep_grids:
+            return whole
+        sharper = refined(self.clicker, self.concepts, frames, whole)
+        found = masked(self.clicker, frames, given, [one.grid for one in whole])
+        return [self._with_given(*pair) for pair in zip(sharper, found, strict=True)]
+
+    def _in_whole(
+        self,
+        frames: Sequence[Frame],
+        floor: float,
+        questions: Sequence[Question],
+        only: Collection[str] | None,
+        keep_grids: bool,
+    ) -> list[Detection]:
+        """Return what photos come to without tiles, canvases included."""
+        asked = self._chosen(only)
+        if not self.examples:
+            plain = self.detector.detect(frames, asked, floor, keep_grids=keep_grids)
+            return [replace(one, presence=self.spread(asked, one.presence)) for one in plain]
+        views = [[one] for one in self._on_photos(frames, questions, floor, asked, keep_grids)]
         for examples in (e for e in self._canvases if only is None or self._keys_of(e) & set(only)):
             for index, found in self._on_canvases(examples, frames, questions, floor):
                 views[index].append(found)
-        return self._refined(frames, self._tiler.detect(frames, list(map(self._joined, views)), floor))
+        return list(map(self._joined, views))
 
-    def _refined(self, frames: Sequence[Frame], detections: list[Detection]) -> list[Detection]:
-        return detections if self.clicker is None else refined(self.clicker, self.concepts, frames, detections)
+    def _with_given(self, seen: Detection, given: Sequence[Candidate]) -> Detection:
+        """Return what was seen, without what the image encoder said, and the objects that are given: presence 1."""
+        if not given:
+            return replace(seen, grid=None)
+        presence = seen.presence.copy()
+        presence[[self._position[one.prompt] for one in given]] = 1.0
+        found = sorted((*seen.candidates, *given), key=lambda one: self._position[one.prompt])
+        return replace(seen, presence=presence, candidates=tuple(found), grid=None)
 
     def _chosen(self, only: Collection[str] | None) -> list[Prompt]:
         return [p for p in self.prompts if p.source != "given" and (only is None or p.key in only)]
@@ -177,7 +205,8 @@ class Guide:
         if not n_images:
             return {}
         plain = any(self.asks_photos(prompt.key) for prompt in self.prompts)
-        counts = {"photos": n_images if plain else 0}
+        shown = len({name for examples in self.objects for name in examples.photos})
+        counts = {"photos": n_images if plain else min(shown, n_images)}
         tokens = [e for e in self.examples if e.references and e not in self._canvases]
         counts |= {f"references of {e.concept.name}": sum(r.boxes is not None for r in e.references) for e in tokens}
         counts |= {f"canvases for {e.concept.name}": n_images * pictures(e) for e in self._canvases}
@@ -191,19 +220,25 @@ class Guide:
     # ---- on the photo
 
     def _on_photos(
-        self, frames: Sequence[Frame], questions: Sequence[Question], floor: float, chosen_prompts: Sequence[Prompt]
+        self,
+        frames: Sequence[Frame],
+        questions: Sequence[Question],
+        floor: float,
+        chosen_prompts: Sequence[Prompt],
+        keep_grids: bool,
     ) -> list[Detection]:
         from sam3label.model.detector import Detection
 
         nothing = np.full(len(self.prompts), np.nan, np.float32)
         detections = [Detection(nothing, ()) for _ in frames]
         asked = [[p for p in chosen_prompts if self._asked_on_photo(p, q)] for q in questions]
-        chosen = [i for i, prompts in enumerate(asked) if prompts]
+        chosen = [i for i, prompts in enumerate(asked) if prompts] or list(range(len(frames) if keep_grids else 0))
         given = [self._exemplars(questions[i], asked[i]) for i in chosen]
         if chosen:
-            found = self.detector.detect([frames[i] for i in chosen], self.prompts, floor, given)
+            prompts = self.prompts if any(asked) else ()
+            found = self.detector.detect([frames[i] for i in chosen], prompts, floor, given, keep_grids)
             for i, detection in zip(chosen, found, strict=True):
-                detections[i] = detection
+                detections[i] = detection if prompts else replace(detection, presence=nothing)
         return detections
 
     def _asked_on_photo(self, prompt: Prompt, question: Question) -> bool:

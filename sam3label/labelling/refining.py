@@ -1,6 +1,7 @@
 """`refine: true`: the masks of a class, sharpened by the tracker half of SAM 3 from the boxes they lie in.
 
-Photos and sampled frames only: what tracks has masks of its own. Each image with such a mask is encoded once more.
+Photos and sampled frames only: what tracks has masks of its own. What the image encoder said when the words were
+asked serves these boxes too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def refined(
     names = {concept.name for concept in concepts.concepts if concept.refine}
     phrases = {phrase for concept in concepts.concepts if concept.refine for phrase in concept.prompts}
     chosen = [[c for c in one.candidates if _asks(c, names, phrases)] for one in detections]
-    found = clicker.masks(frames, [[_hint(c) for c in own] for own in chosen])
+    hints = [[_hint(c) for c in own] for own in chosen]
+    found = clicker.masks(frames, hints, [one.grid for one in detections])
     result = []
     for one, own, answers in zip(detections, chosen, found, strict=True):
         sharper = {c.id: _sharper(c, answer) for c, answer in zip(own, answers, strict=True)}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any, Literal
@@ -54,12 +54,14 @@ class Detection:
     """Holds what was seen on one frame: `presence` [P] in the order of the prompts, NaN where one was not asked.
 
     `full` has the keys of prompts whose answers ran out of room, in the closest views that were taken: those over the
-    floor nearly reach the number that the model can give, with and without a pixel.
+    floor nearly reach the number that the model can give, with and without a pixel. `grid` [1, V, h, w] is the image
+    encoder's answer, where it was to be kept for the tracker half.
     """
 
     presence: npt.NDArray[np.float32]
     candidates: tuple[Candidate, ...]
     full: tuple[str, ...] = ()
+    grid: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,17 +318,20 @@ class Detector:
         prompts: Sequence[Prompt],
         floor: float = 0.1,
         exemplars: Sequence[Mapping[str, Exemplar | None]] | None = None,
+        keep_grids: bool = False,
     ) -> list[Detection]:
         """Ask every prompt of every frame, and return one Detection per frame, in order.
 
         `exemplars`, one mapping per frame from prompt key, are added to the prompt's words; None leaves the prompt out.
         A prompt without words is asked only where it has exemplars. Candidates have score >= `floor` and at least one
-        pixel, in the order of prompts, then queries. Raises ConfigError when even one image does not fit into memory.
+        pixel, in the order of prompts, then queries. `keep_grids` keeps what the image encoder said of each frame, for
+        `Clicker.masks`. Raises ConfigError when even one image does not fit into memory.
         """
         exemplars = exemplars if exemplars is not None else [{}] * len(frames)
-        if not prompts:
-            return [Detection(np.empty(0, np.float32), ()) for _ in frames]
-        texts = self.phrases.texts(prompts)
+        nothing = Detection(np.empty(0, np.float32), ())
+        if not prompts and not keep_grids:
+            return [nothing for _ in frames]
+        texts = self.phrases.texts(prompts) if prompts else None
         detections: list[Detection] = []
 
         def encode(part: slice) -> tuple[slice, ImageState]:
@@ -334,7 +339,9 @@ class Detector:
             return part, known or self._encoded(frames[part])
 
         for part, state in self.batches.each(len(frames), "images", encode):
-            detections += self._answer(frames[part], state, prompts, texts, exemplars[part], floor)
+            own = frames[part]
+            found = self._answer(own, state, prompts, texts, exemplars[part], floor) if texts else [nothing] * len(own)
+            detections += [replace(one, grid=state.of(n).grid) for n, one in enumerate(found)] if keep_grids else found
         return detections
 
     @torch.inference_mode()

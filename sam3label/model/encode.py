@@ -6,7 +6,7 @@ Shape legend: B images of H x W pixels, X the model's input side, T prompt token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,9 +63,9 @@ class ImageEncoder:
         return cells
 
     def state_of_grid(self, grid: Tensor) -> ImageState:
-        """Return the state of images, made of the image encoder's answer."""
+        """Return the state of images, made of the image encoder's answer, which it keeps."""
         with self._compute.precision():
-            return self._state_of([layer(grid) for layer in self._neck])
+            return replace(self._state_of([layer(grid) for layer in self._neck]), grid=grid)
 
     def _state_of(self, levels: Sequence[Tensor]) -> ImageState:
         """Return the images' state, made of the neck's levels: [B, D, 4h, 4w], [B, D, 2h, 2w], [B, D, h, w]."""

@@ -33,30 +33,36 @@ class ImageState:
     middle: Tensor  # [B, D, 2h, 2w]
     fine: Tensor  # [B, D, 4h, 4w]
     summary: Tensor | None  # [B, 1, D] the geometry encoder's token for an image without boxes; None: not used
+    grid: Tensor | None = None  # [B, V, h, w] the image encoder's answer, for the tracker half; None: not known
 
     def of(self, image: int) -> ImageState:
         """Return the state of one of the images, [1, ...]."""
         row = slice(image, image + 1)
-        summary = None if self.summary is None else self.summary[row]
-        return ImageState(self.tokens[row], self.coarse[row], self.middle[row], self.fine[row], summary)
+        summary, grid = (None if one is None else one[row] for one in (self.summary, self.grid))
+        return ImageState(self.tokens[row], self.coarse[row], self.middle[row], self.fine[row], summary, grid)
 
     @staticmethod
     def joined(states: Sequence[ImageState]) -> ImageState:
         """Return the states of several images, end to end."""
-        with_summary = all(state.summary is not None for state in states)
         return ImageState(
             torch.cat([state.tokens for state in states]),
             torch.cat([state.coarse for state in states]),
             torch.cat([state.middle for state in states]),
             torch.cat([state.fine for state in states]),
-            torch.cat([s.summary for s in states if s.summary is not None]) if with_summary else None,
+            _joined([state.summary for state in states]),
+            _joined([state.grid for state in states]),
         )
 
     def used_in(self, stream: torch.cuda.Stream) -> None:
         """Keep this memory, made in another stream, until `stream` is done with it."""
-        for tensor in (self.tokens, self.coarse, self.middle, self.fine, self.summary):
+        for tensor in (self.tokens, self.coarse, self.middle, self.fine, self.summary, self.grid):
             if tensor is not None:
                 tensor.record_stream(stream)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 @dataclass(frozen=True, slots=True)

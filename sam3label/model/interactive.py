@@ -10,7 +10,7 @@ T tokens of a prompt, h x w = 4g x 4g mask logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,24 +87,40 @@ class Clicker:
         return side
 
     @torch.inference_mode()
-    def masks(self, frames: Sequence[Frame], hints: Sequence[Sequence[Hint]]) -> list[list[Clicked]]:
+    def masks(
+        self,
+        frames: Sequence[Frame],
+        hints: Sequence[Sequence[Hint]],
+        grids: Sequence[Tensor | None] | None = None,
+    ) -> list[list[Clicked]]:
         """Return the mask of every hint on every frame, in order. Each frame with hints is encoded once.
 
-        Raises ConfigError when even one image does not fit into memory.
+        Or not at all, where `grids` has what the detector kept of it. Raises ConfigError when even one image does not
+        fit into memory.
         """
         found: list[list[Clicked]] = [[] for _ in frames]
         asked = [number for number, own in enumerate(hints) if own]
+        known = {n: grid for n, grid in enumerate(grids or ()) if grid is not None}
 
-        def encode(part: slice) -> tuple[list[int], Tensor]:
+        def join(numbers: Sequence[int]) -> Tensor:
+            return torch.cat([known[n] for n in numbers])
+
+        def encode(numbers: Sequence[int]) -> Tensor:
             with self.detector.clock("encode"):
-                numbers = asked[part]
-                return numbers, self.detector.encode_grid(self.detector.preprocess([frames[n] for n in numbers]))
+                return self.detector.encode_grid(self.detector.preprocess([frames[n] for n in numbers]))
 
-        for numbers, grid in self.detector.batches.each(len(asked), "images", encode):
-            answers = self.masks_of_grid(grid, [frames[n].size_hw for n in numbers], [hints[n] for n in numbers])
-            for number, answer in zip(numbers, answers, strict=True):
-                found[number] = answer
+        for some, grid_of in (([n for n in asked if n in known], join), ([n for n in asked if n not in known], encode)):
+            for numbers, grid in self._grids(some, grid_of):
+                answers = self.masks_of_grid(grid, [frames[n].size_hw for n in numbers], [hints[n] for n in numbers])
+                for number, answer in zip(numbers, answers, strict=True):
+                    found[number] = answer
         return found
+
+    def _grids(
+        self, numbers: Sequence[int], grid_of: Callable[[Sequence[int]], Tensor]
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Yield numbers of frames with their grid, as many together as memory holds."""
+        return self.detector.batches.each(len(numbers), "images", lambda part: (numbers[part], grid_of(numbers[part])))
 
     @torch.inference_mode()
     def masks_of_grid(

@@ -46,7 +46,7 @@ def main() -> None:
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.photos):
         scene = make_scene(seed, tuple(arguments.size))
         frame = Frame(MediaItem(str(seed), str(seed)), 0, scene.image)
-        plain = detector.detect([frame], prompts, 0.1)
+        plain = detector.detect([frame], prompts, 0.1, keep_grids=True)
         sharper = {c.id: c for c in refined(clicker, concepts, [frame], plain)[0].candidates}
         labels = select_labels(plain[0].candidates, concepts)
         for name in SHAPES:

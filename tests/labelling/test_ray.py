@@ -261,8 +261,12 @@ def test_a_run_grows_with_refine_and_another_input_size_as_it_does_alone(
     for n in range(6):
         (some / f"{n}.jpg").write_bytes((photos / f"{n:03d}.jpg").read_bytes())
     plain = parse_concepts("names: [circle, star]\ndefaults: {conf: 0.3}")
-    grown = parse_concepts("names: [circle, star, ring]\ndefaults: {conf: 0.3}\nconcepts: {circle: {refine: true}}")
-    for list_, asked in ((plain, ""), (grown, "1 new phrase and 1 phrase with another refine ('circle', 'ring') on 6")):
+    (tmp_path / "boxes.csv").write_text("image,class,x1,y1,x2,y2\n2.jpg,star,20,20,60,50\n")
+    given = f"star: {{exemplars: {{objects: {tmp_path / 'boxes.csv'}}}}}"
+    rules = f"defaults: {{conf: 0.3}}\nconcepts: {{circle: {{refine: true}}, {given}}}"
+    grown = parse_concepts(f"names: [circle, star, ring]\n{rules}")
+    asks = "1 new phrase and 1 phrase with another refine and new exemplars of star ('circle', 'ring') on 6"
+    for list_, asked in ((plain, ""), (grown, asks)):
         common: dict[str, Any] = {"concepts": list_, "image_size": SIZE, "floor": 0.05}
         label(some, tmp_path / "alone", Path("demo"), **common)
         summary, said = on_cluster(some, tmp_path / "ray", Path("demo"), replicas=2, **common)
@@ -270,7 +274,9 @@ def test_a_run_grows_with_refine_and_another_input_size_as_it_does_alone(
         assert rows(tmp_path / "ray") == rows(tmp_path / "alone")
     with open_run(tmp_path / "ray") as run:
         assert run.info["image_size"] == SIZE
-        assert {c.prompt for unit in run.done_units() for c in run.candidates(unit)} >= {"circle", "ring"}
+        found = [c for unit in run.done_units() for c in run.candidates(unit)]
+    assert {c.prompt for c in found} >= {"circle", "ring"}
+    assert [c.item_id for c in found if c.source == "given"] == ["2.jpg"]
 
 
 def test_near_copies_are_left_out_by_each_worker_of_what_it_has(
