@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sam3label.core.records import Frame, Hint
-from sam3label.model import mask_runs
 from sam3label.model.checkpoint import Checkpoint
 from sam3label.model.detector import Detector
+from sam3label.model.device import bring, send
 from sam3label.model.mask_runs import Instance
 from sam3label.model.weights import load_own_head, load_video_model
 
@@ -127,18 +129,16 @@ class Clicker:
         self, grid: Tensor, sizes_hw: Sequence[tuple[int, int]], hints: Sequence[Sequence[Hint]]
     ) -> list[list[Clicked]]:
         """Return the masks of hints on images that are encoded: `grid` [B, V, g, g] of `Detector.encode_grid`."""
-        clock = self.detector.clock
+        clock, reader = self.detector.clock, self.detector.reader
         with clock("heads"):
             answer = self.ask(self.features(grid), sizes_hw, hints)
-            ious, stability = torch.stack((answer.ious.clamp(0, 1), answer.stability)).cpu().tolist()
+            judged = bring(torch.stack((answer.ious.clamp(0, 1), answer.stability), 1))
         with clock("post"):
-            found, start = [], 0
-            for size_hw, own in zip(sizes_hw, hints, strict=True):
-                rows = slice(start, start + len(own))
-                instances = mask_runs.instances(answer.masks[rows], size_hw, self.detector.upsampling) if own else []
-                found.append([Clicked(*one) for one in zip(instances, ious[rows], stability[rows], strict=True)])
-                start = rows.stop
-        return found
+            sizes = [size_hw for size_hw, own in zip(sizes_hw, hints, strict=True) for _ in own]
+            instances = reader.instances(reader.cut(answer.masks, sizes))
+            rows = enumerate(judged.numpy().tolist())
+            clicked = iter([Clicked(instances.get(row), iou, stability) for row, (iou, stability) in rows])
+        return [list(islice(clicked, len(own))) for own in hints]
 
     def features(self, grid: Tensor) -> ClickFeatures:
         """Return what the decoder reads of B images, from the image encoder's answer [B, V, g, g]."""
@@ -168,7 +168,8 @@ class Clicker:
                 return chosen, self._answer(features, images, [sizes_hw[image] for image in images], own)
 
             for chosen, one in self.detector.batches.each(-(-len(places) // PER_MASK), "masks", answer):
-                masks[chosen], ious[chosen] = one.masks, one.ious
+                rows = send(np.array(chosen), device)
+                masks[rows], ious[rows] = one.masks, one.ious
         return ClickAnswer(masks, ious)
 
     def _answer(
@@ -177,7 +178,7 @@ class Clicker:
         """Ask hints of one form, hint k of image `images[k]`, which has size `sizes_hw[k]`."""
         model, n, device = self.model, len(hints), self.detector.device
         single = hints[0].is_single_point
-        of = torch.tensor(images, device=device)
+        of = send(np.array(images), device)
         with self.detector.precision():
             sparse, dense = model.prompt_encoder(**self._prompts(hints, sizes_hw), input_masks=None)
             masks, ious, _, _ = model.mask_decoder(
@@ -199,11 +200,11 @@ class Clicker:
         points = labels = boxes = None
         if hints[0].points:
             at = torch.tensor([[(x, y) for x, y, _ in hint.points] for hint in hints])  # [N, n, 2]
-            points = (at[:, None] * scale).to(device)
-            labels = torch.tensor([[[int(inside) for _, _, inside in hint.points]] for hint in hints], device=device)
+            points = send((at[:, None] * scale).numpy(), device)
+            labels = send(np.array([[[int(inside) for _, _, inside in hint.points]] for hint in hints]), device)
         if hints[0].box_xyxy is not None:
             corners = torch.tensor([hint.box_xyxy for hint in hints]).view(len(hints), 2, 2)
-            boxes = (corners * scale[:, 0]).view(len(hints), 1, 4).to(device)
+            boxes = send((corners * scale[:, 0]).view(len(hints), 1, 4).numpy(), device)
         return {"input_points": points, "input_labels": labels, "input_boxes": boxes}
 
 

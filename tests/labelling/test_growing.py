@@ -109,10 +109,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         counted["encodes"] += len(pixels)
         return encode(self, pixels, *rest)
 
-    def counting_detect(self: Any, frames: Any, prompts: Any, floor: float = 0.1, exemplars: Any = None) -> Any:
+    def counting_detect(
+        self: Any, frames: Any, prompts: Any, floor: float = 0.1, exemplars: Any = None, keep_grids: bool = False
+    ) -> Any:
         given = exemplars or [{}] * len(frames)
         counted["pairs"] += sum(one.get(p.key, p) is not None for one in given for p in prompts)
-        return detect(self, frames, prompts, floor, exemplars)
+        return detect(self, frames, prompts, floor, exemplars, keep_grids)
 
     monkeypatch.setattr(Detector, "encode_images", counting_encode)
     monkeypatch.setattr(Detector, "detect", counting_detect)

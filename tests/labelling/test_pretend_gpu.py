@@ -32,6 +32,7 @@ FRAMES = 4
 LOADING = (  # weights moved: as many as there are
     "model/detector.py:of_model",
     "model/tracker.py:load",
+    "model/interactive.py:load",
     "model/encode.py:encode",
 )
 ALWAYS = {
@@ -46,6 +47,10 @@ PHOTOS = ALWAYS | {
     "model/mask_runs.py:_settled": (1, 0),  # where rounding decides
 }
 EXEMPLARS = PHOTOS | {"model/head.py:encode_boxes": (2, 0)}  # the library's, of boxes
+GIVEN = PHOTOS | {  # the masks of phrases, of `refine` and of given boxes, each of a whole batch
+    "model/mask_runs.py:_cuts": (6, 0),
+    "model/mask_runs.py:_around": (3, 0),
+}
 A_FRAME = {"model/tracker.py:_found": 1}  # of a video that is tracked, however many objects there are
 TRACKED = ALWAYS | {
     **{place: (each, 0) for place, each in A_FRAME.items()},
@@ -65,12 +70,17 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "videos").mkdir()
     write_video(folder / "videos" / "one.mp4", clip_pixels(FRAMES, size_hw=(120, 160)))
     (folder / "boxes.yaml").write_text("0.png: {circle: [[10, 5, 20, 30]]}\n2.png: {circle: [[30, 20, 40, 40]]}\n")
+    (folder / "given.csv").write_text("image,class,x1,y1,x2,y2\n0.png,circle,10,5,30,35\n4.png,circle,30,20,70,60\n")
     return folder
 
 
 def concepts(kind: str, media: Path) -> ConceptList:
-    exemplars = "concepts: {circle: {exemplars: {labels: boxes.yaml}}}\n" if kind == "exemplars" else ""
-    return parse_concepts(NAMES + exemplars, "c.yaml", (), media)
+    rules = {
+        "exemplars": "{exemplars: {labels: boxes.yaml}}",
+        "given": "{exemplars: {objects: given.csv}, refine: true}",
+    }
+    own = f"concepts: {{circle: {rules[kind]}}}\n" if kind in rules else ""
+    return parse_concepts(NAMES + own, "c.yaml", (), media)
 
 
 def found(kind: str, media: Path, out: Path, **options: Any) -> dict[str, tuple[float, int]]:
@@ -95,6 +105,8 @@ def waits_beyond(device: Device, allowed: dict[str, tuple[int, int]], batches: i
         ("photos", "official", "fp32", PHOTOS, 2),
         ("photos", "transformers", "bf16", PHOTOS, 2),
         ("exemplars", "official", "bf16", EXEMPLARS, 2),
+        ("given", "official", "fp32", GIVEN, 2),
+        ("given", "official", "bf16", GIVEN, 2),
         ("frames", "official", "bf16", PHOTOS, 2),
         ("tracked", "official", "fp32", TRACKED, FRAMES),
     ],
