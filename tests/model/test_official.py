@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 import sam3label as sl
 from sam3label.cli import app
-from sam3label.core.records import Frame, MediaItem, Prompt
+from sam3label.core.records import Frame, Hint, MediaItem, Prompt
 from sam3label.errors import CheckpointError
 from sam3label.model.checkpoint import resolve
 from sam3label.model.detector import Detector
@@ -26,6 +27,7 @@ from sam3label.model.identity import SAM3_CONFIG, identity
 from sam3label.model.interactive import Clicker
 from sam3label.model.inventory import convert
 from sam3label.model.official import from_official, normalized, source_of, to_official
+from sam3label.model.tracker import Tracker
 from sam3label.model.weight_files import clip_tokenizer, hub_shapes
 from sam3label.model.weights import load_video_model
 from sam3label.run.reader import open_run
@@ -123,6 +125,25 @@ def test_both_ways_give_the_same_answers(official: Path, tiny_checkpoint: Path) 
         detector.encode_phrases(["cat"])
         answers.append(detector.detect([frame], [prompt], 0.2))
     assert answers[0][0].candidates and answers[0][0].candidates == answers[1][0].candidates
+
+
+def test_both_ways_make_the_same_masks_of_boxes_and_the_same_tracks(official: Path, tiny_checkpoint: Path) -> None:
+    item = MediaItem("walk", "walk", "video")
+    frames = [Frame(item, number, pixels) for number, pixels in enumerate(clip_pixels(4, size_hw=(120, 160)))]
+    hints = [Hint((20, 20, 90, 80)), Hint(None, ((60, 50, True), (5, 5, False)))]
+    logits, tracks = [], []
+    for model in (official, tiny_checkpoint):
+        checkpoint = resolve(str(model))
+        detector = Detector.load(checkpoint, device="cpu")
+        clicker, tracker = Clicker.load(checkpoint, detector), Tracker.load(checkpoint, detector)
+        with torch.inference_mode():
+            grid = detector.encode_grid(detector.preprocess(frames[:1]))
+            answer = clicker.ask(clicker.features(grid), [frames[0].size_hw], [hints])
+        logits.append((answer.masks, answer.ious))
+        tracker.settings = replace(tracker.settings, score_threshold_detection=0.0, new_det_thresh=0.0)
+        tracks.append([(one.objects, one.presence.tolist()) for one in tracker.track(frames, [Prompt("car", "car")])])
+    assert all(torch.equal(one, other) for one, other in zip(*logits, strict=True))
+    assert tracks[0] == tracks[1] and sum(len(objects) for objects, _ in tracks[0]) > 4
 
 
 @pytest.mark.parametrize("prefix", ["module.", "detector only"])
