@@ -122,7 +122,7 @@ def _made_by(labelled: Run, running: bool | None) -> Iterator[str]:
 
 def _coverage(coverage: Coverage) -> Iterator[str]:
     """Say which prompts were put to how much of the run."""
-    if coverage.units and not coverage.waiting:
+    if coverage.units and not coverage.waiting and not coverage.unsought:
         each = verb(len(coverage.asked), "", "each ")
         yield f"{count(len(coverage.asked), 'prompt')} of the list, {each}asked of {_all(coverage.units)}"
     for key, asked in coverage.asked.items():
@@ -130,6 +130,7 @@ def _coverage(coverage: Coverage) -> Iterator[str]:
             yield f"{one_line(key)}: asked of {asked:,} of {count(coverage.units, 'image')}"
     if coverage.wait:
         yield coverage.wait
+    yield from coverage.notes()
     if coverage.unlisted:
         yield f"asked once and no longer on the list, not exported: {', '.join(map(one_line, coverage.unlisted))}"
 
@@ -178,6 +179,7 @@ def as_json(labelled: Run) -> dict[str, Any]:
         },
         "asked": {**coverage.asked},
         "waiting": list(coverage.waiting),
+        "not_looked_for": dict(coverage.unsought),
         "full": [{"id": item_id, "frame": frame, "prompt": key} for item_id, frame, key in labelled.full()],
         "near_copies": len(labelled.near_copies()),
         "failures": [{"id": item_id, "reason": reason} for item_id, reason in labelled.failures()],

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +45,10 @@ def export(
     if options is None or options.images != "none":
         _refuse_links(run, options or Options())
         _refuse_changed(run)
-    images = _counted(run.images(), progress)
+    images, coverage = _counted(run.images(), progress), run.coverage()
     return write_dataset(
         run.concepts, images, format, out, options,
-        run_info=run.info, failed=run.failures(), wait=run.coverage().wait,
+        run_info=run.info, failed=run.failures(), wait=coverage.wait, notes=tuple(coverage.notes()),
     )  # fmt: skip
 
 
@@ -85,10 +85,11 @@ def write_dataset(
     run_info: Mapping[str, Any] | None = None,
     failed: Iterable[tuple[str, str]] = (),
     wait: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Summary:
     """Do what `export` does for labels from anywhere: `images` in a stable order, class ids by `concepts`.
 
-    `wait` is a sentence on images that are not among `images` yet.
+    `wait` is a sentence on images that are not among `images` yet, `notes` are more to say of the labels.
     """
     chosen, options, final = FORMATS[format], options or Options(), Path(out)
     refuse_senseless([format], options)
@@ -116,7 +117,7 @@ def write_dataset(
         chosen.write(target, selected.samples(images, frames, tally))
         placer.finish()
         left_out = (f"Not in the dataset: {wait}.",) if wait else ()
-        notes = (*left_out, *_notes(format, tally, target, frames, options))
+        notes = (*left_out, *notes, *_notes(format, tally, target, frames, options))
         outline = target.outline
         cost = (outline.iou_sum / outline.drawn, outline.iou_min) if outline.drawn else None
         summary = Summary(format, final, classes, tally.splits, tuple(failed), notes, cost)

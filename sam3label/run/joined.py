@@ -112,7 +112,8 @@ class JoinedRun(Run):
         unlisted = dict.fromkeys(key for one in each for key in one.unlisted)
         waiting = sorted(item_id for one in each for item_id in one.waiting)
         listed = {prompt.key: asked[prompt.key] for prompt in self.prompts}
-        return Coverage(sum(one.units for one in each), listed, tuple(waiting), tuple(unlisted))
+        unsought = sum((Counter(one.unsought) for one in each), Counter[str]())
+        return Coverage(sum(one.units for one in each), listed, tuple(waiting), tuple(unlisted), unsought)
 
     def full(self) -> list[tuple[str, int, str]]:
         return sorted(row for part in self._parts for row in part.full())

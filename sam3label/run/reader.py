@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,7 @@ from sam3label.core.records import (
     Verify,
 )
 from sam3label.core.saturation import QUERIES, enough
-from sam3label.core.text import count, verb
+from sam3label.core.text import count, one_line, verb
 from sam3label.errors import ConfigError
 from sam3label.media import storage
 from sam3label.media.stamps import is_unchanged, looked_up
@@ -63,13 +63,15 @@ class Coverage:
     """How many of a run's units (photos, clips of videos) were asked each of the list's prompts, by key.
 
     `waiting` are the items that were not asked everything yet: they have no labels until they are. `unlisted` are
-    prompts that were asked once and are no longer in the list.
+    prompts that were asked once and are no longer in the list. `unsought` counts, by class, the units in which it was
+    not looked for: it has no phrases, and they none of its boxes.
     """
 
     units: int
     asked: Mapping[str, int]
     waiting: tuple[str, ...]
     unlisted: tuple[str, ...]
+    unsought: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def wait(self) -> str | None:
@@ -81,6 +83,14 @@ class Coverage:
             f"{count(len(self.waiting), 'image')} not asked everything yet, and without labels until then: "
             f"the same sam3label run asks {them}"
         )
+
+    def notes(self) -> Iterator[str]:
+        """Yield a sentence on each class that was not looked for everywhere: there it must not look like "none"."""
+        for name, units in self.unsought.items():
+            yield (
+                f"{one_line(name)} was not looked for in {units:,} of {count(self.units, 'image')}, which have no "
+                "boxes of it, and it has no phrases: without a label there may be some."
+            )
 
 
 class Run:
@@ -103,6 +113,7 @@ class Run:
         self._last_verifier: str | None = None
         self._verifiers: dict[VerdictUse, str] | None = None
         self._missing: dict[int | None, frozenset[str]] = {}  # by question
+        self._unsought: dict[int | None, frozenset[str]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, concepts: ConceptList | None = None, photos: str | Path | None = None) -> Self:
@@ -196,15 +207,28 @@ class Run:
 
     def coverage(self) -> Coverage:
         """Return how much of the run each of the list's prompts was put to."""
-        lacking, waiting, units = Counter[str](), set[str](), 0
+        lacking, waiting, unsought, units = Counter[str](), set[str](), Counter[str](), 0
         for unit in (u for u in self._store.units() if u.error is None):
             units += 1
             if missing := self._lacks(unit):
                 lacking.update(missing)
                 waiting.add(unit.item.id)
+            else:
+                unsought.update(self._unsought_in(unit))
         listed = {prompt.key for prompt in self.prompts}
         unlisted = tuple(p.key for p in self._store.prompts if p.key not in listed)
-        return Coverage(units, {p.key: units - lacking[p.key] for p in self.prompts}, tuple(sorted(waiting)), unlisted)
+        asked = {p.key: units - lacking[p.key] for p in self.prompts}
+        return Coverage(units, asked, tuple(sorted(waiting)), unlisted, dict(sorted(unsought.items())))
+
+    def _unsought_in(self, unit: Unit) -> frozenset[str]:
+        """Return classes that a unit was not asked for in any way."""
+        if unit.question not in self._unsought:
+            keys = {identity.partition("\0")[0] for identity in self._store.asked(unit).prompts}
+            wordless = {c.name for c in self.concepts.concepts if not c.prompts}
+            of_class = {p.class_name for p in self.prompts if p.class_name in wordless}
+            sought = {p.class_name for p in self.prompts if p.key in keys}
+            self._unsought[unit.question] = frozenset(name for name in of_class - sought if name is not None)
+        return self._unsought[unit.question]
 
     def full(self) -> list[tuple[str, int, str]]:
         """Return (item id, frame, phrase) where the model gave nearly all the answers that it can give.

@@ -227,8 +227,8 @@ def test_status_as_json_has_these_keys(place: Path, least_checkpoint: Path) -> N
     told: dict[str, Any] = json.loads((place / "status.json").read_text(encoding="utf-8"))
     assert list(told) == [
         "run", "running", "complete", "images", "videos", "frames", "candidates", "corrections", "classes", "asked",
-        "waiting", "full", "near_copies", "failures", "model", "checkpoint", "version", "created", "sources", "options",
-        "command",
+        "waiting", "not_looked_for", "full", "near_copies", "failures", "model", "checkpoint", "version", "created",
+        "sources", "options", "command",
     ]  # fmt: skip
     assert (told["running"], told["complete"]) == (False, True)
     assert told["images"] == {"done": 2, "failed": 1, "total": 3}

@@ -10,12 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from sam3label.cli import app
 from sam3label.concepts.concept_list import parse_concepts
 from sam3label.core import masks
 from sam3label.core.records import ConceptList, Label
 from sam3label.demo.shapes import Scene, make_scene
 from sam3label.errors import ConfigError, InputError
+from sam3label.export.write import export
 from sam3label.labelling import job
 from sam3label.labelling.boxes_to_masks import MaskJob, mask_boxes
 from sam3label.labelling.options import LabelOptions
@@ -185,6 +188,19 @@ def test_what_does_not_fit_is_said(scenes: tuple[Path, list[Scene]], tmp_path: P
     ((name, reason),) = summary.failures
     assert name == "1.png" and "800 x 600" in reason and summary.progress.done == 3
     assert "thing has boxes on 1 of 4 photos and no phrases: on the other 3 it is not looked for" in said
+    right = write_objects(tmp_path / "right.json", made, on=(1, 2))
+    label(folder, concepts_of(right, "[]"), tmp_path / "part")
+    with open_run(tmp_path / "part") as run:
+        assert dict(run.coverage().unsought) == {"thing": 2}
+        summary = export(run, "coco", tmp_path / "coco")
+    assert any(
+        line.startswith("thing was not looked for in 2 of 4 images, which have no boxes of it")
+        for line in summary.notes
+    )
+    done = CliRunner().invoke(app, ["status", str(tmp_path / "part")])
+    assert "not looked for in 2 of 4 images" in done.output and "each asked of all" not in done.output
+    status = CliRunner().invoke(app, ["status", str(tmp_path / "part"), "--json", "-"])
+    assert json.loads(status.output)["not_looked_for"] == {"thing": 2}
     elsewhere = write_objects(tmp_path / "elsewhere.json", made, on=(0,))
     elsewhere.write_text(elsewhere.read_text().replace('"0.png"', '"other.png"'))
     with pytest.raises(InputError, match=r"its objects are of other.png, and none of these is a photo here"):
