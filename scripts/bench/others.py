@@ -7,19 +7,22 @@ find is not compared: only how long they take up to labels, box, area and run-le
     official     pip install git+https://github.com/facebookresearch/sam3
     ultralytics  pip install ultralytics timm git+https://github.com/ultralytics/CLIP (no other CLIP will do)
 
-Written by their manuals; neither column has been run to its end yet.
+On a CPU the authors' code wants its devices and one product in bf16 replaced, from outside (and `setuptools<81`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from library import labels
 from random_checkpoint import make_official_file
+from torch.overrides import TorchFunctionMode
 
 from sam3label.core.records import Frame, Prompt
 
@@ -53,25 +56,55 @@ class _Official:
     """The authors' code as its manual has it: an image is encoded once, then each phrase asked, in bf16 on CUDA."""
 
     def __init__(self, file: Path, device: torch.device) -> None:
-        from sam3.model.sam3_image_processor import Sam3Processor
-        from sam3.model_builder import build_sam3_image_model
+        self.on_gpu, name = device.type == "cuda", device.type
+        with self._where():
+            from sam3.model import vitdet
+            from sam3.model.sam3_image_processor import Sam3Processor
+            from sam3.model_builder import build_sam3_image_model
 
-        self.device = device
-        model = build_sam3_image_model(checkpoint_path=str(file), load_from_HF=False, device=device.type)
-        self.make: Any = lambda floor: Sam3Processor(model, confidence_threshold=floor)
+            if not self.on_gpu:
+                vitdet.addmm_act = _in_its_own_precision
+            model = build_sam3_image_model(checkpoint_path=str(file), load_from_HF=False, device=name)
+        self.make: Any = lambda floor: Sam3Processor(model, device=name, confidence_threshold=floor)
+
+    def _where(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self.on_gpu else _EverythingHere()
 
     @torch.inference_mode()
     def count(self, frames: Sequence[Frame], prompts: Sequence[Prompt], floor: float) -> int:
         from PIL import Image
 
         processor, found = self.make(floor), 0
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self._where():
             for frame in frames:
                 state = processor.set_image(Image.fromarray(frame.pixels))
                 for prompt in prompts:
                     answer = processor.set_text_prompt(state=state, prompt=prompt.text)
                     found += len(labels({"scores": answer["scores"], "masks": answer["masks"].flatten(0, -3)}))
         return found
+
+
+class _EverythingHere(TorchFunctionMode):
+    """Takes every device that is called cuda for the CPU: the authors' code names it here and there."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if function in (torch.Tensor.cuda, torch.Tensor.pin_memory):
+            return args[0]
+        if str(named.get("device")).startswith("cuda"):
+            named["device"] = "cpu"
+        if function is torch.Tensor.to:
+            args = (args[0], *("cpu" if str(one).startswith("cuda") else one for one in args[1:]))
+        return function(*args, **named)
+
+
+def _in_its_own_precision(activation: Any, linear: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Compute what the authors' `addmm_act` does, which casts to bf16 whatever it gets."""
+    y = linear(x)
+    is_gelu = activation in (torch.nn.GELU, F.gelu)
+    return F.gelu(y) if is_gelu else F.relu(y)
 
 
 class _Ultralytics:
