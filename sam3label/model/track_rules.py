@@ -51,7 +51,8 @@ class Rules:
     # of SAM 3.1's loop, off in both forms:
     nms_smaller: bool = False  # duplicates by the share of the smaller mask
     no_border_births: bool = False  # nothing is born at the border
-    confirm: bool = False  # an object is shown once detections confirm it in three frames in a row
+    # an object is shown once detections confirm it in three frames in a row; a frame gone through twice counts twice
+    confirm: bool = False
     birth_065: bool = False  # a birth takes a score of 0.65, the first of a phrase as well
     hide_lost: bool = False  # an object that no detection has confirmed for long is hidden
 

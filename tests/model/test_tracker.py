@@ -25,7 +25,7 @@ from sam3label.model.checkpoint import resolve
 from sam3label.model.clean_masks import CLEARED, FILLED, clean_masks, keep_best
 from sam3label.model.detector import Detector, Seen
 from sam3label.model.mask_runs import Instance
-from sam3label.model.track_rules import OFFICIAL, Rules, TrackingExtra
+from sam3label.model.track_rules import OFFICIAL, Rules, TrackerForm, TrackingExtra
 from sam3label.model.track_session import TrackSession
 from sam3label.model.tracker import Ask, TrackedFrame, TrackedObject, Tracker
 
@@ -436,6 +436,27 @@ def test_an_object_is_shown_from_the_first_of_three_frames_that_confirm_it(
     tracker.rules = OFFICIAL
     plain = list(tracker.track(clip_frames(length), PROMPTS[:1], asked))
     assert [frame.frame.index for frame in plain if frame.objects] == list(range(2, length))
+
+
+@pytest.mark.parametrize(
+    ("form", "found_in", "shown"),
+    [
+        ("official", (0, 1), [0, 1, 2, 3]),
+        ("official", (0, 2, 3), []),  # two in a row
+        ("transformers", (0, 1), []),
+        ("transformers", (0, 1, 2), [0, 1, 2, 3]),
+    ],
+)
+def test_the_first_frame_confirms_twice_where_it_is_gone_through_twice(
+    form: TrackerForm, found_in: tuple[int, ...], shown: list[int], least_checkpoint: Path
+) -> None:
+    """As in the official code, by its API: `add_prompt` goes through the frame, and `propagate_in_video` again."""
+    one = at(30, 30, 60, 60)
+    script = {now: [(0.9, one)] for now in found_in}
+    tracker, asked = scripted(least_checkpoint, Rules.of(form, ["confirm"]), lambda now: script.get(now, []))
+    tracker.settings = replace(tracker.settings, assoc_iou_thresh=0.0)  # wherever random weights follow it to
+    tracked = list(tracker.track(clip_frames(4), PROMPTS[:1], asked))
+    assert [frame.frame.index for frame in tracked if frame.objects] == shown
 
 
 # ---- both ways
