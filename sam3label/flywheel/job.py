@@ -26,6 +26,7 @@ from sam3label.flywheel.card import write_card
 from sam3label.flywheel.gate import Examination, Judgement, judge
 from sam3label.flywheel.material import Division, Material, gather, with_guard
 from sam3label.flywheel.options import FinetuneOptions
+from sam3label.flywheel.rehearsal import Rehearsal, rehearse, unreviewed
 from sam3label.labelling.options import LabelOptions
 from sam3label.labelling.progress import Progress
 from sam3label.run.reader import Run
@@ -33,11 +34,13 @@ from sam3label.run.reader import Run
 if TYPE_CHECKING:
     from sam3label.model.adapter import Learned
     from sam3label.model.checkpoint import Checkpoint
+    from sam3label.train.costs import Costs
     from sam3label.train.detector import Precision
     from sam3label.train.loop import Course
+    from sam3label.train.tuning import Tuner
 
 FIGURES = "figures.json"
-LEARNED_FROM, JUDGED_BY = "learned_from", "judged_by"  # in a checkpoint: ids of photos
+LEARNED_FROM, REHEARSED, JUDGED_BY = "learned_from", "rehearsed", "judged_by"  # in a checkpoint: ids of photos
 TRAINING, TRAINED = "training", "checkpoint"  # folders in OUT.work
 _SHOWN_EXAMS = 16  # held-out photos whose losses are shown while it trains
 _RATES = {"lora": 2e-3, "heads": 5e-4, "full": 1e-3}
@@ -89,12 +92,14 @@ def finetune(
     for note in material.notes:
         tell.on_message(note)
     work = out.with_name(f"{out.name}.work")
-    learned = _train(material, checkpoint, options, work / TRAINING, tell)
+    others = unreviewed(runs, material, options.groups, options.guard_photos)
+    rehearsal = rehearse(runs, material, others.free, checkpoint.identity)
+    learned = _train(material, rehearsal, checkpoint, options, work / TRAINING, tell)
     if learned is None:
         return Finetuned(None, None, len(material.train), len(material.held_out), work)
-    trained = _write(work / TRAINED, learned, checkpoint, base, options, material)
-    verdict = _examined(runs, material, base, trained, options, work, tell)
-    figures = {**verdict.to_json(), **_about(options, material, base, checkpoint, out)}
+    trained = _write(work / TRAINED, learned, checkpoint, base, options, material, rehearsal)
+    verdict = _examined(runs[-1], material, others.guard, base, trained, options, work, tell)
+    figures = {**verdict.to_json(), **_about(options, material, rehearsal, base, checkpoint, out)}
     write_whole(work / FIGURES, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     if not verdict.passes and not options.keep_anyway:
         return Finetuned(None, verdict, len(material.train), len(material.held_out), work)
@@ -110,7 +115,10 @@ def _refuse_full(out: Path) -> None:
 def _division(checkpoint: Checkpoint, options: FinetuneOptions) -> Division:
     """Return how photos are divided: as they were for the checkpoint's own training, and new ones by the share."""
     about = checkpoint.adapter.about if checkpoint.adapter is not None else {}
-    trained, judged = (frozenset(map(str, about.get(name, ()))) for name in (LEARNED_FROM, JUDGED_BY))
+    learned_from, rehearsed, judged = (
+        frozenset(map(str, about.get(name, ()))) for name in (LEARNED_FROM, REHEARSED, JUDGED_BY)
+    )
+    trained = learned_from | rehearsed
     return Division(options.held_out, options.groups, trained, judged - trained)
 
 
@@ -125,6 +133,7 @@ def _size_of(info: dict[str, Any]) -> int | None:
 
 def _train(
     material: Material,
+    rehearsal: Rehearsal,
     checkpoint: Checkpoint,
     options: FinetuneOptions,
     folder: Path,
@@ -153,11 +162,12 @@ def _train(
         tokenize,
         images=options.photos_a_step,
         pairs_an_image=options.questions,
+        rehearsed=rehearsal.photos,
         **ways,
     )
     tuner = Tuner(model, teacher, tuning)
     spent = costs.measure(tuner)
-    for sentence in _plan(material, tuning, spent, str(device)):
+    for sentence in _plan(material, rehearsal, tuner, spent, str(device)):
         tell.on_message(sentence)
     if options.dry_run:
         return None
@@ -176,14 +186,15 @@ def _precision(options: FinetuneOptions) -> Precision:
     return options.dtype if options.dtype != "fp16" else "auto"
 
 
-def _plan(material: Material, tuning: Any, spent: Any, device: str) -> list[str]:
+def _plan(material: Material, rehearsal: Rehearsal, tuner: Tuner, spent: Costs, device: str) -> list[str]:
     """Say what will be done and what it takes."""
-    minutes = tuning.steps * min(tuning.images, len(material.train)) * spent.image_seconds / 60
-    at_once = min(tuning.images, len(material.train))
+    at_once, steps = tuner.teacher.photos_a_step, tuner.tuning.steps
+    minutes = steps * at_once * spent.image_seconds / 60
     return [
         f"{count(len(material.train), 'photo')} to learn from, {len(material.held_out)} held out to judge by; "
         f"{count(len(material.asked), 'class', 'classes')}",
-        f"{tuning.method}: {spent.trained:,} of {spent.of_all:,} numbers are trained; {tuning.steps} steps of "
+        rehearsal.told,
+        f"{tuner.tuning.method}: {spent.trained:,} of {spent.of_all:,} numbers are trained; {steps} steps of "
         f"{count(at_once, 'photo')} on {device}",
         f"memory: weights {_gb(spent.model_bytes)}, their training {_gb(spent.training_bytes)}, each photo "
         f"{_gb(spent.image_bytes)}: {_gb(spent.bytes_for(at_once))} with {at_once} at once, "
@@ -203,6 +214,7 @@ def _write(
     base: str,
     options: FinetuneOptions,
     material: Material,
+    rehearsal: Rehearsal,
 ) -> Path:
     """Write what was learned, upon what the base had learned itself, as a checkpoint that can be loaded."""
     from sam3label.model.adapter import write_adapter
@@ -217,6 +229,7 @@ def _write(
         "trained_from": {"model": _lasting(base), "identity": checkpoint.identity},
         "classes": list(material.concepts.names),
         LEARNED_FROM: sorted({*seen.get(LEARNED_FROM, ()), *(image.item.id for image in material.train)}),
+        REHEARSED: sorted({*seen.get(REHEARSED, ()), *(photo.item.id for photo in rehearsal.photos)}),
         JUDGED_BY: sorted({*seen.get(JUDGED_BY, ()), *(image.item.id for image in material.held_out)}),
     }
     partial = folder.with_name(f".{folder.name}.partial")
@@ -240,8 +253,9 @@ def _lasting(model: str) -> str:
 
 
 def _examined(
-    runs: Sequence[Run],
+    run: Run,
     material: Material,
+    guard: Sequence[MediaItem],
     base: str,
     trained: Path,
     options: FinetuneOptions,
@@ -249,7 +263,6 @@ def _examined(
     tell: Listeners,
 ) -> Judgement:
     concepts = with_guard(material.concepts, options.guard)
-    run = runs[-1]
     numbers = run.note("fingerprint") or {}
     label = LabelOptions(
         device=options.device,
@@ -260,7 +273,7 @@ def _examined(
         video="off",
         workers=0,
     )
-    photos = [*(image.item for image in material.held_out), *_others(runs, material, options.guard_photos)]
+    photos = [*(image.item for image in material.held_out), *guard]
     examination = Examination(photos, concepts, label, work)
     made = []
     for name, model, revision in ((gate.BEFORE, base, options.revision), (gate.AFTER, str(trained), None)):
@@ -275,16 +288,13 @@ def untouched(concepts: ConceptList, material: Material) -> list[str]:
     return [concept.name for concept in concepts.concepts if concept.name not in material.touched]
 
 
-def _others(runs: Sequence[Run], material: Material, most: int) -> list[MediaItem]:
-    """Return some photos of the runs that nobody reviewed, the same ones every time."""
-    known = {image.item.id for image in (*material.train, *material.held_out)}
-    found = {item.id: item for run in runs for item in run.items("image") if item.id not in known}
-    order = sorted(found, key=lambda id_: hashlib.blake2b(id_.encode(), digest_size=8).digest())
-    return [found[id_] for id_ in order[:most]]
-
-
 def _about(
-    options: FinetuneOptions, material: Material, base: str, checkpoint: Checkpoint, out: Path
+    options: FinetuneOptions,
+    material: Material,
+    rehearsal: Rehearsal,
+    base: str,
+    checkpoint: Checkpoint,
+    out: Path,
 ) -> dict[str, Any]:
     return {
         "name": out.name,
@@ -293,6 +303,7 @@ def _about(
         "base": {"model": _lasting(base), "identity": checkpoint.identity},
         "photos": len(material.train),
         "photos_held_out": len(material.held_out),
+        "rehearsed": {"photos": len(rehearsal.photos), "phrases": list(rehearsal.phrases)},
         "classes": list(material.concepts.names),
         "touched": sorted(material.touched),
         "options": asdict(options),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sam3label.annotations.coco import JudgedObject, Pair, Truth, TruthImage
 from sam3label.annotations.truth import read_truth
-from sam3label.core.records import Box, Concept, ConceptList, Label, MediaItem
+from sam3label.core.records import Box, Concept, ConceptList, Label, MediaItem, Rle
 from sam3label.core.text import count
 from sam3label.errors import InputError
 from sam3label.export.splits import Splits
@@ -209,7 +209,7 @@ def _asked(concepts: ConceptList, notes: list[str]) -> tuple[Concept, ...]:
 
 
 def _sample(image: KnownImage, asked: Sequence[Concept]) -> TaughtPhoto:
-    objects = tuple(_fraction(found, image.size_hw) for _, found in image.objects)
+    objects = tuple(truth_object(found.box_xywh, found.rle, image.size_hw) for _, found in image.objects)
     own = {c.id: tuple(i for i, (class_id, _) in enumerate(image.objects) if class_id == c.id) for c in asked}
     known = [concept for concept in asked if concept.id in image.known]
     return TaughtPhoto(image.item, image.size_hw, objects, tuple(_questions(known, own)))
@@ -234,10 +234,11 @@ def _questions(known: Sequence[Concept], own: Mapping[int, tuple[int, ...]]) -> 
                 yield PhraseAnswer(phrase, own[concept.id], denied=True)
 
 
-def _fraction(found: JudgedObject, size_hw: tuple[int, int]) -> TruthObject:
-    x, y, width, height = found.box_xywh
+def truth_object(box_xywh: Box, rle: Rle | None, size_hw: tuple[int, int]) -> TruthObject:
+    """Return an object as a training takes it, from its box in pixels."""
+    x, y, width, height = box_xywh
     box: Box = (x / size_hw[1], y / size_hw[0], (x + width) / size_hw[1], (y + height) / size_hw[0])
-    return TruthObject(_inside(box), found.rle)
+    return TruthObject(_inside(box), rle)
 
 
 def _inside(box: Box) -> Box:

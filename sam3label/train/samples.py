@@ -35,6 +35,7 @@ Rng = np.random.Generator
 MOST_EXEMPLARS = 3
 CLOSEST = 0.7  # side of the smallest crop, of the photo's
 _TRIES = 8  # at a crop that cuts no object too much
+REHEARSED = 0.5  # photos that are rehearsed, for each that is taught
 PASTED = 0.7  # share of views with objects of another photo
 LARGE = 2.0  # a photo's shorter side by the model's: beyond, crops are cut from a copy as large as the closest need
 _CACHE = 256 << 20  # bytes of decoded photos that are kept
@@ -65,7 +66,10 @@ class _View:
 
 
 class Teacher:
-    """Makes the batches of a training, and those that it is examined with."""
+    """Makes the batches of a training, and those that it is examined with.
+
+    Beside every two samples a step shows one that is `rehearsed`: into those nothing is pasted.
+    """
 
     def __init__(
         self,
@@ -78,8 +82,9 @@ class Teacher:
         cells: int = 128,
         seed: int = 0,
         varied: bool = True,
+        rehearsed: Sequence[TaughtPhoto] = (),
     ) -> None:
-        self.samples, self._tokenize, self.side = samples, tokenize, side
+        self.samples, self.rehearsed, self._tokenize, self.side = samples, rehearsed, tokenize, side
         self.images, self.pairs_an_image, self.cells = min(images, len(samples)), pairs_an_image, cells
         self.seed, self.varied = seed, varied
         self._rarity = rarity(samples)
@@ -92,36 +97,42 @@ class Teacher:
     def digest(self) -> str:
         """What tells these samples and this way of showing them from others."""
         whole = hashlib.sha256(repr((self.side, self.images, self.pairs_an_image, self.cells, self.seed)).encode())
-        for sample in self.samples:
+        for sample in (*self.samples, *self.rehearsed):
             whole.update(repr((sample.item.id, sample.size_hw, sample.objects, sample.questions)).encode())
             for one in sample.objects:
                 whole.update(one.rle.counts if one.rle else b"box")
         return whole.hexdigest()[:16]
 
+    @property
+    def photos_a_step(self) -> int:
+        """How many photos a step shows, those that are rehearsed among them."""
+        return self.images + self._rehearsed_a_step
+
+    @property
+    def _rehearsed_a_step(self) -> int:
+        return min(math.ceil(REHEARSED * self.images), len(self.rehearsed))
+
     def lesson(self, step: int) -> list[Lesson]:
         """Return the step's images one by one, for whoever runs them together: `joined`."""
         rng = np.random.default_rng((self.seed, 1, step))
-        return [self._lesson(self.samples[number], rng) for number in self._numbers(step)]
+        taught = _in_turn(len(self.samples), self.images, step, (self.seed, 0))
+        rehearsed = _in_turn(len(self.rehearsed), self._rehearsed_a_step, step, (self.seed, 2))
+        return [
+            *(self._lesson(self.samples[number], rng) for number in taught),
+            *(self._lesson(self.rehearsed[number], rng, pasting=False) for number in rehearsed),
+        ]
 
     def exam(self, number: int) -> Lesson:
         """Return one sample as it is, with every question."""
         sample = self.samples[number]
         return self._made(self._view(sample, _decode(sample), None, False, sample.questions), None)
 
-    def _numbers(self, step: int) -> list[int]:
-        """Every sample once an epoch, in another order each."""
-        places = range(step * self.images, (step + 1) * self.images)
-        count = len(self.samples)
-        orders = {epoch: np.random.default_rng((self.seed, 0, epoch)).permutation(count) for epoch in
-                  {place // count for place in places}}  # fmt: skip
-        return [int(orders[place // count][place % count]) for place in places]
-
-    def _lesson(self, sample: TaughtPhoto, rng: Rng) -> Lesson:
+    def _lesson(self, sample: TaughtPhoto, rng: Rng, pasting: bool = True) -> Lesson:
         if not self.varied:
             questions = _chosen(sample.questions, self.pairs_an_image, rng)
             return self._made(self._view(sample, _decode(sample), None, False, questions), rng)
         sample, photo = self._reduced(sample)
-        if rng.random() < PASTED and self._odds.any():
+        if pasting and rng.random() < PASTED and self._odds.any():
             number = int(rng.choice(len(self.samples), p=self._odds))
             other, from_photo = self._reduced(self.samples[number])
             sample, photo = pasted(sample, photo, other, from_photo, self._rarity[number], rng)
@@ -209,6 +220,14 @@ class Teacher:
             targets=tuple(torch.tensor(q.answer, dtype=torch.long) for q in questions),
         )
         return Lesson(batch, torch.tensor([q.denied for q in questions], dtype=torch.bool), (view.has_mask,))
+
+
+def _in_turn(count: int, images: int, step: int, seed: tuple[int, int]) -> list[int]:
+    """Return the numbers that a step shows of `count`: every one once an epoch, in another order each."""
+    places = range(step * images, (step + 1) * images)
+    orders = {epoch: np.random.default_rng((*seed, epoch)).permutation(count) for epoch in
+              {place // count for place in places}}  # fmt: skip
+    return [int(orders[place // count][place % count]) for place in places]
 
 
 def _decode(sample: TaughtPhoto) -> npt.NDArray[np.uint8]:

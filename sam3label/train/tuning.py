@@ -267,7 +267,7 @@ class Tuner:
         self.averaged = {name: value.detach().clone() for name, value in self.trained.items()}
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98))
         self.steps = 0
-        self.together = teacher.images  # images that go through the model at once
+        self.together = teacher.photos_a_step  # images that go through the model at once
         self.smooth, self.first = math.nan, math.nan  # of the total loss: now, and at the beginning
         self._maker = ThreadPoolExecutor(1, "lessons")
         self._coming: dict[int, Future[list[Lesson]]] = {}  # by step

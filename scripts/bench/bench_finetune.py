@@ -5,8 +5,9 @@
     python scripts/bench/bench_finetune.py --plot docs/assets/finetune.png --work build/finetune
     python scripts/bench/bench_finetune.py --draws 4 8 16 --work build/finetune    # how often so many photos pass each
 
-Simulated reviewers correct scenes of `strange_scenes`; `sam3label finetune` learns from some and is judged by the
-others. Then base and checkpoint label 200 more strange scenes, and 200 of the demo's own, with nothing strange in them.
+A run holds scenes of `strange_scenes`, and ordinary ones, which are the demo's own. Simulated reviewers correct some of
+the strange ones; `sam3label finetune` learns from some of these and is judged by the others; nobody reviews the rest of
+the run. Then base and checkpoint label 200 more strange scenes, and 200 ordinary ones, with nothing strange in them.
 With --shuffled each corrected photo gets the corrections of another, and must be refused.
 """
 
@@ -30,6 +31,7 @@ from sam3label.demo.shapes import write_scenes
 from sam3label.quality.compare import cgf1_change, table_of
 
 TAUGHT, TESTED, ORDINARY = 510_000, 900_000, 9_500_000  # seeds of scenes; of 500_000 on, 40 hold 6 plus signs
+REST = 9_800_000  # of ordinary scenes that nobody reviews
 SIZE_HW = (240, 320)
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--learn", type=int, default=30, help="corrected scenes that are learned from")
     parser.add_argument("--judge", type=int, default=10, help="corrected scenes that judge")
+    parser.add_argument("--rest", type=int, default=110, help="scenes of the run that nobody reviews, half ordinary")
     parser.add_argument("--test", type=int, default=200, help="scenes of each kind that base and checkpoint label")
     parser.add_argument("--shuffled", action="store_true", help="give each photo another's corrections")
     parser.add_argument("--errors", type=float, default=0.0, help="share of the reviewers' decisions that are wrong")
@@ -69,12 +72,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     name = f"{args.method}-{args.learn}-{args.judge}" + ("-shuffled" if args.shuffled else "")
     folder = args.work / name
     photos = folder / "photos"
-    truth = read_coco(write_strange_scenes(photos, count, TAUGHT, SIZE_HW))
+    ordinary = args.rest // 2
+    truth = read_coco(write_strange_scenes(photos, count + args.rest - ordinary, TAUGHT, SIZE_HW))
+    write_scenes(photos / "ordinary", ordinary, REST, {name: name for name in KNOWN}, SIZE_HW)
     run = folder / "run"
     if not (run / "run.sqlite").exists():
         labelled = sl.label(photos, list(CLASSES), out=run, model="demo", workers=0)
         corrected = shuffled(truth) if args.shuffled else truth
-        corrections = review(labelled, corrected, [item.id for item in labelled.items()], args.errors)
+        reviewed = [image.file_name for image in truth.images.values()][:count]
+        corrections = review(labelled, corrected, reviewed, args.errors)
     else:
         corrections = sum(one.action not in ("reviewed", "approved") for one in sl.open_run(run).corrections())
     begun, cpu = time.monotonic(), time.process_time()
@@ -87,9 +93,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     verdict = made.verdict
     assert verdict is not None
     row: dict[str, Any] = {
-        "method": args.method, "learned_from": made.photos, "judged_by": made.held_out, "corrections": corrections,
-        "shuffled": args.shuffled, "errors": args.errors, **spent, "kept": made.checkpoint is not None,
-        "against": list(verdict.against), "gate": verdict.comparison.to_json(),
+        "method": args.method, "learned_from": made.photos, "judged_by": made.held_out, "rest": args.rest,
+        "corrections": corrections, "shuffled": args.shuffled, "errors": args.errors, **spent,
+        "kept": made.checkpoint is not None, "against": list(verdict.against), "gate": verdict.comparison.to_json(),
     }  # fmt: skip
     if made.checkpoint is not None:
         row["megabytes"] = sum(file.stat().st_size for file in out.glob("*.safetensors")) / 1e6

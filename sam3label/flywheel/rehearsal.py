@@ -1,0 +1,176 @@
+"""What is rehearsed beside the corrections: what the base itself is sure of, in photos that nobody reviewed.
+
+A few corrected photos teach, and let be forgotten what they do not show. The runs hold what the base answered
+everywhere else, so that rehearsing it costs no call of the model. An answer to a phrase is sure where every candidate
+is either well over the threshold or well under it. Phrases on which the base is silent in corrected photos that show
+their objects are not rehearsed: what people teach would be unlearned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sam3label.core import masks
+from sam3label.core.records import Concept, ConceptList, Label, LabeledImage, MediaItem
+from sam3label.core.text import count
+from sam3label.export.splits import Splits
+from sam3label.flywheel.material import Material, truth_object
+from sam3label.run.decide import INSIDE, SAME_OBJECT_IOU, decide
+from sam3label.run.reader import Run, SeenFrame
+from sam3label.train.taught import PhraseAnswer, TaughtPhoto
+
+SURE = 0.8  # score from which a candidate is an object
+UNSURE = 0.3  # score from which it may be one
+SILENT = 0.1  # presence under which there is none
+MISSED = 0.25  # of the corrected photos that show it, at most: where a phrase that is rehearsed is sure to find nothing
+GUARDING = 1 / 3  # of the photos that nobody reviewed, at most
+SUREST = 1 / 2  # of those that are left
+MOST = 500  # photos
+
+Answers = Mapping[str, tuple[Label, ...] | None]  # by phrase; None: not sure
+
+
+@dataclass(frozen=True, slots=True)
+class Unreviewed:
+    """Photos that nobody reviewed: those that show what was forgotten, and the ids of those that may be rehearsed.
+
+    No group is on both sides, and none of those that judge is rehearsed.
+    """
+
+    guard: tuple[MediaItem, ...]
+    free: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """Photos with sure answers of the base; empty where there are none."""
+
+    photos: tuple[TaughtPhoto, ...] = ()
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The phrases that are rehearsed, in the order in which they are asked."""
+        return tuple(dict.fromkeys(str(q.phrase) for photo in self.photos for q in photo.questions))
+
+    @property
+    def told(self) -> str:
+        """What is rehearsed, in a sentence."""
+        if not self.photos:
+            return "nothing is rehearsed: the base has no sure answers in photos that nobody reviewed"
+        phrases = count(len(self.phrases), "phrase")
+        return (
+            f"{count(len(self.photos), 'photo')} that nobody reviewed rehearsed, by what the base is sure of: {phrases}"
+        )
+
+
+def unreviewed(runs: Sequence[Run], material: Material, groups: Splits, most_guarding: int) -> Unreviewed:
+    """Divide what nobody reviewed, by group, the same way every time."""
+    known = {image.item.id for image in (*material.train, *material.held_out)}
+    judging = {groups.group(image.item.id) for image in material.held_out}
+    found = {item.id: item for run in runs for item in run.items("image") if item.id not in known}
+    members: dict[str, list[str]] = {}
+    for id_ in sorted(found, key=_digest):
+        members.setdefault(groups.group(id_), []).append(id_)
+    order = sorted(members, key=lambda group: (group not in judging, _digest(group)))
+    most, guarding = min(most_guarding, max(1, round(GUARDING * len(found)))), list[str]()
+    free: list[str] = []
+    for group in order:
+        (guarding if group in judging or len(guarding) < most else free).extend(members[group])
+    corrected = {one.item_id for run in runs for one in run.corrections()}
+    return Unreviewed(tuple(found[id_] for id_ in guarding[:most]), frozenset(free) - corrected)
+
+
+def rehearse(runs: Sequence[Run], material: Material, free: Collection[str], base: str) -> Rehearsal:
+    """Return the photos of which the base is surest, among those with these ids that it labelled itself.
+
+    `base` is its checkpoint's identity.
+    """
+    own = [run for run in runs if run.info.get("checkpoint") == base]
+    phrases = _known(own, material, _phrases(material.asked))
+    surest = heapq.nsmallest(MOST, _seen(own, free, phrases), key=lambda one: (one[0], _digest(one[1].item.id)))
+    kept = round(SUREST * len(free))
+    return Rehearsal(tuple(photo for _, photo in surest[:kept] if photo.questions))
+
+
+def sure_answers(seen: SeenFrame, phrases: Sequence[str]) -> Answers:
+    """Return what the model answered to each phrase that it was asked, None where it is not sure."""
+    asked = ConceptList(tuple(Concept(i, phrase, (phrase,), conf=SURE) for i, phrase in enumerate(phrases)))
+    decisions = decide([c for c in seen.candidates if c.source == "phrase"], asked)
+    answers: dict[str, tuple[Label, ...] | None] = {}
+    for number, phrase in enumerate(phrases):
+        if phrase not in seen.presence:
+            continue
+        own = [d for d in decisions if d.label.class_id == number]
+        objects = tuple(d.label for d in own if d.outcome == "label")
+        others = [d.label for d in own if d.outcome == "low score" and d.label.score >= UNSURE]
+        unsure = not _covered(others, objects) or (not objects and seen.presence[phrase] >= SILENT)
+        answers[phrase] = None if unsure else objects
+    return answers
+
+
+def _covered(others: Sequence[Label], objects: Sequence[Label]) -> bool:
+    """Tell whether each of the others is one of the objects again, or a part of it."""
+    if not others or not objects:
+        return not others
+    pair = [one.rle for one in others], [one.rle for one in objects]
+    again = (masks.iou_matrix(*pair) >= SAME_OBJECT_IOU) | (masks.cover_matrix(*pair) >= INSIDE)
+    return bool(again.any(1).all())
+
+
+def _phrases(asked: Sequence[Concept]) -> list[str]:
+    """Return the phrases that are asked in words alone."""
+    return list(dict.fromkeys(phrase for concept in asked if concept.exemplars is None for phrase in concept.prompts))
+
+
+def _known(runs: Sequence[Run], material: Material, phrases: Sequence[str]) -> list[str]:
+    """Return the phrases whose objects the base does not often miss, being sure, in the photos that are learned from.
+
+    Its silence on others is what people corrected.
+    """
+    classes = {phrase: {c.id for c in material.asked if phrase in c.prompts} for phrase in phrases}
+    missed, shown = Counter[str](), Counter[str]()
+    for image in material.train:
+        there = {class_id for class_id, _ in image.objects}
+        for phrase, objects in _answers(runs, image.item.id, phrases).items():
+            if classes[phrase] & there:
+                shown[phrase] += 1
+                missed[phrase] += objects == ()
+    return [phrase for phrase in phrases if missed[phrase] <= MISSED * shown[phrase]]
+
+
+def _answers(runs: Sequence[Run], item_id: str, phrases: Sequence[str]) -> Answers:
+    for run in reversed(runs):
+        if (unit := run.unit(item_id)) is not None:
+            return sure_answers(next(run.frames(unit)), phrases)
+    return {}
+
+
+def _seen(runs: Sequence[Run], free: Collection[str], phrases: Sequence[str]) -> Iterator[tuple[int, TaughtPhoto]]:
+    """Yield photos with sure answers, and to how many phrases the answer is not sure; of several runs the last's."""
+    left = set(free)
+    for run in reversed(runs):
+        for unit in run.done_units():
+            if unit.item.id in left:
+                left.discard(unit.item.id)
+                seen = next(run.frames(unit))
+                answers = sure_answers(seen, phrases)
+                yield sum(objects is None for objects in answers.values()), _taught(seen.image, answers)
+
+
+def _taught(image: LabeledImage, answers: Answers) -> TaughtPhoto:
+    objects: list[Label] = []
+    questions: list[PhraseAnswer] = []
+    for phrase, own in answers.items():
+        if own is not None:
+            questions.append(PhraseAnswer(phrase, tuple(range(len(objects), len(objects) + len(own)))))
+            objects += own
+    known = tuple(truth_object(one.box_xywh, one.rle, image.size_hw) for one in objects)
+    return TaughtPhoto(image.item, image.size_hw, known, tuple(questions))
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
