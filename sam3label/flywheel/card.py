@@ -28,6 +28,7 @@ def card(figures: Mapping[str, Any], verdict: Judgement) -> str:
         f"{figures['photos']} reviewed photos, by sam3label {figures['version']}, {figures['created']}.",
         f"Classes: {', '.join(map(one_line, figures['classes']))}. Corrected by people: "
         f"{', '.join(map(one_line, figures['touched'])) or 'none'}.",
+        *_rehearsed(figures["rehearsed"]),
         "",
         "## Figures",
         "",
@@ -53,6 +54,16 @@ def card(figures: Mapping[str, Any], verdict: Judgement) -> str:
         "beside: check tracks before relying on them.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rehearsed(rehearsed: Mapping[str, Any]) -> list[str]:
+    photos, phrases = rehearsed["photos"], rehearsed["phrases"]
+    if not photos:
+        return ["Nothing was rehearsed."]
+    return [
+        f"Rehearsed beside them: what the base is sure of in {count(photos, 'photo')} that nobody reviewed, to "
+        f"{count(len(phrases), 'phrase')} ({', '.join(map(one_line, phrases))})."
+    ]
 
 
 def _guard(verdict: Judgement) -> list[str]:

@@ -88,7 +88,7 @@ def finetune(
     if base is None:
         raise InputError(f"{runs[-1].folder} does not say which checkpoint made it: name one with --model.")
     checkpoint = resolve(base, options.revision, options.image_size or _size_of(info))
-    material = gather(runs, _division(checkpoint, options), gt, gt_split)
+    material = gather(runs, division(checkpoint, options), gt, gt_split)
     for note in material.notes:
         tell.on_message(note)
     work = out.with_name(f"{out.name}.work")
@@ -112,7 +112,7 @@ def _refuse_full(out: Path) -> None:
         raise OutputError(f"{out} exists: a checkpoint is never written over another. Name a new folder with -o.")
 
 
-def _division(checkpoint: Checkpoint, options: FinetuneOptions) -> Division:
+def division(checkpoint: Checkpoint, options: FinetuneOptions) -> Division:
     """Return how photos are divided: as they were for the checkpoint's own training, and new ones by the share."""
     about = checkpoint.adapter.about if checkpoint.adapter is not None else {}
     learned_from, rehearsed, judged = (

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sam3label.core import masks
 from sam3label.core.records import Concept, ConceptList, Label, LabeledImage, MediaItem
-from sam3label.core.text import count
+from sam3label.core.text import count, verb
 from sam3label.export.splits import Splits
 from sam3label.flywheel.material import Material, truth_object
 from sam3label.run.decide import INSIDE, SAME_OBJECT_IOU, decide
@@ -61,10 +62,8 @@ class Rehearsal:
         """What is rehearsed, in a sentence."""
         if not self.photos:
             return "nothing is rehearsed: the base has no sure answers in photos that nobody reviewed"
-        phrases = count(len(self.phrases), "phrase")
-        return (
-            f"{count(len(self.photos), 'photo')} that nobody reviewed rehearsed, by what the base is sure of: {phrases}"
-        )
+        photos = f"{count(len(self.photos), 'photo')} that nobody reviewed {verb(len(self.photos), 'is', 'are')}"
+        return f"{photos} rehearsed, by what the base is sure of there: {count(len(self.phrases), 'phrase')}"
 
 
 def unreviewed(runs: Sequence[Run], material: Material, groups: Splits, most_guarding: int) -> Unreviewed:
@@ -92,7 +91,7 @@ def rehearse(runs: Sequence[Run], material: Material, free: Collection[str], bas
     own = [run for run in runs if run.info.get("checkpoint") == base]
     phrases = _known(own, material, _phrases(material.asked))
     surest = heapq.nsmallest(MOST, _seen(own, free, phrases), key=lambda one: (one[0], _digest(one[1].item.id)))
-    kept = round(SUREST * len(free))
+    kept = math.ceil(SUREST * len(free))
     return Rehearsal(tuple(photo for _, photo in surest[:kept] if photo.questions))
 
 

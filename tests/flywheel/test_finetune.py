@@ -17,7 +17,7 @@ from sam3label.cli import app
 from sam3label.core import masks
 from sam3label.core.records import Correction
 from sam3label.errors import ConfigError, OutputError
-from sam3label.flywheel import gate, job
+from sam3label.flywheel import gate, job, rehearsal
 from sam3label.flywheel.card import card
 from sam3label.flywheel.gate import Judgement
 from sam3label.flywheel.options import FinetuneOptions
@@ -102,6 +102,24 @@ def test_a_dry_run_says_what_it_takes_and_trains_nothing(project: Path) -> None:
     assert not out.exists() and not (project / "checkpoints" / "dry.work" / "training").exists()
 
 
+def test_what_is_rehearsed_is_said_and_never_judges_a_later_turn(
+    project: Path, least_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "SURE", 0.0)
+    monkeypatch.setattr(rehearsal, "SILENT", 1.1)
+    out, said = project / "rehearsed", list[str]()
+    sl.finetune(project / "run", out, keep_anyway=True, on_message=said.append, **CHEAP)
+    assert "1 photo that nobody reviewed is rehearsed, by what the base is sure of there: 2 phrases" in said
+    assert any("2 steps of 2 photos on" in text for text in said)
+    figures, about = (json.loads((out / name).read_text()) for name in (job.FIGURES, "finetuned.json"))
+    assert figures["rehearsed"] == {"photos": 1, "phrases": ["red box", "cup"]}
+    assert "in 1 photo that nobody reviewed, to 2 phrases (red box, cup)" in (out / "README.md").read_text()
+    (rehearsed,) = about[job.REHEARSED]
+    assert rehearsed not in {*about[job.LEARNED_FROM], *about[job.JUDGED_BY]}
+    later = job.division(resolve(str(out)), FinetuneOptions(held_out=0.8))
+    assert rehearsed not in later.held_out([f"{number}.png" for number in range(14)])
+
+
 def test_other_settings_do_not_go_on_with_a_training(project: Path) -> None:
     out = project / "checkpoints" / "settings"
     sl.finetune(project / "run", out, **CHEAP)
@@ -166,7 +184,9 @@ def test_a_corrected_class_that_next_to_nothing_judges_is_named() -> None:
     verdict = Judgement(replace(figures, classes=few), None, (), ())
     assert verdict.hardly_judged.startswith("Hardly judged, by what is held out: old (1 object). ")
     about = {"name": "one", "options": {"method": "lora"}, "base": {"model": "demo"}, "photos": 8, "version": "0.1",
-             "created": AT, "classes": ["old"], "touched": ["old"], "photos_held_out": 4}  # fmt: skip
+             "created": AT, "classes": ["old"], "touched": ["old"], "photos_held_out": 4,
+             "rehearsed": {"photos": 3, "phrases": ["cup"]}}  # fmt: skip
     assert verdict.hardly_judged in card(about, verdict)
+    assert "the base is sure of in 3 photos that nobody reviewed, to 1 phrase (cup)." in card(about, verdict)
     assert Judgement(replace(figures, classes=few), agreed(0.97), ("old",), ()).hardly_judged == ""  # the base is asked
     assert Judgement(figures, None, (), ()).hardly_judged == ""

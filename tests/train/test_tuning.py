@@ -209,6 +209,28 @@ def test_every_photo_is_seen_once_an_epoch_and_each_step_is_the_same_again(
     assert len({float(image.sum()) for image in first.batch.pixels}) == 3
 
 
+def test_what_is_rehearsed_is_shown_beside_and_each_step_is_the_same_again(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> Teacher:
+        return teacher(tmp_path, tiny_checkpoint, rehearsed=[sample(tmp_path, n) for n in (3, 4, 5)])
+
+    alone, beside = teacher(tmp_path, tiny_checkpoint), made()
+    assert (alone.photos_a_step, beside.photos_a_step) == (2, 3)
+    assert alone.digest != beside.digest == made().digest
+    shown, into = list[str](), list[str]()
+    decode, paste = samples.decode_image, samples.pasted
+    monkeypatch.setattr(samples, "decode_image", lambda path, most: shown.append(Path(path).name) or decode(path, most))
+    monkeypatch.setattr(samples, "pasted", lambda *given: into.append(given[0].item.id) or paste(*given))
+    for step in range(6):
+        lessons, again = beside.lesson(step), made().lesson(step)
+        assert all(torch.equal(one.batch.pixels, two.batch.pixels) for one, two in zip(lessons, again, strict=True))
+        taught = alone.lesson(step)
+        assert [one.batch.pixels.sum() for one in taught] == [one.batch.pixels.sum() for one in lessons[:2]]
+    assert {"3.png", "4.png", "5.png"} <= set(shown) and into
+    assert set(into) <= {"0.png", "1.png", "2.png"}  # nothing is pasted into what is rehearsed
+
+
 def test_presence_learns_where_the_library_cuts_it_off(tmp_path: Path, tiny_checkpoint: Path) -> None:
     made = tuner(tmp_path, tiny_checkpoint, "heads")
     with torch.no_grad():
@@ -270,6 +292,7 @@ SETTINGS = {"photos": "three"}
 
 def trained_in(folder: Path, photos: Path, checkpoint: Path) -> dict[str, torch.Tensor]:
     made = tuner(photos, checkpoint)
+    made.teacher = teacher(photos, checkpoint, rehearsed=[sample(photos, n) for n in (3, 4, 5)])
     exams = [made.teacher.exam(0)]
     return dict(loop.run(made, exams, folder, SETTINGS, saved_every=2).whole)
 
