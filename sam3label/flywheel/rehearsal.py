@@ -1,9 +1,9 @@
 """What is rehearsed beside the corrections: what the base itself is sure of, in photos that nobody reviewed.
 
 A few corrected photos teach, and let be forgotten what they do not show. The runs hold what the base answered
-everywhere else, so that rehearsing it costs no call of the model. An answer to a phrase is sure where every candidate
-is either well over the threshold or well under it. Phrases on which the base is silent in corrected photos that show
-their objects are not rehearsed: what people teach would be unlearned.
+everywhere else, so that rehearsing it costs no call of the model. Candidates well over the threshold are objects; of
+those that are neither well over it nor well under it nothing is learned. Phrases on which the base is silent in
+corrected photos that show their objects are not rehearsed: what people teach would be unlearned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sam3label.export.splits import Splits
 from sam3label.flywheel.material import Material, truth_object
 from sam3label.run.decide import INSIDE, SAME_OBJECT_IOU, decide
 from sam3label.run.reader import Run, SeenFrame
-from sam3label.train.taught import PhraseAnswer, TaughtPhoto
+from sam3label.train.taught import PhraseAnswer, TaughtPhoto, TruthObject
 
 SURE = 0.8  # score from which a candidate is an object
 UNSURE = 0.3  # score from which it may be one
@@ -32,7 +32,18 @@ GUARDING = 1 / 3  # of the photos that nobody reviewed, at most
 SUREST = 1 / 2  # of those that are left
 MOST = 500  # photos
 
-Answers = Mapping[str, tuple[Label, ...] | None]  # by phrase; None: not sure
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said to a phrase: objects that it is sure of, and what may be others; or that there is none."""
+
+    objects: tuple[Label, ...]
+    unsure: tuple[Label, ...]
+    silent: bool
+
+    @property
+    def says_something(self) -> bool:
+        return bool(self.objects) or self.silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +106,29 @@ def rehearse(runs: Sequence[Run], material: Material, free: Collection[str], bas
     return Rehearsal(tuple(photo for _, photo in surest[:kept] if photo.questions))
 
 
-def sure_answers(seen: SeenFrame, phrases: Sequence[str]) -> Answers:
-    """Return what the model answered to each phrase that it was asked, None where it is not sure."""
+def answers_of(seen: SeenFrame, phrases: Sequence[str]) -> dict[str, Answer]:
+    """Return what the model said to each phrase that it was asked."""
     asked = ConceptList(tuple(Concept(i, phrase, (phrase,), conf=SURE) for i, phrase in enumerate(phrases)))
     decisions = decide([c for c in seen.candidates if c.source == "phrase"], asked)
-    answers: dict[str, tuple[Label, ...] | None] = {}
+    answers: dict[str, Answer] = {}
     for number, phrase in enumerate(phrases):
-        if phrase not in seen.presence:
-            continue
         own = [d for d in decisions if d.label.class_id == number]
         objects = tuple(d.label for d in own if d.outcome == "label")
-        others = [d.label for d in own if d.outcome == "low score" and d.label.score >= UNSURE]
-        unsure = not _covered(others, objects) or (not objects and seen.presence[phrase] >= SILENT)
-        answers[phrase] = None if unsure else objects
+        rest = [d.label for d in own if d.outcome == "low score" and d.label.score >= UNSURE]
+        unsure = tuple(one for one, again in zip(rest, _again(rest, objects), strict=True) if not again)
+        if phrase in seen.presence:
+            silent = not objects and not unsure and seen.presence[phrase] < SILENT
+            answers[phrase] = Answer(objects, unsure, silent)
     return answers
 
 
-def _covered(others: Sequence[Label], objects: Sequence[Label]) -> bool:
-    """Tell whether each of the others is one of the objects again, or a part of it."""
-    if not others or not objects:
-        return not others
-    pair = [one.rle for one in others], [one.rle for one in objects]
+def _again(labels: Sequence[Label], objects: Sequence[Label]) -> list[bool]:
+    """Tell of each label whether it is one of the objects again, or a part of it."""
+    if not labels or not objects:
+        return [False] * len(labels)
+    pair = [one.rle for one in labels], [one.rle for one in objects]
     again = (masks.iou_matrix(*pair) >= SAME_OBJECT_IOU) | (masks.cover_matrix(*pair) >= INSIDE)
-    return bool(again.any(1).all())
+    return [bool(row.any()) for row in again]
 
 
 def _phrases(asked: Sequence[Concept]) -> list[str]:
@@ -134,41 +145,49 @@ def _known(runs: Sequence[Run], material: Material, phrases: Sequence[str]) -> l
     missed, shown = Counter[str](), Counter[str]()
     for image in material.train:
         there = {class_id for class_id, _ in image.objects}
-        for phrase, objects in _answers(runs, image.item.id, phrases).items():
+        for phrase, answer in _answers(runs, image.item.id, phrases).items():
             if classes[phrase] & there:
                 shown[phrase] += 1
-                missed[phrase] += objects == ()
+                missed[phrase] += answer.silent
     return [phrase for phrase in phrases if missed[phrase] <= MISSED * shown[phrase]]
 
 
-def _answers(runs: Sequence[Run], item_id: str, phrases: Sequence[str]) -> Answers:
+def _answers(runs: Sequence[Run], item_id: str, phrases: Sequence[str]) -> dict[str, Answer]:
     for run in reversed(runs):
         if (unit := run.unit(item_id)) is not None:
-            return sure_answers(next(run.frames(unit)), phrases)
+            return answers_of(next(run.frames(unit)), phrases)
     return {}
 
 
-def _seen(runs: Sequence[Run], free: Collection[str], phrases: Sequence[str]) -> Iterator[tuple[int, TaughtPhoto]]:
-    """Yield photos with sure answers, and to how many phrases the answer is not sure; of several runs the last's."""
+def _seen(runs: Sequence[Run], free: Collection[str], phrases: Sequence[str]) -> Iterator[tuple[float, TaughtPhoto]]:
+    """Yield photos with how unsure the base is of each, and what it is sure of; of several runs the last's."""
     left = set(free)
     for run in reversed(runs):
         for unit in run.done_units():
             if unit.item.id in left:
                 left.discard(unit.item.id)
                 seen = next(run.frames(unit))
-                answers = sure_answers(seen, phrases)
-                yield sum(objects is None for objects in answers.values()), _taught(seen.image, answers)
+                answers = answers_of(seen, phrases)
+                yield _doubt(answers), _taught(seen.image, answers)
 
 
-def _taught(image: LabeledImage, answers: Answers) -> TaughtPhoto:
-    objects: list[Label] = []
+def _doubt(answers: Mapping[str, Answer]) -> float:
+    """Return the share of what may be objects that is unsure, as if there were one more of both: nothing is a half."""
+    sure = sum(len(answer.objects) for answer in answers.values())
+    unsure = sum(len(answer.unsure) or not answer.says_something for answer in answers.values())
+    return (unsure + 1) / (sure + unsure + 2)
+
+
+def _taught(image: LabeledImage, answers: Mapping[str, Answer]) -> TaughtPhoto:
+    objects: list[TruthObject] = []
     questions: list[PhraseAnswer] = []
-    for phrase, own in answers.items():
-        if own is not None:
-            questions.append(PhraseAnswer(phrase, tuple(range(len(objects), len(objects) + len(own)))))
-            objects += own
-    known = tuple(truth_object(one.box_xywh, one.rle, image.size_hw) for one in objects)
-    return TaughtPhoto(image.item, image.size_hw, known, tuple(questions))
+    for phrase, answer in answers.items():
+        if answer.says_something:
+            first, then = len(objects), len(objects) + len(answer.objects)
+            objects += [truth_object(one.box_xywh, one.rle, image.size_hw) for one in answer.objects]
+            objects += [truth_object(one.box_xywh, None, image.size_hw) for one in answer.unsure]
+            questions.append(PhraseAnswer(phrase, tuple(range(first, then)), unsure=tuple(range(then, len(objects)))))
+    return TaughtPhoto(image.item, image.size_hw, tuple(objects), tuple(questions))
 
 
 def _digest(name: str) -> bytes:

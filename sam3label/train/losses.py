@@ -83,17 +83,26 @@ def hungarian(cost: Tensor, counts: Tensor, copies: int = 1) -> Matches:
 
 
 def classification_loss(
-    logits: Tensor, matches: Matches, iou: Tensor, present: Tensor, iou_aware: float = 1.0, focus: float = 2.0
+    logits: Tensor,
+    matches: Matches,
+    iou: Tensor,
+    present: Tensor,
+    iou_aware: float = 1.0,
+    focus: float = 2.0,
+    unsure: Tensor | None = None,
 ) -> Tensor:
     """Return the focal cross-entropy of the query scores towards how good each is, summed, over the number of matches.
 
     A matched query's target is IoU**iou_aware: with 0 it is 1, which lets a model that places boxes badly still learn
     which queries have something under them. The others' target is 0. Each term counts |target - p|**focus. Rows
-    without objects are left to the presence token. Args: logits [R, Q]; iou [M]; present bool [R].
+    without objects are left to the presence token, and `unsure` queries count where they are matched alone.
+    Args: logits [R, Q]; iou [M]; present bool [R]; unsure bool [R, Q].
     """
     target = torch.zeros_like(logits)
     target[matches.row, matches.query] = iou.detach().clamp(min=0) ** iou_aware
     weight = (target - logits.detach().sigmoid()).abs() ** focus * present[:, None]
+    if unsure is not None:
+        weight = weight * ~(unsure & (target == 0))
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * loss).sum() / max(len(matches), 1)
 

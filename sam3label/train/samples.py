@@ -48,10 +48,12 @@ class Lesson:
     batch: Batch
     denied: Tensor  # bool [P]
     has_mask: tuple[Tensor, ...]  # B times bool [N_b]
+    unsure: tuple[Tensor, ...]  # P times the instances of its image that may answer the prompt
 
     def to(self, device: torch.device) -> Lesson:
         """Return the same on another device."""
-        return Lesson(self.batch.to(device), self.denied.to(device), tuple(row.to(device) for row in self.has_mask))
+        moved = (tuple(row.to(device) for row in rows) for rows in (self.has_mask, self.unsure))
+        return Lesson(self.batch.to(device), self.denied.to(device), *moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +168,16 @@ class Teacher:
             boxes.append(_mirrored(box) if mirrored else box)
             shown.append(self._mask(part_of, mirrored))
         place = {number: i for i, number in enumerate(kept)}
+
+        def seen(numbers: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(place[number] for number in numbers if number in place)
+
         return _View(
             pixels,
             torch.tensor([_cxcywh(box) for box in boxes], dtype=torch.float32).reshape(-1, 4),
             torch.from_numpy(np.stack(shown)).float() / 255 if shown else torch.zeros(0, self.cells, self.cells),
             torch.tensor([sample.objects[number].rle is not None for number in kept], dtype=torch.bool),
-            tuple(replace(q, answer=tuple(place[n] for n in q.answer if n in place)) for q in questions),
+            tuple(replace(q, answer=seen(q.answer), unsure=seen(q.unsure)) for q in questions),
         )
 
     def _mask(self, part: masks.Mask | None, mirrored: bool) -> npt.NDArray[np.uint8]:
@@ -219,7 +225,9 @@ class Teacher:
             instance_masks=(view.masks,),
             targets=tuple(torch.tensor(q.answer, dtype=torch.long) for q in questions),
         )
-        return Lesson(batch, torch.tensor([q.denied for q in questions], dtype=torch.bool), (view.has_mask,))
+        denied = torch.tensor([q.denied for q in questions], dtype=torch.bool)
+        unsure = tuple(torch.tensor(q.unsure, dtype=torch.long) for q in questions)
+        return Lesson(batch, denied, (view.has_mask,), unsure)
 
 
 def _in_turn(count: int, images: int, step: int, seed: tuple[int, int]) -> list[int]:
@@ -274,7 +282,12 @@ def joined(lessons: Sequence[Lesson]) -> Lesson:
         targets=tuple(target for part in parts for target in part.targets),
     )
     denied = torch.cat([lesson.denied for lesson in lessons])
-    return Lesson(batch, denied, tuple(row for lesson in lessons for row in lesson.has_mask))
+    return Lesson(
+        batch,
+        denied,
+        tuple(row for lesson in lessons for row in lesson.has_mask),
+        tuple(row for lesson in lessons for row in lesson.unsure),
+    )
 
 
 def tokenizing(tokenizer: Any) -> Tokenize:

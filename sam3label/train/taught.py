@@ -27,14 +27,16 @@ class TruthObject:
 class PhraseAnswer:
     """A phrase asked of one photo, and the numbers of the objects that answer it.
 
-    `denied`: the phrase is a `not:` phrase, and says nothing but that these objects are not what it names. `guided`:
-    labelling shows exemplars with it. Without a phrase there are only exemplars.
+    `unsure` are those that may answer it: nothing is learned of them. `denied`: the phrase is a `not:` phrase, and says
+    nothing but that these objects are not what it names. `guided`: labelling shows exemplars with it. Without a phrase
+    there are only exemplars.
     """
 
     phrase: str | None
     answer: tuple[int, ...] = ()
     denied: bool = False
     guided: bool = False
+    unsure: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from sam3label.train.samples import Lesson, Teacher, joined
 MASKED_AN_IMAGE = 6  # pairs of an image that go through the mask head
 POINTS = 2048  # at which each mask is compared
 _OVERSAMPLED, _UNSURE = 3, 0.75  # points are drawn three times over; so many of those kept are where the mask is unsure
-DENIED_IOU = 0.5  # an answer that covers an object so far is about that object
+ABOUT_IOU = 0.5  # an answer that covers an object so far is about that object
 _GROWN = 3.0  # times the loss of the beginning at which a training has diverged
 _SMOOTH = 0.95
 
@@ -143,7 +143,8 @@ def loss_parts(
     distance, giou, iou = losses.box_losses(boxes[asked.row, asked.query], wanted)
     present = (counts > 0).repeat(layers) & ~denied
     share = len(asked) / totals.objects
-    entropy = losses.classification_loss(logits, asked, iou, present, weights.iou_aware)
+    unsure = _unsure(boxes, lesson, layers)
+    entropy = losses.classification_loss(logits, asked, iou, present, weights.iou_aware, unsure=unsure)
     return {
         "classification": weights.classification * entropy * max(len(asked), 1) / totals.objects,
         "presence": weights.presence * _presence(presence, lesson.denied, counts > 0) / totals.pairs,
@@ -152,6 +153,18 @@ def loss_parts(
         "denied": weights.classification * _denied(logits, boxes, truth, matches, about, pairs) / totals.denied,
         **_mask_parts(outputs, lesson, masked, asked, totals, weights, generator),
     }
+
+
+def _unsure(boxes: Tensor, lesson: Lesson, layers: int) -> Tensor:
+    """Return which answers are about objects that may answer, or not: bool [L * P, Q]."""
+    batch = lesson.batch
+    truth = _padded_boxes(batch.instance_boxes, batch.image_of, lesson.unsure)
+    counts = torch.tensor([len(row) for row in lesson.unsure], device=boxes.device)
+    real = torch.arange(truth.shape[1], device=boxes.device) < counts[:, None]  # [P, T]
+    iou, _ = losses.box_overlap(
+        losses.corners(boxes.detach())[:, :, None], losses.corners(truth.repeat(layers, 1, 1))[:, None]
+    )
+    return ((iou >= ABOUT_IOU) & real.repeat(layers, 1)[:, None]).any(-1)
 
 
 def _padded_boxes(boxes: Sequence[Tensor], image_of: Tensor, targets: Sequence[Tensor]) -> Tensor:
@@ -177,7 +190,7 @@ def _denied(logits: Tensor, boxes: Tensor, truth: Tensor, matches: losses.Matche
         return logits.sum() * 0
     iou, _ = losses.box_overlap(losses.corners(boxes[row, query]), losses.corners(truth[row % pairs, target]))
     one = logits[row, query]
-    return (F.softplus(one) * one.detach().sigmoid() ** 2 * (iou.detach() >= DENIED_IOU)).sum()
+    return (F.softplus(one) * one.detach().sigmoid() ** 2 * (iou.detach() >= ABOUT_IOU)).sum()
 
 
 def _mask_parts(
@@ -241,12 +254,12 @@ def _sampled(maps: Tensor, at: Tensor) -> Tensor:
 
 
 def _semantic(outputs: Outputs, lesson: Lesson, masked: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over pairs of cross-entropy and dice of "any of them here", where every object has a mask."""
+    """Sums over pairs of cross-entropy and dice of "any of them here", where every object is sure and has a mask."""
     batch, size = lesson.batch, outputs.semantic.shape[-2:]
     slots, truth = [], []
     for slot, pair in enumerate(masked.tolist()):
         image, own = int(batch.image_of[pair]), batch.targets[pair]
-        if bool(lesson.has_mask[image][own].all()):
+        if bool(lesson.has_mask[image][own].all()) and not len(lesson.unsure[pair]):
             slots.append(slot)
             union = batch.instance_masks[image][own].sum(0).clamp(max=1)
             truth.append(F.adaptive_avg_pool2d(union[None], (size[0], size[1]))[0])
