@@ -9,10 +9,9 @@ corrected photos that show their objects are not rehearsed: what people teach wo
 from __future__ import annotations
 
 import hashlib
-import heapq
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sam3label.core import masks
@@ -29,8 +28,8 @@ UNSURE = 0.3  # score from which it may be one
 SILENT = 0.1  # presence under which there is none
 MISSED = 0.25  # of the corrected photos that show it, at most: where a phrase that is rehearsed is sure to find nothing
 GUARDING = 1 / 3  # of the photos that nobody reviewed, at most
-SUREST = 1 / 2  # of those that are left
-MOST = 500  # photos
+LOOKED_AT = 1000  # of those that are left, at most
+SUREST = 1 / 2  # of those that are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,11 @@ def rehearse(runs: Sequence[Run], material: Material, free: Collection[str], bas
     """
     own = [run for run in runs if run.info.get("checkpoint") == base]
     phrases = _known(own, material, _phrases(material.asked))
-    surest = heapq.nsmallest(MOST, _seen(own, free, phrases), key=lambda one: (one[0], _digest(one[1].item.id)))
-    kept = math.ceil(SUREST * len(free))
-    return Rehearsal(tuple(photo for _, photo in surest[:kept] if photo.questions))
+    looked_at = (_seen(own, item_id) for item_id in sorted(free, key=_digest)[:LOOKED_AT])
+    told = [(seen.image, answers_of(seen, phrases)) for seen in looked_at if seen is not None]
+    surest = sorted(told, key=lambda one: _doubt(one[1]))[: math.ceil(SUREST * len(told))]
+    photos = (_taught(image, answers) for image, answers in surest)
+    return Rehearsal(tuple(photo for photo in photos if photo.questions))
 
 
 def answers_of(seen: SeenFrame, phrases: Sequence[str]) -> dict[str, Answer]:
@@ -145,30 +146,20 @@ def _known(runs: Sequence[Run], material: Material, phrases: Sequence[str]) -> l
     missed, shown = Counter[str](), Counter[str]()
     for image in material.train:
         there = {class_id for class_id, _ in image.objects}
-        for phrase, answer in _answers(runs, image.item.id, phrases).items():
+        seen = _seen(runs, image.item.id)
+        for phrase, answer in ({} if seen is None else answers_of(seen, phrases)).items():
             if classes[phrase] & there:
                 shown[phrase] += 1
                 missed[phrase] += answer.silent
     return [phrase for phrase in phrases if missed[phrase] <= MISSED * shown[phrase]]
 
 
-def _answers(runs: Sequence[Run], item_id: str, phrases: Sequence[str]) -> dict[str, Answer]:
+def _seen(runs: Sequence[Run], item_id: str) -> SeenFrame | None:
+    """Return what the last of the runs that has a photo saw in it."""
     for run in reversed(runs):
         if (unit := run.unit(item_id)) is not None:
-            return answers_of(next(run.frames(unit)), phrases)
-    return {}
-
-
-def _seen(runs: Sequence[Run], free: Collection[str], phrases: Sequence[str]) -> Iterator[tuple[float, TaughtPhoto]]:
-    """Yield photos with how unsure the base is of each, and what it is sure of; of several runs the last's."""
-    left = set(free)
-    for run in reversed(runs):
-        for unit in run.done_units():
-            if unit.item.id in left:
-                left.discard(unit.item.id)
-                seen = next(run.frames(unit))
-                answers = answers_of(seen, phrases)
-                yield _doubt(answers), _taught(seen.image, answers)
+            return next(run.frames(unit))
+    return None
 
 
 def _doubt(answers: Mapping[str, Answer]) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,6 @@ def test_a_denied_phrase_pushes_down_answers_on_its_objects_and_says_nothing_of_
     presence = presence.detach().requires_grad_()
     box = torch.tensor(lesson.batch.instance_boxes[0][0].tolist()).expand_as(outputs.boxes).clone()
     logits = torch.zeros_like(outputs.logits, requires_grad=True)
-    from dataclasses import replace
-
     there = replace(outputs, boxes=box, logits=logits)
     parts = loss_parts(there, presence, lesson, masked_pairs(lesson), totals, made.tuning.weights, torch.Generator())
     assert float(parts["denied"].detach()) > 0
@@ -177,6 +176,34 @@ def test_a_denied_phrase_pushes_down_answers_on_its_objects_and_says_nothing_of_
     (gradient,) = torch.autograd.grad(parts["presence"], presence)
     assert float(gradient[:, 2].abs().sum()) == 0
     assert float(gradient[:, :2].abs().min()) > 0
+
+
+def test_of_what_is_unsure_nothing_is_learned(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    made = tuner(tmp_path, tiny_checkpoint)
+    known = sample(tmp_path, 0)
+    beside = TruthObject((0.7, 0.7, 0.9, 0.9), None)
+    objects = (*known.objects, beside)
+
+    def gradient(*questions: PhraseAnswer) -> torch.Tensor:
+        """Of the scores, where half of the answers are about the one object, and half about the other."""
+        tokenize = tokenizing(load_tokenizer(resolve(str(tiny_checkpoint))))
+        lesson = Teacher([replace(known, objects=objects, questions=questions)], tokenize, 224, cells=32).exam(0)
+        totals = StepTotals.of([lesson])
+        outputs, presence = answer(made.model, lesson, masked_pairs(lesson))
+        boxes = outputs.boxes.detach().clone()
+        half = boxes.shape[2] // 2
+        boxes[:, :, :half], boxes[:, :, half:] = lesson.batch.instance_boxes[0]
+        logits = torch.zeros_like(outputs.logits, requires_grad=True)
+        parts = loss_parts(replace(outputs, boxes=boxes, logits=logits), presence, lesson, masked_pairs(lesson), totals,
+                           made.tuning.weights, torch.Generator())  # fmt: skip
+        parts["classification"].backward()
+        assert ("semantic" in parts and float(parts["semantic"].detach()) > 0) != any(q.unsure for q in questions)
+        assert logits.grad is not None
+        return torch.stack((logits.grad[:, 0, :half].abs().sum(), logits.grad[:, 0, half:].abs().sum()))
+
+    sure, unsure = gradient(PhraseAnswer("red box", (0,))), gradient(PhraseAnswer("red box", (0,), unsure=(1,)))
+    assert float(sure[0]) == float(unsure[0]) > 0
+    assert float(sure[1]) > float(unsure[1]) == 0
 
 
 def test_objects_with_boxes_alone_have_no_mask_losses(tmp_path: Path, tiny_checkpoint: Path) -> None:
