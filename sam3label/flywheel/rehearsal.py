@@ -33,7 +33,7 @@ SUREST = 1 / 2  # of those that are looked at
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class BaseAnswer:
     """What the model said to a phrase: objects that it is sure of, and what may be others; or that there is none."""
 
     objects: tuple[Label, ...]
@@ -107,11 +107,11 @@ def rehearse(runs: Sequence[Run], material: Material, free: Collection[str], bas
     return Rehearsal(tuple(photo for photo in photos if photo.questions))
 
 
-def answers_of(seen: SeenFrame, phrases: Sequence[str]) -> dict[str, Answer]:
+def answers_of(seen: SeenFrame, phrases: Sequence[str]) -> dict[str, BaseAnswer]:
     """Return what the model said to each phrase that it was asked."""
     asked = ConceptList(tuple(Concept(i, phrase, (phrase,), conf=SURE) for i, phrase in enumerate(phrases)))
     decisions = decide([c for c in seen.candidates if c.source == "phrase"], asked)
-    answers: dict[str, Answer] = {}
+    answers: dict[str, BaseAnswer] = {}
     for number, phrase in enumerate(phrases):
         own = [d for d in decisions if d.label.class_id == number]
         objects = tuple(d.label for d in own if d.outcome == "label")
@@ -119,7 +119,7 @@ def answers_of(seen: SeenFrame, phrases: Sequence[str]) -> dict[str, Answer]:
         unsure = tuple(one for one, again in zip(rest, _again(rest, objects), strict=True) if not again)
         if phrase in seen.presence:
             silent = not objects and not unsure and seen.presence[phrase] < SILENT
-            answers[phrase] = Answer(objects, unsure, silent)
+            answers[phrase] = BaseAnswer(objects, unsure, silent)
     return answers
 
 
@@ -162,14 +162,14 @@ def _seen(runs: Sequence[Run], item_id: str) -> SeenFrame | None:
     return None
 
 
-def _doubt(answers: Mapping[str, Answer]) -> float:
+def _doubt(answers: Mapping[str, BaseAnswer]) -> float:
     """Return the share of what may be objects that is unsure, as if there were one more of both: nothing is a half."""
     sure = sum(len(answer.objects) for answer in answers.values())
     unsure = sum(len(answer.unsure) or not answer.says_something for answer in answers.values())
     return (unsure + 1) / (sure + unsure + 2)
 
 
-def _taught(image: LabeledImage, answers: Mapping[str, Answer]) -> TaughtPhoto:
+def _taught(image: LabeledImage, answers: Mapping[str, BaseAnswer]) -> TaughtPhoto:
     objects: list[TruthObject] = []
     questions: list[PhraseAnswer] = []
     for phrase, answer in answers.items():
