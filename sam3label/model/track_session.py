@@ -35,7 +35,7 @@ from sam3label.model.matching_tracks import (
 from sam3label.model.recall import ObjectPast, recall, worth_keeping
 from sam3label.model.track_rules import Rules, TrackSettings
 from sam3label.model.tracker_parts import SURE, UNSURE, FrameFeatures, Recalled, TrackerParts, enlarge, shrink
-from sam3label.model.tracks import Beginning, Births, Followed, Memory, Tracks
+from sam3label.model.tracks import Beginning, Births, Followed, Memory, Tracks, effective_iou
 
 SOLID = 1024.0  # logits, positive or negative, of a mask that is given
 ALWAYS_HIDDEN = 100_000  # later than any frame: an object that was taken back before it was ever seen again
@@ -224,9 +224,9 @@ class TrackSession:
     def _arrived(self, now: int, begun: Begun) -> _Tracked:
         """Wait for what was begun, and note it."""
         scores, ious = (torch.from_numpy(values) for values in begun.said.numpy())
-        quality = effective_iou(scores, ious).tolist()
+        seen = how_seen(scores).tolist()
         for place, pointer in begun.pointers.items():
-            self.targets[place].memories[now] = Memory(pointer.clone(), quality[place])
+            self.targets[place].memories[now] = Memory(pointer.clone(), seen[place], float(ious[place]))
         masks, inside = clean_masks(begun.raw, begun.inside.numpy(), self.settings.fill_hole_area)
         return _Tracked(begun.raw, masks, inside, begun.scores, scores.tolist())
 
@@ -245,13 +245,13 @@ class TrackSession:
         return ObjectPast(now, self.first, conditioning, tracked, self.backwards)
 
     def _quality(self) -> dict[int, dict[int, float]]:
-        """Return litter -> frame -> the mean effective IoU of the objects in it."""
-        sums: dict[int, dict[int, list[float]]] = {}
+        """Return litter -> frame -> the effective IoU of the objects in it."""
+        litters: dict[int, dict[int, list[Memory]]] = {}
         for target in self.targets:
-            frames = sums.setdefault(target.litter, {})
+            frames = litters.setdefault(target.litter, {})
             for frame, memory in target.memories.items():
-                frames.setdefault(frame, []).append(memory.quality)
-        return {n: {frame: sum(v) / len(v) for frame, v in frames.items()} for n, frames in sums.items()}
+                frames.setdefault(frame, []).append(memory)
+        return {n: {frame: effective_iou(own) for frame, own in frames.items()} for n, frames in litters.items()}
 
     # ---- corrections
 
@@ -280,12 +280,10 @@ class TrackSession:
         """Pointers from the detections' masks; the frame is a conditioning one of all objects of their litters."""
         given = self._given(rows_of(found.masks, list(sure.values())))
         pointers = self.parts.pointer_of(features, given, self.rules.first_pointer_single)
-        known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
         for place, pointer in zip(sure, pointers, strict=True):
             memory = self.targets[place].memories[now]
             memory.pointer = pointer.clone()
-            memory.quality = known
-            memory.given = True
+            memory.seen, memory.iou, memory.given = KNOWN, 1.0, True
         litters = {self.targets[place].litter for place in sure}
         for target in self.targets:
             if target.litter in litters:
@@ -354,10 +352,9 @@ class TrackSession:
         low, remembered = self._first_masks(given, phrases, size_hw)
         appears = given.flatten(1).gt(0).any(1)
         eldest = dict(zip(phrases[::-1], numbers[::-1], strict=True))
-        known = float(effective_iou(torch.tensor(SURE), torch.tensor(1.0)))
         born = [
             Followed(number, phrase, now, eldest[phrase], score, low[i], {
-                now: Memory(pointers[i].clone(), known, conditioning=True, given=True)
+                now: Memory(pointers[i].clone(), KNOWN, 1.0, conditioning=True, given=True)
             })
             for i, (number, phrase, score) in enumerate(zip(numbers, phrases, births.scores, strict=True))
         ]  # fmt: skip
@@ -408,7 +405,8 @@ class TrackSession:
         given = {frame for one in targets for frame, memory in one.memories.items() if memory.given}
         for target in targets:
             for frame, memory in target.memories.items():
-                memory.conditioning = memory.conditioning and frame in given
+                if memory.conditioning and frame not in given:
+                    memory.conditioning, memory.downgraded = False, True
 
     def _forget(self, now: int) -> None:
         """Drop what no later frame reads. Changes no output."""
@@ -423,9 +421,12 @@ class TrackSession:
                     memory.spatial = None
 
 
-def effective_iou(scores: Tensor, ious: Tensor) -> Tensor:
-    """Return how well an object is seen: its score's logit as 0 (likely not there) to 1, times the expected IoU."""
-    return (2 * scores.sigmoid() - 1).clamp(min=0) * ious
+def how_seen(scores: Tensor) -> Tensor:
+    """Return logits of scores as 0 (likely not there) to 1."""
+    return (2 * scores.sigmoid() - 1).clamp(min=0)
+
+
+KNOWN = float(how_seen(torch.tensor(SURE)))  # of an object whose mask is given
 
 
 def _by(keys: Sequence[int]) -> list[list[int]]:

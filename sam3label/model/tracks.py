@@ -13,13 +13,26 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Memory:
-    """What is kept of an object in a frame: a pointer [D], a spatial memory [S, M], how good it was (effective IoU)."""
+    """What is kept of an object in a frame: a pointer [D], a spatial memory [S, M], how well it was seen."""
 
     pointer: Tensor
-    quality: float
+    seen: float  # its score's logit as 0 (likely not there) to 1
+    iou: float  # that its mask is expected to have
     conditioning: bool = False
     given: bool = False  # its mask came from a detection
+    downgraded: bool = False  # it was a conditioning frame, and is none any more
     spatial: Tensor | None = None
+
+
+def effective_iou(litter: Sequence[Memory]) -> float:
+    """Return how well those born together were seen in a frame, 0 to 1: mean score times mean expected IoU.
+
+    It is not the mean of the products, because Meta's code multiplies scores [B, 1] with IoUs [B]. Of frames that were
+    conditioning ones once it holds both as [B, 1], and takes the mean of the products.
+    """
+    if any(one.downgraded for one in litter):
+        return sum(one.seen * one.iou for one in litter) / len(litter)
+    return sum(one.seen for one in litter) * sum(one.iou for one in litter) / len(litter) ** 2
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from sam3label.model.matching_tracks import (
 )
 from sam3label.model.recall import ObjectPast, Recall, Sizes, closest, recall, worth_keeping
 from sam3label.model.track_rules import EXTRAS, OFFICIAL, Rules, TrackSettings
+from sam3label.model.tracks import Memory, effective_iou
 
 SIZES = Sizes(memories=7, pointers=16, conditioning=4)
 LIBRARY = Rules.of("transformers")
@@ -71,6 +72,16 @@ def test_the_first_frame_is_no_good_memory_and_a_weak_one_is_none() -> None:
     quality = {0: 0.9, 1: 0.009, 2: 0.011, 3: 0.9}
     assert recall(past(4, (), quality), SIZES, OFFICIAL).memories == ((2, 2), (1, 3))
     assert recall(past(0, (), {}), SIZES, OFFICIAL).memories == ()
+
+
+def test_those_born_together_are_judged_by_their_mean_score_times_their_mean_iou() -> None:
+    """V1, as Meta's code computes it: not by the mean of the products, but for frames that were conditioning ones."""
+    pointer = torch.zeros(1)
+    litter = [Memory(pointer, seen=0.8, iou=0.0), Memory(pointer, seen=0.0, iou=0.6)]
+    assert effective_iou(litter) == pytest.approx(0.4 * 0.3)
+    assert effective_iou(litter[:1]) == 0.0
+    downgraded = [replace(one, downgraded=True) for one in litter]
+    assert effective_iou(downgraded) == 0.0
 
 
 def test_a_conditioning_frame_just_before_takes_its_rank_and_is_not_recalled_twice() -> None:

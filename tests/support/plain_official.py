@@ -7,7 +7,7 @@ tracking. Each phrase is a session of its own; objects born to it in one pass ar
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,9 +28,11 @@ class Out:
     memory: torch.Tensor | None = None
     given: bool = False
 
+    downgraded: bool = False
+
     @property
-    def eff(self) -> float:
-        return max(0.0, 2 / (1 + np.exp(-self.score)) - 1) * self.iou
+    def seen(self) -> float:
+        return max(0.0, 2 / (1 + np.exp(-self.score)) - 1)
 
 
 @dataclass
@@ -145,7 +147,7 @@ class PlainOfficial:
         valid: list[int] = []
         for frame in range(now - 1, 0, -1):
             if frame in thing.non:
-                if np.mean([other.non[frame].eff for other in litter]) > 0.01:
+                if self.eff([other.non[frame] for other in litter]) > 0.01:
                     valid.insert(0, frame)
                 if len(valid) >= self.pointers - 1:
                     break
@@ -181,6 +183,11 @@ class PlainOfficial:
         return self.decode(
             pix.reshape(1, -1, *model.backbone_feature_sizes[2]), None, model._use_multimask(False, None)
         )
+
+    def eff(self, outs: list[Out]) -> float:
+        """Scores [B, 1] times IoUs [B], and then the mean: of a downgraded frame both are [B, 1]."""
+        seen, iou = np.array([out.seen for out in outs]), np.array([out.iou for out in outs])
+        return float((seen * iou).mean() if outs[0].downgraded else (seen[:, None] * iou).mean())
 
     def positions(self) -> torch.Tensor:
         grid = self.model.backbone_feature_sizes[2]
@@ -224,7 +231,7 @@ class PlainOfficial:
             for frame in {frame for thing in left for frame in thing.cond}:
                 if not any(thing.cond[frame].given for thing in left):
                     for thing in left:
-                        thing.non[frame] = thing.cond.pop(frame)
+                        thing.non[frame] = replace(thing.cond.pop(frame), downgraded=True)
         return shown
 
     def lives(self, session: Session, now: int, plan: Any) -> set[int]:
