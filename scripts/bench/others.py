@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from library import labels
-from random_checkpoint import make_official_file
 from torch.overrides import TorchFunctionMode
 
 from sam3label.core.records import Frame, Prompt
+from sam3label.model.inventory import convert
 
 NEEDS = {"official": ("sam3", "iopath"), "ultralytics": ("ultralytics", "clip", "timm")}  # packages, by column
 
@@ -48,7 +48,7 @@ def load(name: str, checkpoint: Path, device: torch.device) -> Other:
     """Load another program's model with the weights of a checkpoint."""
     file = checkpoint / "sam3.pt"
     if not file.exists():
-        make_official_file(checkpoint, file)
+        convert(str(checkpoint), file)
     return (_Official if name == "official" else _Ultralytics)(file, device)
 
 
