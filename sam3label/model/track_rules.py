@@ -2,7 +2,8 @@
 
 The two loops run the same weights and differ in what is remembered and when an object is born. Each difference is a
 field of `Rules`, so that each can be tested and measured alone; users choose one of the two sets, official by default,
-because the weights were trained with it. What the fields say was read in facebookresearch/sam3 at 96914d2 (July 2026).
+because the weights were trained with it. What the fields say was read in facebookresearch/sam3 at 96914d2 (July 2026),
+and what comes of them compared with that code (`scripts/bench/bench_official_tracking.py`).
 """
 
 from __future__ import annotations
