@@ -327,7 +327,8 @@ def _remarks(summary: RunSummary, out: Path, objects: int) -> Iterator[str]:
     if summary.failures:
         known = summary.not_tried
         which = "" if known == len(summary.failures) else f"{known:,} of them "
-        again = f" ({which}unchanged since it was tried, and left alone: --retry-failed tries again)"
+        tried = verb(known, "it was", "they were")
+        again = f" ({which}unchanged since {tried} tried, and left alone: --retry-failed tries again)"
         yield f"{count(len(summary.failures), 'file')} could not be labelled{again if known else ''}:"
         yield from (
             f"  {one_line(item_id)}: {one_line(reason)}" for item_id, reason in summary.failures[:SHOWN_FAILURES]
