@@ -181,10 +181,7 @@ def _photos(
     used = [entry for entry in labelled if any(_sign(m.class_name, concept) in telling for m in entry.marks)]
     for entry in used:
         problems += entry.problems(None)
-    frames = _frames_named(used, [item for item in items if item.kind == "video"])
-    images = [item.id for item in items if item.kind == "image"]
-    photos, lost = _assigned(used, [*images, *frames], path, problems)
-    photos = {frames.get(name, name): entry for name, entry in photos.items()}
+    photos, lost = _by_item(used, items, path, problems)
     notes = []
     if not used:
         problems.append(Problem(str(path), f"no box of class '{concept.name}' in it{_others(labelled)}"))
@@ -192,14 +189,25 @@ def _photos(
         problems.append(Problem(path, f"its labels are of {some(lost)}, and none of these is among the photos"))
     elif lost:
         notes.append(f"{path} has labels of {count(len(lost), 'image')} not among the photos: {some(lost)}")
-    notes += _not_looked_for(concept, images, photos, "a phrase or references")
+    notes += _not_looked_for(concept, items, photos, "a phrase or references")
     return Examples(concept, (), photos, _digest(used, concept), tuple(notes))
 
 
+def _by_item(
+    used: Sequence[Labelled], items: Sequence[MediaItem], path: str, problems: list[Problem]
+) -> tuple[dict[str, Labelled], list[str]]:
+    """Return (what is said of each photo, by its id, and of each frame of a video; names that are none of them)."""
+    frames = _frames_named(used, [item for item in items if item.kind == "video"])
+    images = [item.id for item in items if item.kind == "image"]
+    found, lost = _assigned(used, [*images, *frames], path, problems)
+    return {frames.get(name, name): entry for name, entry in found.items()}, lost
+
+
 def _not_looked_for(
-    concept: Concept, images: Sequence[str], labelled: Mapping[str, Labelled], what: str
+    concept: Concept, items: Sequence[MediaItem], labelled: Mapping[str, Labelled], what: str
 ) -> Iterator[str]:
-    without = len(set(images) - labelled.keys())
+    images = {item.id for item in items if item.kind == "image"}
+    without = len(images - labelled.keys())
     if without and not concept.prompts:
         yield (
             f"{concept.name} has boxes on {len(images) - without} of {count(len(images), 'photo')} and no phrases: on "
@@ -216,10 +224,7 @@ def _given(
     used = [entry for entry in labelled if any(m.class_name == concept.name for m in entry.marks)]
     for entry in used:
         problems += entry.problems(None)
-    frames = _frames_named(used, [item for item in items if item.kind == "video"])
-    images = [item.id for item in items if item.kind == "image"]
-    found, lost = _assigned(used, [*images, *frames], path, problems)
-    photos = {frames.get(name, name): entry for name, entry in found.items()}
+    photos, lost = _by_item(used, items, path, problems)
     notes = []
     if not used:
         problems.append(Problem(path, f"no object of class '{concept.name}' in it{_others(labelled)}"))
@@ -231,8 +236,8 @@ def _given(
             f"{path} has objects of {count(len(lost), 'image')} that are no photos or frames of videos here: "
             f"{some(lost)}"
         )
-    if photos.keys() & set(images):
-        notes += _not_looked_for(concept, images, photos, "a phrase")
+    if any(item.id in photos for item in items):  # else they are all of videos
+        notes += _not_looked_for(concept, items, photos, "a phrase")
     return Examples(concept, (), photos, _objects_digest(used), (*notes,))
 
 
