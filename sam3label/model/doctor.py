@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -95,20 +94,21 @@ def _checkpoint(model: str, what: str) -> Check:
 
 
 def _extra(module: str, extra: str, purpose: str) -> Check:
-    if importlib.util.find_spec(module) is None:
+    """Half installed, without what says its version, is not installed."""
+    try:
+        return Check(purpose, f"{module} {version(module)}")
+    except PackageNotFoundError:
         return Check(purpose, "not installed", f"optional: pip install 'sam3label[{extra}]'")
-    return Check(purpose, f"{module} {version(module)}")
 
 
 def _review() -> Check:
     """FiftyOne is of no use without a database. It is not imported: that takes long, and starts one."""
-    what = "review in FiftyOne"
-    if importlib.util.find_spec("fiftyone") is None:
-        return Check(what, "not installed", "optional: pip install 'sam3label[review]'")
-    found = f"fiftyone {version('fiftyone')}"
-    if problem := _database_problem():
-        return Check(what, found, f"{problem}, so reviews cannot start: sam3label review push RUN says how to get one")
-    return Check(what, found)
+    installed = _extra("fiftyone", "review", "review in FiftyOne")
+    if installed.advice or (problem := _database_problem()) is None:
+        return installed
+    return replace(
+        installed, advice=f"{problem}, so reviews cannot start: sam3label review push RUN says how to get one"
+    )
 
 
 def _database_problem() -> str | None:
