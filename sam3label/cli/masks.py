@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -29,9 +29,6 @@ from sam3label.cli.options import (
 )
 from sam3label.cli.progress import progress_display
 from sam3label.cli.run import finish, stop_on_interrupt
-
-if TYPE_CHECKING:
-    from sam3label.labelled_run import LabeledRun
 
 
 def masks(
@@ -94,23 +91,4 @@ def masks(
             image_size=image_size, workers=workers, limit=limit, fresh=fresh,
         )  # fmt: skip
     with masked:
-        if not quiet:
-            print_doubts(masked)
         finish(masked, stopped=stop.is_set(), formats=export or [], split=split, quiet=quiet)
-
-
-def print_doubts(run: LabeledRun) -> None:
-    """Say how many objects were kept as their boxes, and why."""
-    from collections import Counter
-
-    from sam3label.cli.tables import console
-    from sam3label.core.text import count
-
-    doubts = Counter(label.doubt for image in run.images() for label in image.labels if label.doubt)
-    if doubts:
-        why = ", ".join(f"{doubt}: {number}" for doubt, number in doubts.most_common())
-        total = count(doubts.total(), "object")
-        console().print(
-            f"{total} kept as the box, for the mask was not to be believed ({why}): sam3label review push {run.folder}",
-            soft_wrap=True,
-        )

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ from sam3label.cli.options import (
     workers_asked,
 )
 from sam3label.cli.progress import Display, done_line, progress_display
-from sam3label.cli.tables import SPLIT, console, full_answers, near_copies, program
+from sam3label.cli.tables import SPLIT, console, full_answers, kept_as_boxes, near_copies, program
 from sam3label.core.text import count, one_line, verb
 from sam3label.labelling.options import SHORTEST_CLIP, PromptStyle
 from sam3label.model.track_rules import EXTRAS, TrackerForm
@@ -304,7 +305,8 @@ def print_summary(labelled: LabeledRun, summary: RunSummary, *, next_step: bool 
         table.add_row(name, str(objects), str(progress.objects.get(name, 0)))
     table.add_row("all", str(sum(counts.values())), str(sum(progress.objects.values())), style="bold")
     screen.print(table)
-    for line in (*_remarks(summary, out, sum(counts.values())), *full_answers(labelled), *near_copies(labelled)):
+    found = full_answers(labelled), kept_as_boxes(labelled), near_copies(labelled)
+    for line in chain(_remarks(summary, out, sum(counts.values())), *found):
         screen.print(line, soft_wrap=True)
     screen.print(f"Run: {out}", soft_wrap=True)
     if next_step and progress.done + summary.already_done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,19 @@ def near_copies(run: Run) -> Iterator[str]:
         yield (
             f"{count(len(copies), 'near-copy', 'near-copies')} left out by --skip-similar ({one} is like {other}"
             f"{', ...' if len(copies) > 1 else ''}): the same command without it labels them too"
+        )
+
+
+def kept_as_boxes(run: Run) -> Iterator[str]:
+    """Say how many objects that were given were kept as their boxes, and why."""
+    if not any(concept.exemplars and concept.exemplars.kind == "objects" for concept in run.concepts.concepts):
+        return
+    doubts = Counter(label.doubt for image in run.images() for label in image.labels if label.doubt)
+    if doubts:
+        why = ", ".join(f"{doubt}: {number}" for doubt, number in doubts.most_common())
+        yield (
+            f"{count(doubts.total(), 'object')} kept as the box, for the mask was not to be believed ({why}): "
+            f"sam3label review push {run.folder}"
         )
 
 

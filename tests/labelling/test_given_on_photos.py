@@ -207,3 +207,17 @@ def test_what_does_not_fit_is_said(scenes: tuple[Path, list[Scene]], tmp_path: P
         label(folder, concepts_of(elsewhere), tmp_path / "other")
     with pytest.raises(ConfigError, match="allowed: a folder of references"):
         parse_concepts("names: [thing]\nconcepts: {thing: {exemplars: {objects: 3, labels: x.json}}}")
+
+
+def test_a_box_whose_mask_is_not_believed_is_said(
+    scenes: tuple[Path, list[Scene]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made = scenes
+    concepts_of(write_objects(tmp_path / "boxes.json", made, on=(0,)))
+    rules = "{prompts: [], conf: 1, exemplars: {objects: boxes.json}}"  # no mask is expected to be that good
+    (tmp_path / "c.yaml").write_text(f"names: [thing]\nconcepts: {{thing: {rules}}}\n")
+    command = ["run", str(folder), "-c", str(tmp_path / "c.yaml"), "--model", "demo", "--workers", "0"]
+    done = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "run")])
+    said = " ".join((done.output + capsys.readouterr().out).split())
+    objects = len(made[0].things)
+    assert done.exit_code == 0 and f"{objects} objects kept as the box" in said and f"(unsure mask: {objects})" in said
